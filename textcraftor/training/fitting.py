@@ -1,0 +1,97 @@
+"""The supervised loop that captioned UNets, autoencoders and small scorers share: a loss in, trained weights out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How long and how fast `fit` learns.
+
+    Args:
+        steps: optimiser steps in all, at least 1.
+        learning_rate: peak of the schedule.
+        schedule: any name that `diffusers.optimization.get_scheduler` knows.
+        warmup: steps of linear warm-up.
+        max_grad_norm: gradients are clipped to this norm.
+        ema_decay: 0 keeps the last weights, otherwise the returned weights are this moving average.
+        save_every: steps between checkpoints.
+    """
+
+    steps: int
+    learning_rate: float
+    schedule: str = "cosine"
+    warmup: int = 100
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.0
+    save_every: int = 250
+    log_every: int = 50
+
+
+def fit(
+    name: str, model: nn.Module, loss_of: Callable[[int], dict[str, Tensor]], settings: FitSettings, folder: Path
+) -> nn.Module:
+    """Minimise the sum of `loss_of(step)`'s parts with AdamW; the same step number always draws the same numbers.
+
+    Resumes from `<folder>/<name>.checkpoint.pt`, written atomically, where that exists.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99)
+    )
+    schedule = get_scheduler(settings.schedule, optimizer, settings.warmup, settings.steps)
+    ema = (
+        EMAModel(parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75) if settings.ema_decay else None
+    )
+    checkpoint, start = folder / f"{name}.checkpoint.pt", 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        if ema:
+            ema.load_state_dict(state["ema"])
+        start = state["step"]
+    if ema:
+        ema.to(parameters[0].device)
+    began, sums = time.time(), dict[str, float]()
+    for step in range(start, settings.steps):
+        torch.manual_seed(step)
+        parts = loss_of(step)
+        optimizer.zero_grad()
+        sum(parts.values(), torch.zeros((), device=parameters[0].device)).backward()
+        nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        if ema:
+            ema.step(parameters)
+        for key, value in parts.items():
+            sums[key] = sums.get(key, 0.0) + value.item()
+        done = step + 1
+        if done % settings.log_every == 0:
+            told = "  ".join(f"{key} {value / settings.log_every:.4f}" for key, value in sums.items())
+            pace = (time.time() - began) / (done - start)
+            print(f"{name} {done}/{settings.steps}  {told}  {pace:.3f} s/step", flush=True)
+            sums.clear()
+        if done % settings.save_every == 0 or done == settings.steps:
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "step": done,
+            } | ({"ema": ema.state_dict()} if ema else {})
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
+    if ema:
+        ema.copy_to(parameters)
+    return model
