@@ -307,11 +307,3 @@ class Judge:
         return row if self.parts else {name: row[name] for name in self.headline}
 
 
-def diversity(images: Tensor) -> float:
-    """Mean root-mean-square pixel difference between pictures of one prompt from several seeds.
-
-    Args: images, shape (seeds, 3, height, width) in [0, 1], at least two.
-    """
-    flat = images.detach().float().flatten(1)
-    pairs = itertools.combinations(range(len(flat)), 2)
-    return float(np.mean([(flat[i] - flat[j]).pow(2).mean().sqrt().item() for i, j in pairs]))

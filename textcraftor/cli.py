@@ -1,0 +1,155 @@
+"""The command: `textcraftor COMMAND [key=value ...]`, configured by Hydra."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+COMMANDS = {
+    "train": ("textcraftor.training.run", "tune a text encoder by reward"),
+    "generate": ("textcraftor.inference.run", "make pictures with a tuned encoder, or without"),
+}
+LITERAL = ("prompt", "negative_prompt")  # taken as typed, never parsed
+USAGE = """\
+usage: textcraftor COMMAND [key=value ...]
+
+commands:
+{commands}
+
+textcraftor COMMAND --help shows every key; -m runs a sweep; HYDRA_FULL_ERROR=1 shows tracebacks."""
+
+
+def config_dir() -> Path:
+    """The folder of Hydra groups: inside the installed package, or at the root of a checkout."""
+    package = Path(__file__).parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def _package_path(name: str) -> str:
+    """The folder of an importable package."""
+    import importlib.util
+
+    return str(Path(importlib.util.find_spec(name).origin).parent)
+
+
+def register() -> None:
+    """Tell OmegaConf of `${package:...}` and Hydra of mappings that take any key."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("package", _package_path, replace=True)
+    ConfigStore.instance().store("open", OmegaConf.create({}, flags={"struct": False}), group="schema")
+
+
+def quote_literals(overrides: Sequence[str]) -> list[str]:
+    """Quote the values that users type freely, so that commas, parentheses and quotes mean themselves."""
+    quoted = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if equals and key.lstrip("+") in LITERAL and value != "null":
+            escaped = value.replace("\\'", "\\\\'").replace("'", "\\'").replace("${", "\\${")
+            override = f"{key}='{escaped}'"
+        quoted.append(override)
+    return quoted
+
+
+def _keys(config, prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def compose(command: str, overrides: Sequence[str]):
+    """The configuration of a command, or one line that says which key is wrong and which is nearest."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from textcraftor.errors import UsageError
+
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        try:
+            config = hydra_compose(command, overrides=list(overrides))
+            OmegaConf.resolve(config)
+            missing = OmegaConf.missing_keys(config)
+            if missing:
+                raise UsageError(f"{sorted(missing)[0]} is needed: give {sorted(missing)[0]}=...")
+            return config
+        except (HydraException, OmegaConfBaseException) as error:
+            plain = OmegaConf.to_container(hydra_compose(command), resolve=False)
+            known = [*_keys(plain), *(path.name for path in config_dir().iterdir() if path.is_dir())]
+            typed = [override.partition("=")[0].lstrip("+~") for override in overrides]
+            wrong = [key for key in typed if key.split("@")[0] not in known]
+            near = difflib.get_close_matches(wrong[0], known, 1) if wrong else []
+            lines = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(f"unknown key {wrong[0]}{hint}" if near else lines) from error
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Show a user's mistake as one line and exit with 2; `HYDRA_FULL_ERROR=1` lets the traceback through."""
+    from textcraftor.errors import UsageError
+
+    try:
+        yield
+    except UsageError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"textcraftor: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def launch(command: str, overrides: list[str]) -> None:
+    """Check the configuration, then hand over to Hydra, which runs one job or a sweep."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    register()
+    module = importlib.import_module(COMMANDS[command][0])
+
+    def task(config) -> float | None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        with one_line_errors():
+            try:
+                result = module.run(config, folder)
+            finally:
+                with contextlib.suppress(OSError):  # an empty folder is no result; one with files stays
+                    folder.rmdir()
+                    folder.parent.rmdir()
+        print(f"textcraftor: wrote {os.path.relpath(folder)}")
+        return result
+
+    if all("=" in override or override.startswith("~") for override in overrides):  # no Hydra flags: one job
+        with one_line_errors():
+            config = compose(command, overrides)
+            module.check(config, Path(config.run_dir))
+    sys.argv = [f"textcraftor {command}", *overrides]
+    hydra.main(config_path=str(config_dir()), config_name=command, version_base="1.3")(task)()
+
+
+def main() -> None:
+    command, *overrides = sys.argv[1:] or ["--help"]
+    if command in ("-h", "--help"):
+        listed = "\n".join(f"  {name:10} {what}" for name, (_, what) in COMMANDS.items())
+        print(USAGE.format(commands=listed))
+    elif command in COMMANDS:
+        launch(command, quote_literals(overrides))
+    else:
+        near = difflib.get_close_matches(command, COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
+        print(f"textcraftor: unknown command {command}; {hint}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""One self-contained HTML file that shows a run: pictures before and after, curves, tables, configuration."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from textcraftor.evaluation.evaluate import Evaluation
+from textcraftor.inference.pictures import contact_sheet, to_pil
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+
+
+def before_after_sheet(before: Evaluation, after: Evaluation, rows: int) -> Image.Image:
+    """The first prompts, one a row: every seed before, then the same seeds after."""
+    return contact_sheet(
+        [
+            [to_pil(image) for image in (*before.images[row], *after.images[row])]
+            for row in range(min(rows, len(before.prompts)))
+        ]
+    )
+
+
+def _data_url(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _png(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return _data_url(buffer.getvalue(), "png")
+
+
+def _curves(metrics: Sequence[dict[str, float]]) -> str:
+    """Every logged figure over the steps, with a running mean of ten."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = [name for name in metrics[0] if name not in ("step", "seconds", "learning_rate")]
+    columns = 3
+    rows = -(-len(names) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(12, 2.6 * rows), squeeze=False, layout="constrained")
+    steps = np.array([line["step"] for line in metrics])
+    for axis, name in zip(axes.flat, names, strict=False):
+        values = np.array([line[name] for line in metrics])
+        axis.plot(steps, values, color="#bbb", linewidth=0.8)
+        window = min(10, len(values))
+        axis.plot(steps[window - 1 :], np.convolve(values, np.ones(window) / window, "valid"), color="#1f5fbf")
+        axis.set_title(name, fontsize=10)
+    for axis in axes.flat[len(names) :]:
+        axis.axis("off")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg")
+    pyplot.close(figure)
+    return _data_url(buffer.getvalue(), "svg+xml")
+
+
+def write_report(
+    path: Path,
+    title: str,
+    summary: dict,
+    metrics: Sequence[dict[str, float]],
+    before: Evaluation,
+    after: Evaluation,
+    config: str,
+    rows: int = 12,
+) -> None:
+    """Write the report of a finished run."""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    html = environment.from_string(TEMPLATE.read_text()).render(
+        title=title,
+        summary=summary,
+        curves=_curves(metrics) if metrics else None,
+        seeds=before.seeds,
+        rows=[
+            {
+                "prompt": prompt,
+                "before": [_png(to_pil(image)) for image in before.images[i]],
+                "after": [_png(to_pil(image)) for image in after.images[i]],
+            }
+            for i, prompt in enumerate(before.prompts[:rows])
+        ],
+        config=config,
+    )
+    path.write_text(html, encoding="utf-8")

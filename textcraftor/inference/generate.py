@@ -1,0 +1,67 @@
+"""Pictures keyed by prompt and seed: the same whatever the batch size or the order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from textcraftor.models.base import DiffusionModel
+from textcraftor.sampling.chain import Chain, denoise
+from textcraftor.sampling.conditioning import ConditioningSchedule
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The sampler's settings.
+
+    Args:
+        steps: of DDIM.
+        guidance_scale: 1 switches guidance off.
+        height, width: in pixels.
+        negative_prompt: of the unconditional branch.
+    """
+
+    steps: int
+    guidance_scale: float
+    height: int
+    width: int
+    negative_prompt: str = ""
+
+    def chain(self, model: DiffusionModel, recompute: bool = False) -> Chain:
+        return Chain(model, model.timesteps(self.steps), self.guidance_scale, recompute)
+
+
+@torch.no_grad()
+def generate(
+    model: DiffusionModel,
+    jobs: Sequence[tuple[str, int]],
+    schedule: ConditioningSchedule,
+    sampling: Sampling,
+    batch_size: int = 16,
+) -> Float[Tensor, "jobs 3 height width"]:
+    """One picture for each (prompt, seed), in [0, 1] on the CPU."""
+    chain, images = sampling.chain(model), []
+    for batch in batches(jobs, batch_size):
+        prompts, seeds = map(list, zip(*batch, strict=True))
+        negative = [sampling.negative_prompt] * len(prompts)
+        encoded = {name: model.encode(prompts, negative, name) for name in schedule.encoders}
+        latents = model.noise(seeds, sampling.height, sampling.width)
+        latents = denoise(chain, latents, chain.timesteps, partial(schedule.at, encoded))
+        images.append(model.decode(latents).float().cpu())
+    return torch.cat(images)
+
+
+def batches(items: Sequence, size: int) -> Iterator[Sequence]:
+    """Consecutive slices of at most `size`."""
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def grid(prompts: Iterable[str], seeds: Iterable[int]) -> list[tuple[str, int]]:
+    """Every prompt with every seed, prompt by prompt."""
+    seeds = list(seeds)
+    return [(prompt, seed) for prompt in prompts for seed in seeds]

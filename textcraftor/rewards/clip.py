@@ -1,0 +1,70 @@
+"""CLIP as a scorer: cosine of a picture and its own prompt. The constraint of TextCraftor, and the base of HPSv2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
+
+from textcraftor.errors import UsageError
+from textcraftor.rewards.base import Reward, TextFeatures
+from textcraftor.rewards.preprocessing import clip_pixels
+
+
+def require(path: str, what: str) -> str:
+    """Refuse a local path that is not there; a hub id passes."""
+    if path.startswith((".", "/", "~")) and not Path(path).exists():
+        raise UsageError(f"{what}: {path} does not exist")
+    return path
+
+
+class ClipScore(Reward):
+    """Cosine similarity in [-1, 1] of a frozen CLIP's image and text embeddings.
+
+    The paper constrains with the tuned encoder's own CLIP; its text tower is frozen here, so that the
+    constraint cannot drift with what it constrains.
+
+    Args:
+        clip: a CLIP whose towers are both frozen.
+        tokenizer: its tokenizer.
+    """
+
+    def __init__(self, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        self.clip, self.tokenizer = clip, tokenizer
+        self.texts = TextFeatures()
+        self.freeze()
+
+    @classmethod
+    def load(cls, path: str) -> ClipScore:
+        """Load a transformers CLIP folder or hub id."""
+        require(path, "CLIP")
+        return cls(
+            CLIPModel.from_pretrained(path, torch_dtype=torch.float32), CLIPTokenizer.from_pretrained(path)
+        )
+
+    def _encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "batch width"]:
+        tokens = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=self.clip.config.text_config.max_position_embeddings,
+            truncation=True,
+            return_tensors="pt",
+        ).to(self.clip.device)
+        # The mask of padding is left out: attention is causal and the end token comes before it.
+        features = self.clip.get_text_features(tokens.input_ids).pooler_output
+        return torch.nn.functional.normalize(features, dim=-1)
+
+    def embed_images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch width"]:
+        """L2-normalised image embeddings."""
+        pixels = clip_pixels(images, self.clip.config.vision_config.image_size)
+        return torch.nn.functional.normalize(self.clip.get_image_features(pixels).pooler_output, dim=-1)
+
+    def score(
+        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
+    ) -> Float[Tensor, " batch"]:
+        return (self.embed_images(images) * self.texts.get(prompts, self._encode_text)).sum(-1)
