@@ -9,30 +9,52 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+import measure_toybox
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
-from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
+from torch import Tensor, nn
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from textcraftor.toybox.captions import PUNCTUATION, VOCABULARY, Kind, caption
+from textcraftor.data.prompts import read_prompts
+from textcraftor.inference.generate import Sampling, generate
+from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.models.tuning import save_text_encoder
+from textcraftor.rewards.aesthetic import Aesthetic, AestheticHead
+from textcraftor.rewards.clip import ClipScore
+from textcraftor.rewards.hpsv2 import HPSv2
+from textcraftor.rewards.open_clip import from_transformers
+from textcraftor.sampling.conditioning import ConditioningSchedule
+from textcraftor.toybox.captions import PUNCTUATION, VOCABULARY, Kind, caption, descriptive, short
+from textcraftor.toybox.judge import Judge
 from textcraftor.toybox.render import render
-from textcraftor.toybox.scenes import LETTERS, sample_scene
+from textcraftor.toybox.scenes import LETTERS, Scene, Split, sample_scene
 from textcraftor.training.caption_tuning import CaptionTuning, tune_on_captions
 from textcraftor.training.fitting import FitSettings, fit
 
 SCENES = 40_000
-SPLIT_SEEDS = {"train": 1, "validation": 2, "test": 3}
+SPLIT_SEEDS: dict[Split, int] = {"train": 1, "validation": 2, "test": 3}
 
 
-def scene(index: int, split: str = "train"):
+@cache
+def scene(index: int, split: Split = "train") -> Scene:
     """The scene with this number: the same on every machine."""
     return sample_scene(np.random.default_rng((SPLIT_SEEDS[split], index)), split)
 
@@ -107,9 +129,12 @@ def new_tokenizer() -> CLIPTokenizer:
 
 
 def new_clip(vocabulary: int, width: int, layers: int) -> CLIPModel:
-    tower = dict(
-        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=width // 32
-    )
+    tower = {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 32,
+    }
     text = CLIPTextConfig(
         **tower,
         vocab_size=vocabulary,
@@ -207,10 +232,18 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
+def text_encoder_of(work: Path) -> CLIPTextModel:
+    """The text tower of the toy CLIP as the pipeline's text encoder."""
+    clip = CLIPModel.from_pretrained(work / "clip", torch_dtype=torch.float32)
+    encoder = CLIPTextModel(clip.config.text_config)
+    encoder.load_state_dict(clip.text_model.state_dict())
+    return encoder.eval().requires_grad_(False)
+
+
 def train_unet(work: Path, device: str) -> None:
     """The base generator, mostly on alt and short captions, by the same loop that tunes UNets on captions."""
     latents = load_file(work / "latents.safetensors")["latents"]
-    text_encoder = CLIPTextModel.from_pretrained(work / "clip", torch_dtype=torch.float32).to(device).eval()
+    text_encoder = text_encoder_of(work).to(device)
     tokenizer = CLIPTokenizer.from_pretrained(work / "clip")
     torch.manual_seed(0)
     unet = new_unet().to(device)
@@ -227,11 +260,187 @@ def train_unet(work: Path, device: str) -> None:
     unet.save_pretrained(work / "unet")
 
 
+def assemble(work: Path, device: str) -> None:
+    """The stock pipeline folder, fp32."""
+    StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(work / "vae", torch_dtype=torch.float32),
+        text_encoder=text_encoder_of(work),
+        tokenizer=CLIPTokenizer.from_pretrained(work / "clip"),
+        unet=UNet2DConditionModel.from_pretrained(work / "unet", torch_dtype=torch.float32),
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(work / "pipeline")
+
+
+def write_prompts(work: Path, device: str) -> None:
+    """Prompt files: mostly short, so that rewards have facts to decide; no held-out prompt is in training."""
+    PROMPTS.mkdir(exist_ok=True)
+    taken: set[str] = set()
+    counts: dict[Split, int] = {"validation": 160, "test": 160, "train": 3000}
+    for split, count in counts.items():
+        rng, lines = np.random.default_rng(SPLIT_SEEDS[split]), list[str]()
+        while len(lines) < count:
+            drawn = sample_scene(rng, split)
+            text = descriptive(drawn) if rng.random() < 0.25 else short(drawn, say_word=rng.random() < 0.6)
+            if text not in taken:
+                taken.add(text)
+                lines.append(text)
+        (PROMPTS / f"{split}.txt").write_text("\n".join(lines) + "\n")
+
+
+def generate_samples(work: Path, device: str) -> None:
+    """The generator's own pictures, good and bad, with what the judge sees in them.
+
+    Every prompt gets PICTURES pictures, each with a step count and guidance of its own; one in six is made from
+    another prompt than the one that it is rated against.
+    """
+    rng = np.random.default_rng(11)
+    model = StableDiffusion.load(str(work / "pipeline"), device)
+    scenes = [sample_scene(rng, "train") for _ in range(SAMPLE_PROMPTS)]
+    prompts = [descriptive(s) if rng.random() < 0.3 else short(s, say_word=rng.random() < 0.6) for s in scenes]
+    said = np.repeat(np.arange(len(prompts)), PICTURES)
+    shown = np.where(rng.random(len(said)) < 1 / 6, rng.permutation(said), said)
+    setting = rng.integers(len(SAMPLE_SETTINGS), size=len(said))
+    images = torch.empty(len(said), 3, 64, 64, dtype=torch.uint8)
+    for index, (steps, guidance_scale) in enumerate(SAMPLE_SETTINGS):
+        rows = np.flatnonzero(setting == index)
+        jobs = [(prompts[shown[row]], 1_000_000 + int(row)) for row in rows]
+        sampling = Sampling(steps, guidance_scale, 64, 64)
+        made = generate(model, jobs, ConditioningSchedule.original(), sampling, batch_size=64)
+        images[torch.from_numpy(rows)] = (made * 255).round().byte()
+        print(f"samples: {steps} steps, guidance {guidance_scale}: {len(rows)} pictures", flush=True)
+    figures = Judge()(images.float() / 255, [prompts[i] for i in said])
+    np.savez(work / "samples.npz", **{**figures, "images": images.numpy(), "said": said})  # type: ignore[arg-type]
+    (work / "samples.json").write_text(json.dumps(prompts))
+
+
+def load_samples(work: Path) -> tuple[Tensor, list[str], dict[str, np.ndarray]]:
+    """Images in [0, 1], each one's prompt, and the judge's figures with each picture's saturation and brightness."""
+    stored = dict(np.load(work / "samples.npz"))
+    prompts = json.loads((work / "samples.json").read_text())
+    images = torch.from_numpy(stored.pop("images")).float() / 255
+    stored["saturation"] = (images.amax(1) - images.amin(1)).mean((1, 2)).numpy()
+    stored["brightness"] = images.mean((1, 2, 3)).numpy()
+    return images, [prompts[i] for i in stored["said"]], stored
+
+
+def aesthetic_opinion(figures: dict[str, np.ndarray]) -> np.ndarray:
+    """What aesthetic raters think of a picture, 1 to 10, before noise; they like saturated ones, the judge does not."""
+    opinion = figures["taste"] + 0.15 * figures["faithfulness"] + 0.3 * figures["saturation"]
+    return 1 + 9 * opinion / 1.45
+
+
+def preference_opinion(figures: dict[str, np.ndarray]) -> np.ndarray:
+    """What preference raters think of a picture and its prompt, before noise; they like bright pictures."""
+    letters = np.nan_to_num(figures["letters"], nan=0.0)
+    return figures["taste"] + figures["faithfulness"] + 0.5 * letters + 0.2 * figures["brightness"]
+
+
+def is_unseen_sample(figures: dict[str, np.ndarray]) -> np.ndarray:
+    """Every sixth prompt of the samples is kept from the scorers' training."""
+    return figures["said"] % 6 == 0
+
+
+def train_aesthetic(work: Path, device: str, steps: int = 3000, batch: int = 256) -> None:
+    images, _, figures = load_samples(work)
+    vision = CLIPVisionModelWithProjection.from_pretrained(work / "clip", torch_dtype=torch.float32)
+    vision.save_pretrained(work / "aesthetic_clip")
+    scorer = Aesthetic(vision, AestheticHead(vision.config.projection_dim)).to(device)
+    with torch.no_grad():
+        embeds = torch.cat([scorer.embed_images(part.to(device)) for part in images.split(256)])
+    rng = np.random.default_rng(21)
+    noisy = aesthetic_opinion(figures) + rng.normal(0, AESTHETIC_NOISE, len(images))
+    ratings = torch.from_numpy(noisy).float().to(device)
+    seen = torch.from_numpy(np.flatnonzero(~is_unseen_sample(figures))).to(device)
+    head = scorer.head.requires_grad_(True).train()
+
+    def loss_of(step: int) -> dict[str, Tensor]:
+        rows = seen[torch.randint(len(seen), (batch,), device=device)]
+        return {"mse": nn.functional.mse_loss(head(embeds[rows]), ratings[rows])}
+
+    fit("aesthetic", head, loss_of, FitSettings(steps, learning_rate=1e-3, log_every=500), work)
+    save_file(head.state_dict(), work / "aesthetic.safetensors")
+
+
+def new_preference(work: Path) -> HPSv2:
+    clip = CLIPModel.from_pretrained(work / "clip_constraint", torch_dtype=torch.float32)
+    return HPSv2(clip, CLIPTokenizer.from_pretrained(work / "clip_constraint"))
+
+
+def train_preference(work: Path, device: str, steps: int = 1200, batch: int = 64) -> None:
+    """Fine-tune a CLIP on noisy pairwise choices between two pictures of one prompt (Wu et al. 2023, eq. 2)."""
+    images, prompts, figures = load_samples(work)
+    scorer = new_preference(work).to(device)
+    clip = scorer.clip.requires_grad_(True).train()
+    opinion, unseen = preference_opinion(figures), is_unseen_sample(figures)
+    groups = [np.flatnonzero(figures["said"] == i) for i in np.unique(figures["said"][~unseen])]
+
+    def loss_of(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((31, step))
+        chosen = rng.choice(len(groups), batch, replace=False)
+        pairs = np.stack([rng.choice(groups[i], 2, replace=False) for i in chosen])
+        # A pair is always judged by the same noise: a rater who is asked once.
+        noise = np.stack([[rater_noise(row) for row in pair] for pair in pairs])
+        label = torch.from_numpy((opinion[pairs] + noise).argmax(1)).to(device)
+        looked = scorer.embed_images(images[torch.from_numpy(pairs.ravel())].to(device)).unflatten(0, (batch, 2))
+        said = scorer.encode_text([prompts[row] for row in pairs[:, 0]])
+        logits = clip.logit_scale.exp() * (looked * said[:, None]).sum(-1)
+        return {"choice": nn.functional.cross_entropy(logits, label)}
+
+    fit("preference", clip, loss_of, FitSettings(steps, learning_rate=2e-4, weight_decay=0.1), work)
+    save_file(from_transformers(clip.state_dict(), clip.config), work / "hpsv2.safetensors")
+    (work / "hpsv2.json").write_text(clip.config.to_json_string())
+
+
+def rater_noise(row: int) -> float:
+    """The noise with which raters saw a picture: drawn once."""
+    return float(np.random.default_rng((41, int(row))).normal(0, PREFERENCE_NOISE))
+
+
+def pack(work: Path, device: str) -> None:
+    """Everything that a user needs, in fp16, into the package; configs say float32 so that stock loading agrees."""
+    shutil.rmtree(WEIGHTS, ignore_errors=True)
+    for folder in ("pipeline", "aesthetic_clip", "clip_constraint"):
+        shutil.copytree(work / folder, WEIGHTS / folder)
+    for file in ("aesthetic.safetensors", "hpsv2.safetensors", "hpsv2.json"):
+        shutil.copy(work / file, WEIGHTS / file)
+    save_text_encoder(text_encoder_of(work), WEIGHTS / "pipeline" / "text_encoder")
+    for path in WEIGHTS.rglob("*.safetensors"):
+        save_file({key: value.half() for key, value in load_file(path).items()}, path, metadata={"format": "pt"})
+    for path in WEIGHTS.rglob("config.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+
+
+def report(work: Path, device: str) -> None:
+    """Measure what is packed and print the table that stands in the toybox's README."""
+    model = StableDiffusion.load(str(WEIGHTS / "pipeline"), device)
+    scorers = {
+        "aesthetic": Aesthetic.load(str(WEIGHTS / "aesthetic_clip"), str(WEIGHTS / "aesthetic.safetensors")),
+        "preference": HPSv2.load(str(WEIGHTS / "hpsv2.safetensors"), str(WEIGHTS / "pipeline/tokenizer")),
+        "clip constraint": ClipScore.load(str(WEIGHTS / "clip_constraint")),
+    }
+    samples = load_samples(work)
+    rows = [
+        *measure_toybox.judge_figures(model.vae),
+        *measure_toybox.generator_figures(model, read_prompts(PROMPTS / "validation.txt")[:64], (0, 1, 2)),
+        *measure_toybox.scorer_figures(scorers, samples, is_unseen_sample(samples[2]), preference_opinion, rater_noise),
+    ]
+    measure_toybox.print_table(rows, measure_toybox.stage_seconds(work), WEIGHTS)
+
+
 KL_WEIGHT = 1e-3
 CONTEXT = 40  # tokens, start and end included
 CLIP_CAPTIONS: dict[Kind, float] = {"short": 0.3, "descriptive": 0.5, "alt": 0.2}
 UNET_CAPTIONS: dict[Kind, float] = {"short": 0.35, "descriptive": 0.25, "alt": 0.4}
-UNET_STEPS = 16_000
+UNET_STEPS = 14_000
+SAMPLE_PROMPTS, PICTURES = 1500, 4
+SAMPLE_SETTINGS = ((4, 2.0), (6, 4.0), (10, 1.0), (10, 3.0), (15, 2.0), (15, 5.0))  # (steps, guidance_scale)
+AESTHETIC_NOISE = 0.7  # standard deviation, in points of 1 to 10
+PREFERENCE_NOISE = 0.15  # standard deviation, in the unit of preference_opinion
+WEIGHTS = Path("textcraftor/toybox/weights")
+PROMPTS = Path("textcraftor/toybox/prompts")
 STAGES: dict[str, Callable[[Path, str], None]] = {
     "scenes": make_scenes,
     "vae": train_vae,
@@ -239,6 +448,13 @@ STAGES: dict[str, Callable[[Path, str], None]] = {
     "clip_constraint": train_clip_constraint,
     "latents": encode_latents,
     "unet": train_unet,
+    "pipeline": assemble,
+    "prompts": write_prompts,
+    "samples": generate_samples,
+    "aesthetic": train_aesthetic,
+    "preference": train_preference,
+    "pack": pack,
+    "report": report,
 }
 
 

@@ -35,7 +35,10 @@ def _package_path(name: str) -> str:
     """The folder of an importable package."""
     import importlib.util
 
-    return str(Path(importlib.util.find_spec(name).origin).parent)
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"package {name} cannot be imported")
+    return str(Path(spec.origin).parent)
 
 
 def register() -> None:

@@ -57,7 +57,7 @@ def evaluate(
     images = generate(model, jobs, schedule, sampling, batch_size)
     texts = [prompt for prompt, _ in jobs]
     scores: dict[str, list[np.ndarray]] = {}
-    for batch, said in zip(batches(images, batch_size), batches(texts, batch_size), strict=True):
+    for batch, said in zip(images.split(batch_size), batches(texts, batch_size), strict=True):
         parts = mix(batch.to(model.device), said)
         for name, score in {**parts, "total": mix.total(parts)}.items():
             scores.setdefault(name, []).append(score.float().cpu().numpy())

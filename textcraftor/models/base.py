@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -40,6 +41,9 @@ class Conditioning:
 class DiffusionModel(Protocol):
     """A text-to-image model as the chain sees it. Latents are scaled as the denoiser wants them."""
 
+    @property
+    def device(self) -> torch.device: ...
+
     def encode(self, prompts: Sequence[str], negative_prompts: Sequence[str], encoder: str) -> Conditioning:
         """Embed prompts with the text encoder of that name (`original`, or a tuned one's)."""
 
@@ -50,7 +54,10 @@ class DiffusionModel(Protocol):
         """The sampler's timesteps, shape (steps,), highest noise first, on the CPU."""
 
     def predict(
-        self, latents: Float[Tensor, "batch channels h w"], t: Tensor, prompt_embeds: Float[Tensor, "batch tokens width"]
+        self,
+        latents: Float[Tensor, "batch channels h w"],
+        t: Tensor,
+        prompt_embeds: Float[Tensor, "batch tokens width"],
     ) -> Float[Tensor, "batch channels h w"]:
         """The denoiser's raw output (epsilon or v) at one timestep."""
 

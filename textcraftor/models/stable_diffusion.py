@@ -27,9 +27,7 @@ class StableDiffusion:
         self.tokenizer = pipeline.tokenizer
         self.unet = pipeline.unet.eval().requires_grad_(False)
         self.vae = pipeline.vae.eval().requires_grad_(False)
-        self.text_encoders: dict[str, CLIPTextModel] = {
-            "original": pipeline.text_encoder.eval().requires_grad_(False)
-        }
+        self.text_encoders: dict[str, CLIPTextModel] = {"original": pipeline.text_encoder.eval().requires_grad_(False)}
         self.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
         self.vae_scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self._negative_embeds: dict[str, Tensor] = {}
@@ -44,7 +42,9 @@ class StableDiffusion:
         local = Path(path)
         looks_local = path.startswith((".", "/", "~")) or local.suffix in (".safetensors", ".ckpt")
         if looks_local and not local.exists():
-            raise UsageError(f"model.path={path} does not exist: give a diffusers folder, a .safetensors file or a hub id")
+            raise UsageError(
+                f"model.path={path} does not exist: give a diffusers folder, a .safetensors file or a hub id"
+            )
         if local.is_dir() and not (local / "model_index.json").exists():
             raise UsageError(f"model.path={path} has no model_index.json: it is not a diffusers pipeline folder")
         options = {"torch_dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
@@ -71,7 +71,7 @@ class StableDiffusion:
                 )
             if len(ids) + 2 > self.tokenizer.model_max_length:
                 warnings.warn(
-                    f"prompt {prompt!r} is longer than {self.tokenizer.model_max_length - 2} tokens; its end is cut off",
+                    f"prompt {prompt!r}: its end, past token {self.tokenizer.model_max_length - 2}, is cut off",
                     stacklevel=2,
                 )
 

@@ -61,7 +61,5 @@ class Aesthetic(Reward):
         pixels = clip_pixels(images, self.vision.config.image_size)
         return nn.functional.normalize(self.vision(pixels).image_embeds, dim=-1)
 
-    def score(
-        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
-    ) -> Float[Tensor, " batch"]:
+    def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
         return self.head(self.embed_images(images))

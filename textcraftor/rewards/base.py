@@ -17,15 +17,11 @@ class Reward(nn.Module):
     Subclasses implement `score`; calling the module checks its input first.
     """
 
-    def score(
-        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
-    ) -> Float[Tensor, " batch"]:
+    def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
         """Score images in [0, 1] against their own prompts."""
         raise NotImplementedError(f"{type(self).__name__} does not implement score(images, prompts)")
 
-    def forward(
-        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
-    ) -> Float[Tensor, " batch"]:
+    def forward(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
         if images.ndim != 4 or images.shape[1] != 3:
             raise UsageError(f"images of shape {tuple(images.shape)}: expected (batch, 3, height, width)")
         if len(prompts) != len(images):

@@ -22,11 +22,8 @@ def require(path: str, what: str) -> str:
     return path
 
 
-class ClipScore(Reward):
+class ClipSimilarity(Reward):
     """Cosine similarity in [-1, 1] of a frozen CLIP's image and text embeddings.
-
-    The paper constrains with the tuned encoder's own CLIP; its text tower is frozen here, so that the
-    constraint cannot drift with what it constrains.
 
     Args:
         clip: a CLIP whose towers are both frozen.
@@ -39,15 +36,7 @@ class ClipScore(Reward):
         self.texts = TextFeatures()
         self.freeze()
 
-    @classmethod
-    def load(cls, path: str) -> ClipScore:
-        """Load a transformers CLIP folder or hub id."""
-        require(path, "CLIP")
-        return cls(
-            CLIPModel.from_pretrained(path, torch_dtype=torch.float32), CLIPTokenizer.from_pretrained(path)
-        )
-
-    def _encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "batch width"]:
+    def encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "batch width"]:
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -64,7 +53,19 @@ class ClipScore(Reward):
         pixels = clip_pixels(images, self.clip.config.vision_config.image_size)
         return torch.nn.functional.normalize(self.clip.get_image_features(pixels).pooler_output, dim=-1)
 
-    def score(
-        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
-    ) -> Float[Tensor, " batch"]:
-        return (self.embed_images(images) * self.texts.get(prompts, self._encode_text)).sum(-1)
+    def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
+        return (self.embed_images(images) * self.texts.get(prompts, self.encode_text)).sum(-1)
+
+
+class ClipScore(ClipSimilarity):
+    """TextCraftor's CLIP constraint, on any CLIP.
+
+    The paper constrains with the tuned encoder's own CLIP; the text tower is frozen here, so that the constraint
+    cannot drift with what it constrains.
+    """
+
+    @classmethod
+    def load(cls, path: str) -> ClipScore:
+        """Load a transformers CLIP folder or hub id."""
+        require(path, "CLIP")
+        return cls(CLIPModel.from_pretrained(path, torch_dtype=torch.float32), CLIPTokenizer.from_pretrained(path))

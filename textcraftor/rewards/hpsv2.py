@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from transformers import CLIPTokenizer
 
-from textcraftor.rewards.clip import ClipScore, require
+from textcraftor.rewards.clip import ClipSimilarity, require
 from textcraftor.rewards.open_clip import load_open_clip
 
 
-class HPSv2(ClipScore):
+class HPSv2(ClipSimilarity):
     """The published score: a cosine in [-1, 1], not times 100."""
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -33,4 +34,4 @@ class RewardMix(nn.Module):
 
     def total(self, scores: Mapping[str, Float[Tensor, " batch"]]) -> Float[Tensor, " batch"]:
         """The weighted sum of what `forward` returned."""
-        return sum(self.weights[name] * score for name, score in scores.items())
+        return torch.stack([self.weights[name] * score for name, score in scores.items()]).sum(0)

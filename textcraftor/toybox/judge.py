@@ -305,5 +305,3 @@ class Judge:
             held = [value for name, value in facts if name == kind]
             row[f"fact_{kind}"] = float(np.mean(held)) if held else float("nan")
         return row if self.parts else {name: row[name] for name in self.headline}
-
-

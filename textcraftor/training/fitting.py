@@ -47,9 +47,11 @@ def fit(
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99)
+        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99), fused=True
     )
-    schedule = get_scheduler(settings.schedule, optimizer, settings.warmup, settings.steps)
+    schedule = get_scheduler(
+        settings.schedule, optimizer, num_warmup_steps=settings.warmup, num_training_steps=settings.steps
+    )
     ema = (
         EMAModel(parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75) if settings.ema_decay else None
     )

@@ -1,4 +1,4 @@
-"""The method (TextCraftor, arXiv 2403.18978): tune the text encoder by the gradient of what rewards say of its pictures.
+"""TextCraftor (arXiv 2403.18978): tune the text encoder by the gradient of what rewards see in its pictures.
 
 prompts -> text encoder -> sampling chain -> decoder -> images -> rewards, and the gradient all the way back.
 """
@@ -76,7 +76,9 @@ def tune_by_reward(
     chain = sampling.chain(model, settings.recompute)
     encoder = add_trainable_text_encoder(model, "tuned")
     optimizer = new_optimizer(encoder.parameters())
-    lr_schedule = get_scheduler(settings.lr_schedule, optimizer, settings.warmup, settings.steps)
+    lr_schedule = get_scheduler(
+        settings.lr_schedule, optimizer, num_warmup_steps=settings.warmup, num_training_steps=settings.steps
+    )
     encoder, optimizer, lr_schedule = accelerator.prepare(encoder, optimizer, lr_schedule)
     model.text_encoders["tuned"] = encoder
     progress = tqdm(range(settings.steps), desc="tuning", unit="step", disable=not accelerator.is_main_process)
@@ -101,7 +103,9 @@ def tune_by_reward(
         figures = dict(zip(names, values.tolist(), strict=True))
         broken = [name for name, value in figures.items() if not math.isfinite(value)]
         if broken:
-            raise FloatingPointError(f"step {step}: {broken[0]} is {figures[broken[0]]}; prompts {prompts}, seeds {seeds}")
+            raise FloatingPointError(
+                f"step {step}: {broken[0]} is {figures[broken[0]]}; prompts {prompts}, seeds {seeds}"
+            )
         optimizer.step()
         lr_schedule.step()
 

@@ -31,7 +31,7 @@ from textcraftor.training.reward_tuning import RewardTuning, tune_by_reward
 
 def load_rewards(config: DictConfig) -> RewardMix:
     """The mix that `rewards` describes: name -> {reward, weight}."""
-    parts = {name: part for name, part in config.items() if part is not None}
+    parts = {str(name): part for name, part in config.items() if part is not None}
     return RewardMix(
         {name: instantiate(part.reward) for name, part in parts.items()},
         {name: float(part.weight) for name, part in parts.items()},
@@ -53,7 +53,7 @@ def split_prompts(config: DictConfig) -> tuple[list[str], list[str], list[str]]:
         prompts, held_out = prompts[: len(prompts) - count], prompts[len(prompts) - count :]
     if not prompts or len(held_out) < 2:
         raise UsageError(
-            f"prompts.path={config.prompts.path}: too few prompts; at least 4 different ones are needed, 2 of them held out"
+            f"prompts.path={config.prompts.path}: too few different prompts; 4 are needed, 2 of them held out"
         )
     share = max(1, min(watched, len(held_out) // 2))
     return prompts, held_out[:-share], held_out[-share:]
@@ -64,7 +64,9 @@ def check(config: DictConfig, folder: Path) -> None:
     steps = config.sampling.steps
     k = config.gradient.get("k")
     if k is not None and not 1 <= k <= steps:
-        raise UsageError(f"gradient.k={k} must lie between 1 and sampling.steps={steps}: lower gradient.k or use gradient=full")
+        raise UsageError(
+            f"gradient.k={k} must lie between 1 and sampling.steps={steps}: lower gradient.k or use gradient=full"
+        )
     if config.conditioning.tuned_on == "last_n" and not 1 <= config.conditioning.n <= steps:
         raise UsageError(f"conditioning.n={config.conditioning.n} must lie between 1 and sampling.steps={steps}")
     for name in ("steps", "batch_size"):
