@@ -47,7 +47,7 @@ from textcraftor.toybox.judge import Judge
 from textcraftor.toybox.render import render
 from textcraftor.toybox.scenes import LETTERS, Scene, Split, sample_scene
 from textcraftor.training.caption_tuning import CaptionTuning, tune_on_captions
-from textcraftor.training.fitting import FitSettings, fit
+from textcraftor.training.fitting import FitSettings, fit, processes_of_this_run
 
 SCENES = 40_000
 SPLIT_SEEDS: dict[Split, int] = {"train": 1, "validation": 2, "test": 3}
@@ -189,7 +189,7 @@ def train_clip_constraint(work: Path, device: str) -> None:
 def encode_latents(work: Path, device: str, batch: int = 100) -> None:
     """Cache every training picture's latents, scaled so that the two strongest directions have unit variance."""
     pictures = load_pictures(work)
-    vae = AutoencoderKL.from_pretrained(work / "vae", torch_dtype=torch.float32).to(device)
+    vae = AutoencoderKL.from_pretrained(work / "vae", dtype=torch.float32).to(device)
     with torch.no_grad():
         means = [
             vae.encode(as_images(pictures[i : i + batch], device)).latent_dist.mean
@@ -234,7 +234,7 @@ def new_scheduler() -> DDIMScheduler:
 
 def text_encoder_of(work: Path) -> CLIPTextModel:
     """The text tower of the toy CLIP as the pipeline's text encoder."""
-    clip = CLIPModel.from_pretrained(work / "clip", torch_dtype=torch.float32)
+    clip = CLIPModel.from_pretrained(work / "clip", dtype=torch.float32)
     encoder = CLIPTextModel(clip.config.text_config)
     encoder.load_state_dict(clip.text_model.state_dict())
     return encoder.eval().requires_grad_(False)
@@ -263,10 +263,10 @@ def train_unet(work: Path, device: str) -> None:
 def assemble(work: Path, device: str) -> None:
     """The stock pipeline folder, fp32."""
     StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(work / "vae", torch_dtype=torch.float32),
+        vae=AutoencoderKL.from_pretrained(work / "vae", dtype=torch.float32),
         text_encoder=text_encoder_of(work),
         tokenizer=CLIPTokenizer.from_pretrained(work / "clip"),
-        unet=UNet2DConditionModel.from_pretrained(work / "unet", torch_dtype=torch.float32),
+        unet=UNet2DConditionModel.from_pretrained(work / "unet", dtype=torch.float32),
         scheduler=new_scheduler(),
         safety_checker=None,
         feature_extractor=None,
@@ -345,9 +345,9 @@ def is_unseen_sample(figures: dict[str, np.ndarray]) -> np.ndarray:
 
 def train_aesthetic(work: Path, device: str, steps: int = 3000, batch: int = 256) -> None:
     images, _, figures = load_samples(work)
-    vision = CLIPVisionModelWithProjection.from_pretrained(work / "clip", torch_dtype=torch.float32)
+    vision = CLIPVisionModelWithProjection.from_pretrained(work / "clip", dtype=torch.float32)
     vision.save_pretrained(work / "aesthetic_clip")
-    scorer = Aesthetic(vision, AestheticHead(vision.config.projection_dim)).to(device)
+    scorer = Aesthetic(vision, AestheticHead(vision.config.projection_dim, AESTHETIC_WIDTHS)).to(device)
     with torch.no_grad():
         embeds = torch.cat([scorer.embed_images(part.to(device)) for part in images.split(256)])
     rng = np.random.default_rng(21)
@@ -365,7 +365,7 @@ def train_aesthetic(work: Path, device: str, steps: int = 3000, batch: int = 256
 
 
 def new_preference(work: Path) -> HPSv2:
-    clip = CLIPModel.from_pretrained(work / "clip_constraint", torch_dtype=torch.float32)
+    clip = CLIPModel.from_pretrained(work / "clip_constraint", dtype=torch.float32)
     return HPSv2(clip, CLIPTokenizer.from_pretrained(work / "clip_constraint"))
 
 
@@ -410,7 +410,9 @@ def pack(work: Path, device: str) -> None:
     for path in WEIGHTS.rglob("*.safetensors"):
         save_file({key: value.half() for key, value in load_file(path).items()}, path, metadata={"format": "pt"})
     for path in WEIGHTS.rglob("config.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+        config = json.loads(path.read_text())
+        if "model_type" in config:  # transformers loads in the dtype that its config names, diffusers in float32
+            path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
 
 
 def report(work: Path, device: str) -> None:
@@ -434,9 +436,10 @@ KL_WEIGHT = 1e-3
 CONTEXT = 40  # tokens, start and end included
 CLIP_CAPTIONS: dict[Kind, float] = {"short": 0.3, "descriptive": 0.5, "alt": 0.2}
 UNET_CAPTIONS: dict[Kind, float] = {"short": 0.35, "descriptive": 0.25, "alt": 0.4}
-UNET_STEPS = 14_000
+UNET_STEPS = 11_500
 SAMPLE_PROMPTS, PICTURES = 1500, 4
 SAMPLE_SETTINGS = ((4, 2.0), (6, 4.0), (10, 1.0), (10, 3.0), (15, 2.0), (15, 5.0))  # (steps, guidance_scale)
+AESTHETIC_WIDTHS = (64, 32, 16, 8, 1)
 AESTHETIC_NOISE = 0.7  # standard deviation, in points of 1 to 10
 PREFERENCE_NOISE = 0.15  # standard deviation, in the unit of preference_opinion
 WEIGHTS = Path("textcraftor/toybox/weights")
@@ -473,6 +476,8 @@ def main() -> None:
             continue
         began = time.time()
         STAGES[stage](arguments.work, arguments.device)
+        if not processes_of_this_run().is_main_process:
+            continue
         done.write_text(json.dumps({"seconds": round(time.time() - began)}))
         print(f"{stage}: done in {time.time() - began:.0f} s", flush=True)
 

@@ -112,8 +112,20 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(2)
 
 
+def quiet_libraries() -> None:
+    """Show our own progress, not every library's; errors still come through."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
 def launch(command: str, overrides: list[str]) -> None:
     """Check the configuration, then hand over to Hydra, which runs one job or a sweep."""
+    quiet_libraries()
     import hydra
     from hydra.core.hydra_config import HydraConfig
 

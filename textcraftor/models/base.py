@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -38,6 +38,7 @@ class Conditioning:
         )
 
 
+@runtime_checkable
 class DiffusionModel(Protocol):
     """A text-to-image model as the chain sees it. Latents are scaled as the denoiser wants them."""
 

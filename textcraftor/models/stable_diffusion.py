@@ -47,7 +47,7 @@ class StableDiffusion:
             )
         if local.is_dir() and not (local / "model_index.json").exists():
             raise UsageError(f"model.path={path} has no model_index.json: it is not a diffusers pipeline folder")
-        options = {"torch_dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
+        options = {"dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
         if local.is_file():
             pipeline = StableDiffusionPipeline.from_single_file(path, **options)
         else:

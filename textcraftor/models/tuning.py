@@ -54,7 +54,7 @@ def load_text_encoder(model: StableDiffusion, folder: Path, name: str) -> None:
                 "this encoder was tuned for another base model"
             )
     encoder, info = CLIPTextModel.from_pretrained(
-        folder, torch_dtype=model.unet.dtype, output_loading_info=True, use_safetensors=True
+        folder, dtype=model.unet.dtype, output_loading_info=True, use_safetensors=True
     )
     if info["missing_keys"]:
         raise UsageError(f"{folder}: key {sorted(info['missing_keys'])[0]} is missing from model.safetensors")

@@ -16,16 +16,21 @@ from textcraftor.rewards.base import Reward
 from textcraftor.rewards.clip import require
 from textcraftor.rewards.preprocessing import clip_pixels
 
-WIDTHS = (1024, 128, 64, 16, 1)
+LAYERS = (0, 2, 4, 6, 7)  # where the published head's linear layers stand; dropout is between the first four
+PUBLISHED_WIDTHS = (1024, 128, 64, 16, 1)
 
 
 class AestheticHead(nn.Module):
-    """Five linear layers with dropout between them, keys `layers.N.weight` and `layers.N.bias` as published."""
+    """Five linear layers with dropout between them, keys `layers.N.weight` and `layers.N.bias` as published.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: of the CLIP embedding.
+        widths: outputs of the five layers.
+    """
+
+    def __init__(self, width: int, widths: Sequence[int] = PUBLISHED_WIDTHS) -> None:
         super().__init__()
-        sizes = (width, *WIDTHS)
-        linear = [nn.Linear(a, b) for a, b in zip(sizes, WIDTHS, strict=False)]
+        linear = [nn.Linear(a, b) for a, b in zip((width, *widths), widths, strict=False)]
         dropout = [nn.Dropout(0.2), nn.Dropout(0.2), nn.Dropout(0.1)]
         self.layers = nn.Sequential(
             *(layer for pair in zip(linear[:3], dropout, strict=True) for layer in pair), *linear[3:]
@@ -46,13 +51,19 @@ class Aesthetic(Reward):
     @classmethod
     def load(cls, clip: str, head: str) -> Aesthetic:
         """Load a CLIP's vision tower (folder or hub id) and the head's `.safetensors` or `.pth` file."""
-        vision = CLIPVisionModelWithProjection.from_pretrained(require(clip, "CLIP"), torch_dtype=torch.float32)
+        vision = CLIPVisionModelWithProjection.from_pretrained(require(clip, "CLIP"), dtype=torch.float32)
         path = Path(require(head, "aesthetic head"))
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-        mlp = AestheticHead(vision.config.projection_dim)
-        missing = [key for key in mlp.state_dict() if key not in state]
+        missing = [f"layers.{i}.{part}" for i in LAYERS for part in ("weight", "bias")]
+        missing = [key for key in missing if key not in state]
         if missing:
             raise UsageError(f"{head}: key {missing[0]!r} is missing; expected the layout of LAION's aesthetic v2 head")
+        width = state["layers.0.weight"].shape[1]
+        if width != vision.config.projection_dim:
+            raise UsageError(
+                f"{head} takes embeddings of width {width}, but {clip} gives {vision.config.projection_dim}"
+            )
+        mlp = AestheticHead(width, [len(state[f"layers.{i}.bias"]) for i in LAYERS])
         mlp.load_state_dict({key: value.float() for key, value in state.items()})
         return cls(vision, mlp)
 

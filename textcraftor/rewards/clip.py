@@ -68,4 +68,4 @@ class ClipScore(ClipSimilarity):
     def load(cls, path: str) -> ClipScore:
         """Load a transformers CLIP folder or hub id."""
         require(path, "CLIP")
-        return cls(CLIPModel.from_pretrained(path, torch_dtype=torch.float32), CLIPTokenizer.from_pretrained(path))
+        return cls(CLIPModel.from_pretrained(path, dtype=torch.float32), CLIPTokenizer.from_pretrained(path))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from textcraftor.errors import UsageError
 from textcraftor.sampling.chain import Chain, ConditioningAt, denoise
 
 
+@runtime_checkable
 class Rollout(Protocol):
     """From initial noise to final latents, with gradients where the policy lets them flow."""
 

@@ -13,7 +13,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from jaxtyping import Float
 from torch import Tensor
 
-from textcraftor.training.fitting import FitSettings, fit
+from textcraftor.training.fitting import FitSettings, fit, processes_of_this_run
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class CaptionTuning:
     """Settings of the denoising loss.
 
     Args:
-        batch_size: pictures per step.
+        batch_size: pictures per step, all processes together.
         caption_dropout: share of captions replaced by the empty one, so that guidance has a second branch.
         autocast: the dtype of the forward pass; weights, gradients and optimiser stay in fp32.
     """
@@ -64,14 +64,14 @@ def tune_on_captions(
     name: str = "unet",
 ) -> UNet2DConditionModel:
     """Train on cached latents; `caption_of(index, rng)` draws a caption each time a picture is shown."""
-    device = next(unet.parameters()).device
+    device, processes = next(unet.parameters()).device, processes_of_this_run()
     if device.type == "cpu":
         # On CPUs the backward pass of fused attention in bf16 takes three times that of plain products.
         unet.set_attn_processor(AttnProcessor())
 
     def loss_of(step: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng(step)
-        indices = rng.choice(len(latents), settings.batch_size, replace=False)
+        rng = np.random.default_rng((step, processes.process_index))
+        indices = rng.choice(len(latents), settings.batch_size // processes.num_processes, replace=False)
         captions = ["" if rng.random() < settings.caption_dropout else caption_of(int(index), rng) for index in indices]
         with torch.no_grad():
             prompt_embeds = encode(captions)

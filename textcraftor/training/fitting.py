@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
@@ -43,8 +44,10 @@ def fit(
 ) -> nn.Module:
     """Minimise the sum of `loss_of(step)`'s parts with AdamW; the same step number always draws the same numbers.
 
-    Resumes from `<folder>/<name>.checkpoint.pt`, written atomically, where that exists.
+    Resumes from `<folder>/<name>.checkpoint.pt`, written atomically, where that exists. Under `torchrun` or
+    `accelerate launch` each process draws its own share of the batch and gradients are averaged.
     """
+    processes = processes_of_this_run()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99), fused=True
@@ -68,10 +71,11 @@ def fit(
         ema.to(parameters[0].device)
     began, sums = time.time(), dict[str, float]()
     for step in range(start, settings.steps):
-        torch.manual_seed(step)
+        torch.manual_seed(step * processes.num_processes + processes.process_index)
         parts = loss_of(step)
         optimizer.zero_grad()
         sum(parts.values(), torch.zeros((), device=parameters[0].device)).backward()
+        average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         optimizer.step()
         schedule.step()
@@ -80,12 +84,12 @@ def fit(
         for key, value in parts.items():
             sums[key] = sums.get(key, 0.0) + value.item()
         done = step + 1
-        if done % settings.log_every == 0:
+        if done % settings.log_every == 0 and processes.is_main_process:
             told = "  ".join(f"{key} {value / settings.log_every:.4f}" for key, value in sums.items())
             pace = (time.time() - began) / (done - start)
             print(f"{name} {done}/{settings.steps}  {told}  {pace:.3f} s/step", flush=True)
             sums.clear()
-        if done % settings.save_every == 0 or done == settings.steps:
+        if (done % settings.save_every == 0 or done == settings.steps) and processes.is_main_process:
             state = {
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -97,3 +101,21 @@ def fit(
     if ema:
         ema.copy_to(parameters)
     return model
+
+
+def processes_of_this_run() -> PartialState:
+    """Rank and number of processes, over gloo where there is no GPU."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """The mean over processes, in one exchange; nothing to do for a single one."""
+    processes = processes_of_this_run()
+    if processes.num_processes == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= processes.num_processes
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))

@@ -1,0 +1,63 @@
+"""The packed toybox serves as the smallest real model; jaxtyping's shapes are checked while tests run."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+from jaxtyping import install_import_hook
+
+# Before anything of the package is imported, so that every annotated function is checked.
+install_import_hook(["textcraftor.models", "textcraftor.sampling", "textcraftor.rewards"], "beartype.beartype")
+
+import pytest
+import torch
+
+from textcraftor.cli import compose, config_dir, register
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what libraries say while they are imported is not ours to mend
+    from textcraftor.inference.generate import Sampling
+    from textcraftor.models.stable_diffusion import StableDiffusion
+
+TOYBOX = config_dir().parent / "textcraftor" / "toybox"
+WEIGHTS = TOYBOX / "weights"
+PROMPTS = ["a red circle and a blue star", 'a small green square on the left with the word "KKQ"', "a pink cross"]
+# Small enough for seconds, real in every part.
+QUICK = (
+    "sampling.steps=3",
+    "gradient.k=2",
+    "training.steps=2",
+    "training.batch_size=2",
+    "training.watch_every=1",
+    "evaluation.prompts=3",
+    "evaluation.watch=2",
+    "evaluation.seeds=[0,1]",
+    "device=cpu",
+)
+
+
+@pytest.fixture(autouse=True)
+def _two_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def model() -> StableDiffusion:
+    """A fresh copy of the packed generator."""
+    return StableDiffusion.load(str(WEIGHTS / "pipeline"))
+
+
+@pytest.fixture
+def sampling() -> Sampling:
+    return Sampling(steps=4, guidance_scale=3.0, height=64, width=64)
+
+
+@pytest.fixture
+def configure():
+    """Compose a command's configuration from overrides."""
+    register()
+    return lambda command, *overrides: compose(command, [*overrides])
