@@ -105,10 +105,12 @@ def one_line_errors() -> Iterator[None]:
 
     try:
         yield
-    except UsageError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    except Exception as error:
+        # Hydra wraps what a constructor raises; the user's mistake is the cause.
+        cause = error if isinstance(error, UsageError) else error.__cause__
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(cause, UsageError):
             raise
-        print(f"textcraftor: {error}", file=sys.stderr)
+        print(f"textcraftor: {cause}", file=sys.stderr)
         sys.exit(2)
 
 

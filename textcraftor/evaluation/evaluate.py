@@ -66,7 +66,8 @@ def evaluate(
         figures |= {f"judge/{name}": values for name, values in judge(images, texts).items()}
     shape = (len(prompts), len(seeds))
     images = images.unflatten(0, shape)
-    measures = {name: values.reshape(shape) for name, values in figures.items()}
+    # A measure that applies to none of these prompts, as letters without a word, is left out.
+    measures = {name: values.reshape(shape) for name, values in figures.items() if not np.isnan(values).all()}
     if len(seeds) > 1:
         per_prompt = np.array([[diversity(group)] for group in images])
         measures["diversity"] = np.repeat(per_prompt, len(seeds), axis=1)

@@ -1,0 +1,55 @@
+"""The small sweep that the defaults of `textcraftor train` were chosen by: `python scripts/sweep_default_run.py`.
+
+Trains one setting after another (finished ones are skipped), then prints a table of the judge's figures, before to
+after on held-out prompts, with the lower end of each paired 95 % interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SETTINGS = {
+    "default": [],
+    "lr 1e-5": ["optim.lr=1e-5"],
+    "lr 1e-4": ["optim.lr=1e-4"],
+    "K 2": ["gradient.k=2"],
+    "K 10": ["gradient.k=10"],
+    "tuned on last 10": ["conditioning.tuned_on=last_n", "conditioning.n=10"],
+    "tuned on last 5": ["conditioning.tuned_on=last_n", "conditioning.n=5"],
+    "batch 4": ["training.batch_size=4"],
+    "no warm-up": ["training.warmup=0"],
+}
+COLUMNS = ("total", "judge/taste", "judge/faithfulness", "judge/letters", "clip", "diversity")
+
+
+def row(name: str, folder: Path) -> str:
+    summary = json.loads((folder / "summary.json").read_text())
+    cells = []
+    for column in COLUMNS:
+        change = summary["difference"][column]
+        cells.append(f"{change['mean']:+.3f} ({change['low']:+.3f})")
+    seconds = summary["seconds"]["tuning"]
+    return f"| {name} | {' | '.join(cells)} | {seconds:.0f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=list(SETTINGS), help="settings to run; all by default")
+    parser.add_argument("--folder", type=Path, default=Path("runs/sweep"))
+    arguments = parser.parse_args()
+    for name in arguments.names:
+        folder = arguments.folder / name.replace(" ", "_")
+        if not (folder / "summary.json").exists():
+            command = [Path(sys.executable).with_name("textcraftor"), "train", f"run_dir={folder}", *SETTINGS[name]]
+            subprocess.run(command, check=True)
+    print(f"| setting | {' | '.join(COLUMNS)} | seconds |\n| --- |{' --- |' * (len(COLUMNS) + 1)}")
+    for name in arguments.names:
+        print(row(name, arguments.folder / name.replace(" ", "_")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Loading and encoding: the stock tokenizer and encoder, clear refusals, no needless work."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.conftest import PROMPTS
+from textcraftor.errors import UsageError
+from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.models.tuning import add_trainable_text_encoder, load_text_encoder
+
+
+def test_seeds_give_the_noise_of_their_own_generator(model):
+    together = model.noise([5, 6], 64, 64)
+    expected = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(6))
+    assert torch.equal(together[1:], expected)
+
+
+def test_the_empty_prompt_is_encoded_once_per_run_by_the_original_and_once_per_step_by_a_tuned_encoder(model):
+    add_trainable_text_encoder(model, "tuned")
+    rows = {"original": [], "tuned": []}
+    for name, encoder in model.text_encoders.items():
+        encoder.register_forward_pre_hook(lambda _, arguments, name=name: rows[name].append(len(arguments[0])))
+    for _ in range(2):
+        for name in rows:
+            model.encode(PROMPTS, [""] * 3, name)
+    assert rows["original"] == [1, 3, 3]
+    assert rows["tuned"] == [4, 4]
+
+
+def test_one_negative_prompt_per_prompt(model):
+    with pytest.raises(UsageError, match="1 negative prompts for 3 prompts"):
+        model.encode(PROMPTS, [""])
+
+
+def test_a_prompt_that_is_too_long_is_named_in_a_warning(model):
+    with pytest.warns(UserWarning, match="its end, past token 38, is cut off"):
+        model.check_prompts([" and ".join(["a red circle"] * 12)])
+
+
+def test_sizes_that_the_autoencoder_cannot_make_are_refused(model):
+    with pytest.raises(UsageError, match="size 64x66"):
+        model.noise([0], 64, 66)
+
+
+def test_folders_that_hold_no_pipeline_are_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"no model_index.json"):
+        StableDiffusion.load(str(tmp_path))
+
+
+def test_an_encoder_of_another_base_model_is_refused(model, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "config.json").write_text('{"hidden_size": 768}')
+    with pytest.raises(UsageError, match=r"hidden_size=768 .* another base model"):
+        load_text_encoder(model, tmp_path, "other")

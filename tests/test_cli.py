@@ -1,0 +1,129 @@
+"""The command: its surface, and one clear line with a non-zero exit for every mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import QUICK
+from textcraftor.cli import COMMANDS, config_dir, quote_literals
+
+TEXTCRAFTOR = Path(sys.executable).with_name("textcraftor")
+
+
+def textcraftor(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    import os
+
+    return subprocess.run(
+        [TEXTCRAFTOR, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300, env=os.environ | environment
+    )
+
+
+def test_help_lists_every_command(tmp_path):
+    shown = textcraftor("--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert all(command in shown.stdout for command in COMMANDS)
+
+
+def test_the_commands_and_keys_that_scripts_rely_on_stay(configure):
+    """Freezes the command line's surface."""
+    assert set(COMMANDS) >= {"train", "generate"}
+    train, generate = configure("train"), configure("generate", "prompt='a red circle'")
+    assert {"run_dir", "name", "seed", "device", "dtype", "negative_prompt"} <= set(train)
+    assert {"steps", "batch_size"} <= set(train.training)
+    assert {"steps", "guidance_scale", "height", "width"} <= set(train.sampling) & set(generate.sampling)
+    assert "k" in train.gradient
+    assert "path" in train.prompts
+    assert "path" in train.model
+    assert all("weight" in part for part in train.rewards.values())
+    assert {"prompt", "negative_prompt", "tuned", "seeds", "run_dir"} <= set(generate)
+
+
+@pytest.mark.parametrize("group", [path.name for path in config_dir().iterdir() if path.is_dir()])
+def test_every_configuration_composes(configure, group):
+    for file in sorted((config_dir() / group).glob("*.yaml")):
+        assert file.read_text().startswith("# textcraftor "), f"{file} does not begin with the command that uses it"
+        extra = ["prompts.path=prompts.txt"] if file.stem == "sd15" else []
+        if group == "reward":
+            config = configure("train", f"+reward@rewards.added={file.stem}", *extra)
+            assert "_target_" in config.rewards.added.reward
+        else:
+            config = configure("train", f"{group}={file.stem}", *extra)
+        assert config.rewards
+
+
+def test_rewards_are_reweighted_and_added_from_the_command_line(configure):
+    config = configure("train", "rewards=aesthetic", "+reward@rewards.second=hpsv2", "rewards.second.weight=50")
+    assert set(config.rewards) == {"aesthetic", "second"}
+    assert config.rewards.second.weight == 50
+
+
+def test_prompts_are_taken_literally(configure):
+    for prompt in ('a (red), "KKQ" {x: [1]} = it\'s', "back\\slash", "${now:%Y}", "a red circle, and"):
+        (override,) = quote_literals([f"prompt={prompt}"])
+        assert configure("generate", override).prompt == prompt
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["trian"], "unknown command trian; did you mean train?"),
+        (["train", "trainig.steps=3"], "unknown key trainig.steps; did you mean training.steps?"),
+        (["train", "rewards=hpsv3"], "Could not find 'rewards/hpsv3'"),
+        (["train", "gradient.k=16"], "gradient.k=16 must lie between 1 and sampling.steps=15"),
+        (["train", "model.path=/nowhere"], "model.path=/nowhere does not exist"),
+        (["train", "prompts.path=missing.txt"], "prompts.path=missing.txt does not exist"),
+        (["train", "prompts.path=empty.txt"], "prompts.path=empty.txt holds no prompt"),
+        (["train", "prompts.path=strange.txt"], "tokenizer does not know elephant"),
+        (["train", "run_dir=finished"], "holds a finished run"),
+        (["train", "dtype=float8"], "dtype=float8 must be one of"),
+        (["train", "model=sd15"], "prompts.path is needed"),
+        (["generate"], "give either prompt='...' or prompts.path=FILE"),
+        (["generate", "prompt=a red elephant"], "tokenizer does not know elephant"),
+        (["generate", "prompt=a red circle", "tuned.a=missing"], "tuned.a=missing holds no conditioning.json"),
+    ],
+)
+def test_a_mistake_gives_one_line_and_leaves_nothing(tmp_path, arguments, line):
+    (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "strange.txt").write_text("a red elephant\na blue star\na red circle\na green ring\n")
+    (tmp_path / "finished").mkdir()
+    (tmp_path / "finished" / "summary.json").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    done = textcraftor(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert line in done.stderr
+    assert done.stderr.startswith("textcraftor: ")
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_train_then_generate_from_another_folder(tmp_path):
+    """The whole way as a user goes it, in a folder that is not the repository."""
+    trained = textcraftor("train", *QUICK, "name=first", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "wrote runs/first" in trained.stdout
+    made = textcraftor(
+        "generate",
+        "tuned.a=runs/first",
+        'prompt=a red circle with the word "KKQ"',
+        "seeds=[3,4]",
+        "name=g",
+        cwd=tmp_path,
+    )
+    assert made.returncode == 0, made.stderr
+    folder = tmp_path / "generated" / "g"
+    assert {path.name for path in folder.iterdir()} == {"0000_3.png", "0000_4.png", "contact_sheet.png"}
+    picture = Image.open(folder / "0000_3.png")
+    assert picture.size == (64, 64)
+    assert picture.text["prompt"] == prompt
+    assert picture.text["seed"] == "3"
+
+
+def test_a_sweep_gives_each_job_a_numbered_folder(tmp_path):
+    done = textcraftor("train", "-m", *QUICK, "training.steps=1", "seed=1,2", "run_dir=sweep", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert all((tmp_path / "sweep" / str(job) / "summary.json").exists() for job in (0, 1))
