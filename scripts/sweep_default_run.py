@@ -44,7 +44,7 @@ def main() -> None:
     for name in arguments.names:
         folder = arguments.folder / name.replace(" ", "_")
         if not (folder / "summary.json").exists():
-            command = [Path(sys.executable).with_name("textcraftor"), "train", f"run_dir={folder}", *SETTINGS[name]]
+            command = [str(Path(sys.executable).with_name("textcraftor")), "train", f"run_dir={folder}", *SETTINGS[name]]
             subprocess.run(command, check=True)
     print(f"| setting | {' | '.join(COLUMNS)} | seconds |\n| --- |{' --- |' * (len(COLUMNS) + 1)}")
     for name in arguments.names:

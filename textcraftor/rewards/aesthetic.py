@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
 from textcraftor.errors import UsageError
 from textcraftor.rewards.base import Reward
-from textcraftor.rewards.clip import require
+from textcraftor.rewards.checkpoints import load_state, require
 from textcraftor.rewards.preprocessing import clip_pixels
 
 LAYERS = (0, 2, 4, 6, 7)  # where the published head's linear layers stand; dropout is between the first four
@@ -36,7 +34,7 @@ class AestheticHead(nn.Module):
             *(layer for pair in zip(linear[:3], dropout, strict=True) for layer in pair), *linear[3:]
         )
 
-    def forward(self, embeds: Float[Tensor, "batch width"]) -> Float[Tensor, " batch"]:
+    def forward(self, embeds: Float[Tensor, "batch features"]) -> Float[Tensor, " batch"]:
         return self.layers(embeds).squeeze(-1)
 
 
@@ -52,8 +50,7 @@ class Aesthetic(Reward):
     def load(cls, clip: str, head: str) -> Aesthetic:
         """Load a CLIP's vision tower (folder or hub id) and the head's `.safetensors` or `.pth` file."""
         vision = CLIPVisionModelWithProjection.from_pretrained(require(clip, "CLIP"), dtype=torch.float32)
-        path = Path(require(head, "aesthetic head"))
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+        state = load_state(head, "aesthetic head")
         missing = [f"layers.{i}.{part}" for i in LAYERS for part in ("weight", "bias")]
         missing = [key for key in missing if key not in state]
         if missing:
@@ -67,7 +64,7 @@ class Aesthetic(Reward):
         mlp.load_state_dict({key: value.float() for key, value in state.items()})
         return cls(vision, mlp)
 
-    def embed_images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch width"]:
+    def embed_images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
         """L2-normalised image embeddings."""
         pixels = clip_pixels(images, self.vision.config.image_size)
         return nn.functional.normalize(self.vision(pixels).image_embeds, dim=-1)

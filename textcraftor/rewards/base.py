@@ -40,7 +40,7 @@ class TextFeatures:
         self._limit = limit
 
     @torch.no_grad()
-    def get(self, prompts: Sequence[str], encode) -> Float[Tensor, "batch width"]:
+    def get(self, prompts: Sequence[str], encode) -> Float[Tensor, "batch features"]:
         """The features of each prompt; `encode` is called with those that are new."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._features]
         if new:

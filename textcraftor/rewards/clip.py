@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from textcraftor.errors import UsageError
 from textcraftor.rewards.base import Reward, TextFeatures
+from textcraftor.rewards.checkpoints import require
 from textcraftor.rewards.preprocessing import clip_pixels
-
-
-def require(path: str, what: str) -> str:
-    """Refuse a local path that is not there; a hub id passes."""
-    if path.startswith((".", "/", "~")) and not Path(path).exists():
-        raise UsageError(f"{what}: {path} does not exist")
-    return path
 
 
 class ClipSimilarity(Reward):
@@ -36,7 +28,7 @@ class ClipSimilarity(Reward):
         self.texts = TextFeatures()
         self.freeze()
 
-    def encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "batch width"]:
+    def encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "batch features"]:
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -48,7 +40,7 @@ class ClipSimilarity(Reward):
         features = self.clip.get_text_features(tokens.input_ids).pooler_output
         return torch.nn.functional.normalize(features, dim=-1)
 
-    def embed_images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch width"]:
+    def embed_images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
         """L2-normalised image embeddings."""
         pixels = clip_pixels(images, self.clip.config.vision_config.image_size)
         return torch.nn.functional.normalize(self.clip.get_image_features(pixels).pooler_output, dim=-1)

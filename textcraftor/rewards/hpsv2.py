@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from transformers import CLIPTokenizer
 
-from textcraftor.rewards.clip import ClipSimilarity, require
+from textcraftor.rewards.checkpoints import require
+from textcraftor.rewards.clip import ClipSimilarity
 from textcraftor.rewards.open_clip import load_open_clip
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from textcraftor.errors import UsageError
+from textcraftor.rewards.checkpoints import load_state
 
 _BLOCK = {
     "ln_1": "layer_norm1",
@@ -98,16 +98,10 @@ def load_open_clip(checkpoint: str) -> CLIPModel:
     A JSON file of the same name beside it holds the `CLIPConfig`, which the state dict does not say (heads,
     activation).
     """
-    path = Path(checkpoint)
-    for needed in (path, path.with_suffix(".json")):
-        if not needed.exists():
-            raise UsageError(f"{needed} does not exist: an open_clip checkpoint and its .json of CLIPConfig are needed")
-    config = CLIPConfig.from_dict(json.loads(path.with_suffix(".json").read_text()))
-    if path.suffix == ".safetensors":
-        state = load_file(path)
-    else:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        state = state.get("state_dict", state)
+    state, sidecar = load_state(checkpoint, "open_clip checkpoint"), Path(checkpoint).with_suffix(".json")
+    if not sidecar.exists():
+        raise UsageError(f"{sidecar} does not exist: the CLIPConfig of {checkpoint} is needed beside it")
+    config = CLIPConfig.from_dict(json.loads(sidecar.read_text()))
     model = CLIPModel(config)
     model.load_state_dict({key: value.float() for key, value in to_transformers(state, config).items()})
     return model
