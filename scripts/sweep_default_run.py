@@ -44,8 +44,8 @@ def main() -> None:
     for name in arguments.names:
         folder = arguments.folder / name.replace(" ", "_")
         if not (folder / "summary.json").exists():
-            command = [str(Path(sys.executable).with_name("textcraftor")), "train", f"run_dir={folder}", *SETTINGS[name]]
-            subprocess.run(command, check=True)
+            command = str(Path(sys.executable).with_name("textcraftor"))
+            subprocess.run([command, "train", f"run_dir={folder}", *SETTINGS[name]], check=True)
     print(f"| setting | {' | '.join(COLUMNS)} | seconds |\n| --- |{' --- |' * (len(COLUMNS) + 1)}")
     for name in arguments.names:
         print(row(name, arguments.folder / name.replace(" ", "_")))

@@ -216,6 +216,8 @@ def new_unet() -> UNet2DConditionModel:
         cross_attention_dim=128,
         attention_head_dim=4,  # diffusers reads this as the number of heads
         norm_num_groups=16,
+        addition_embed_type="text",  # pooled tokens join the time embedding, so that every block hears the text
+        addition_embed_type_num_heads=4,
     )
 
 
@@ -235,15 +237,18 @@ def new_scheduler() -> DDIMScheduler:
 def text_encoder_of(work: Path) -> CLIPTextModel:
     """The text tower of the toy CLIP as the pipeline's text encoder."""
     clip = CLIPModel.from_pretrained(work / "clip", dtype=torch.float32)
-    encoder = CLIPTextModel(clip.config.text_config)
+    encoder = CLIPTextModel._from_config(clip.config.text_config, attn_implementation="eager")  # trains faster on CPUs
     encoder.load_state_dict(clip.text_model.state_dict())
     return encoder.eval().requires_grad_(False)
 
 
 def train_unet(work: Path, device: str) -> None:
-    """The base generator, mostly on alt and short captions, by the same loop that tunes UNets on captions."""
+    """The base generator, mostly on alt and short captions, by the same loop that tunes UNets on captions.
+
+    The text encoder starts from the toy CLIP's and learns along, as in latent diffusion's first text-to-image model.
+    """
     latents = load_file(work / "latents.safetensors")["latents"]
-    text_encoder = text_encoder_of(work).to(device)
+    text_encoder = text_encoder_of(work).to(device).requires_grad_(True)
     tokenizer = CLIPTokenizer.from_pretrained(work / "clip")
     torch.manual_seed(0)
     unet = new_unet().to(device)
@@ -255,16 +260,18 @@ def train_unet(work: Path, device: str) -> None:
     def caption_of(index: int, rng: np.random.Generator) -> str:
         return draw_captions(np.array([index]), UNET_CAPTIONS, rng)[0]
 
-    settings = CaptionTuning(FitSettings(UNET_STEPS, 8e-4, warmup=300, ema_decay=0.999, log_every=100), batch_size=32)
-    tune_on_captions(unet, new_scheduler(), latents, caption_of, encode, settings, work)
+    fit_settings = FitSettings(UNET_STEPS, 1e-3, warmup=300, ema_decay=0.999, log_every=100)
+    settings = CaptionTuning(fit_settings, batch_size=32, noise_bias=2.0)
+    tune_on_captions(unet, new_scheduler(), latents, caption_of, encode, settings, work, text_encoder=text_encoder)
     unet.save_pretrained(work / "unet")
+    save_text_encoder(text_encoder, work / "text_encoder")
 
 
 def assemble(work: Path, device: str) -> None:
     """The stock pipeline folder, fp32."""
     StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(work / "vae", dtype=torch.float32),
-        text_encoder=text_encoder_of(work),
+        text_encoder=CLIPTextModel.from_pretrained(work / "text_encoder", dtype=torch.float32),
         tokenizer=CLIPTokenizer.from_pretrained(work / "clip"),
         unet=UNet2DConditionModel.from_pretrained(work / "unet", dtype=torch.float32),
         scheduler=new_scheduler(),
@@ -406,7 +413,7 @@ def pack(work: Path, device: str) -> None:
         shutil.copytree(work / folder, WEIGHTS / folder)
     for file in ("aesthetic.safetensors", "hpsv2.safetensors", "hpsv2.json"):
         shutil.copy(work / file, WEIGHTS / file)
-    save_text_encoder(text_encoder_of(work), WEIGHTS / "pipeline" / "text_encoder")
+    shutil.copytree(work / "text_encoder", WEIGHTS / "pipeline" / "text_encoder", dirs_exist_ok=True)
     for path in WEIGHTS.rglob("*.safetensors"):
         save_file({key: value.half() for key, value in load_file(path).items()}, path, metadata={"format": "pt"})
     for path in WEIGHTS.rglob("config.json"):
@@ -435,8 +442,8 @@ def report(work: Path, device: str) -> None:
 KL_WEIGHT = 1e-3
 CONTEXT = 40  # tokens, start and end included
 CLIP_CAPTIONS: dict[Kind, float] = {"short": 0.3, "descriptive": 0.5, "alt": 0.2}
-UNET_CAPTIONS: dict[Kind, float] = {"short": 0.35, "descriptive": 0.25, "alt": 0.4}
-UNET_STEPS = 11_500
+UNET_CAPTIONS: dict[Kind, float] = {"short": 0.35, "descriptive": 0.4, "alt": 0.25}
+UNET_STEPS = 7_500
 SAMPLE_PROMPTS, PICTURES = 1500, 4
 SAMPLE_SETTINGS = ((4, 2.0), (6, 4.0), (10, 1.0), (10, 3.0), (15, 2.0), (15, 5.0))  # (steps, guidance_scale)
 AESTHETIC_WIDTHS = (64, 32, 16, 8, 1)
