@@ -10,8 +10,9 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 from jaxtyping import install_import_hook
 
-# Before anything of the package is imported, so that every annotated function is checked.
-install_import_hook(["textcraftor.models", "textcraftor.sampling", "textcraftor.rewards"], "beartype.beartype")
+# Before anything of the package is imported, so that every function on tensors is checked.
+TENSOR_ROOMS = ["models.base", "models.stable_diffusion", "sampling", "rewards"]
+install_import_hook([f"textcraftor.{room}" for room in TENSOR_ROOMS], "beartype.beartype")
 
 import pytest
 import torch

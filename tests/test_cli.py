@@ -106,21 +106,16 @@ def test_train_then_generate_from_another_folder(tmp_path):
     trained = textcraftor("train", *QUICK, "name=first", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "wrote runs/first" in trained.stdout
-    made = textcraftor(
-        "generate",
-        "tuned.a=runs/first",
-        'prompt=a red circle with the word "KKQ"',
-        "seeds=[3,4]",
-        "name=g",
-        cwd=tmp_path,
-    )
+    prompt = 'a red circle with the word "KKQ"'
+    options = ("tuned.a=runs/first", "seeds=[3,4]", "name=g")
+    made = textcraftor("generate", *options, f"prompt={prompt}", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     folder = tmp_path / "generated" / "g"
     assert {path.name for path in folder.iterdir()} == {"0000_3.png", "0000_4.png", "contact_sheet.png"}
-    picture = Image.open(folder / "0000_3.png")
-    assert picture.size == (64, 64)
-    assert picture.text["prompt"] == prompt
-    assert picture.text["seed"] == "3"
+    with Image.open(folder / "0000_3.png") as picture:
+        assert picture.size == (64, 64)
+        assert picture.text["prompt"] == prompt
+        assert picture.text["seed"] == "3"
 
 
 def test_a_sweep_gives_each_job_a_numbered_folder(tmp_path):

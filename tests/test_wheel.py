@@ -20,7 +20,10 @@ def test_the_wheel_trains_from_any_folder(tmp_path):
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "textcraftor/conf/train.yaml" in names
+    carried = [*(root / "conf").rglob("*.yaml"), *(root / "textcraftor").rglob("*.py")]
+    missing = [file.relative_to(root) for file in carried if not any(name.endswith(file.name) for name in names)]
+    assert not missing
+    assert "textcraftor/conf/model/toybox.yaml" in names
     assert not any(name.startswith(("tests/", "scripts/")) for name in names)
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     zipfile.ZipFile(wheel).extractall(site)

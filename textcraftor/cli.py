@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import importlib
 import os
@@ -82,10 +83,7 @@ def compose(command: str, overrides: Sequence[str]):
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:
             config = hydra_compose(command, overrides=list(overrides))
-            OmegaConf.resolve(config)
-            missing = OmegaConf.missing_keys(config)
-            if missing:
-                raise UsageError(f"{sorted(missing)[0]} is needed: give {sorted(missing)[0]}=...")
+            OmegaConf.resolve(copy.deepcopy(config))  # a second pass over the same would unescape what users typed
             return config
         except (HydraException, OmegaConfBaseException) as error:
             plain = OmegaConf.to_container(hydra_compose(command), resolve=False)

@@ -66,7 +66,8 @@ def test_a_run_writes_its_folder_and_two_runs_with_one_seed_agree_exactly(go):
     html = (first / "report.html").read_text()
     assert html.count("data:image/png;base64") >= 12
     assert "http" not in html.replace("http://www.w3.org", ""), "the report must be self-contained"
-    assert Image.open(first / "before_after.png").size[0] > 256
+    with Image.open(first / "before_after.png") as sheet:
+        assert sheet.size[0] > 256
 
 
 def test_only_the_tuned_encoder_changes_and_nothing_frozen_has_a_gradient(configure, monkeypatch, tmp_path):

@@ -10,12 +10,14 @@ import numpy as np
 from textcraftor.errors import UsageError
 
 
-def read_prompts(path: str | Path) -> list[str]:
+def read_prompts(path: str | Path | None) -> list[str]:
     """The prompts of a text file, one a line; empty lines are left out.
 
     Raises:
         UsageError: no such file, or no prompt in it.
     """
+    if path is None:
+        raise UsageError("prompts.path is needed: give a text file with one prompt a line")
     file = Path(path)
     if not file.is_file():
         raise UsageError(f"prompts.path={path} does not exist: give a text file with one prompt a line")
