@@ -263,8 +263,9 @@ def train_unet(work: Path, device: str) -> None:
     fit_settings = FitSettings(UNET_STEPS, 1e-3, warmup=300, ema_decay=0.999, log_every=100)
     settings = CaptionTuning(fit_settings, batch_size=32, noise_bias=2.0)
     tune_on_captions(unet, new_scheduler(), latents, caption_of, encode, settings, work, text_encoder=text_encoder)
-    unet.save_pretrained(work / "unet")
-    save_text_encoder(text_encoder, work / "text_encoder")
+    if processes_of_this_run().is_main_process:
+        unet.save_pretrained(work / "unet")
+        save_text_encoder(text_encoder, work / "text_encoder")
 
 
 def assemble(work: Path, device: str) -> None:
@@ -376,7 +377,7 @@ def new_preference(work: Path) -> HPSv2:
     return HPSv2(clip, CLIPTokenizer.from_pretrained(work / "clip_constraint"))
 
 
-def train_preference(work: Path, device: str, steps: int = 1200, batch: int = 64) -> None:
+def train_preference(work: Path, device: str, steps: int = 800, batch: int = 64) -> None:
     """Fine-tune a CLIP on noisy pairwise choices between two pictures of one prompt (Wu et al. 2023, eq. 2)."""
     images, prompts, figures = load_samples(work)
     scorer = new_preference(work).to(device)
@@ -444,7 +445,7 @@ CONTEXT = 40  # tokens, start and end included
 CLIP_CAPTIONS: dict[Kind, float] = {"short": 0.3, "descriptive": 0.5, "alt": 0.2}
 UNET_CAPTIONS: dict[Kind, float] = {"short": 0.35, "descriptive": 0.4, "alt": 0.25}
 UNET_STEPS = 7_500
-SAMPLE_PROMPTS, PICTURES = 1500, 4
+SAMPLE_PROMPTS, PICTURES = 1000, 4
 SAMPLE_SETTINGS = ((4, 2.0), (6, 4.0), (10, 1.0), (10, 3.0), (15, 2.0), (15, 5.0))  # (steps, guidance_scale)
 AESTHETIC_WIDTHS = (64, 32, 16, 8, 1)
 AESTHETIC_NOISE = 0.7  # standard deviation, in points of 1 to 10
