@@ -116,8 +116,13 @@ def reward_of(model, rollout, recompute: bool = False) -> torch.Tensor:
 
 
 @pytest.fixture
-def doubled(model):
-    """The model in float64 with a trainable encoder."""
+def doubled(model, monkeypatch):
+    """The model in float64 with a trainable encoder.
+
+    diffusers rounds one softmax (attention pooling) to float32 by `.float()`; finite differences need it whole.
+    """
+    rounded = torch.Tensor.float
+    monkeypatch.setattr(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else rounded(x))
     for part in (model.unet, model.vae, model.text_encoders["original"]):
         part.double()
     model.text_encoders["tuned"] = copy.deepcopy(model.text_encoders["original"]).requires_grad_(True)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
-from tests.conftest import QUICK
+from tests.conftest import PROMPTS, QUICK
 from textcraftor.data.prompts import PromptDraw
 from textcraftor.errors import UsageError
 from textcraftor.models.loading import load_model
+from textcraftor.sampling.conditioning import ConditioningSchedule
+from textcraftor.sampling.gradients import last_k
 from textcraftor.training import reward_tuning
-from textcraftor.training.run import check, run, split_prompts
+from textcraftor.training.run import check, load_rewards, run, split_prompts
 
 KEPT = {
     "config.yaml",
@@ -100,14 +104,24 @@ def test_evaluation_during_training_does_not_touch_training(go):
         assert torch.equal(value, weights(once)[key]), key
 
 
-def test_a_few_steps_raise_the_reward_that_they_are_tuned_on(go, tmp_path):
-    """Tuned hard on two prompts by one scorer alone, the encoder must gain on just those pictures."""
-    prompts = ["prompts.held_out=null", "evaluation.prompts=1", "evaluation.watch=1"]
-    file = tmp_path / "prompts.txt"
-    file.write_text("a red circle\na blue square\na green cross\na pink star\n")
-    folder = go("hard", f"prompts.path={file}", *prompts, "rewards=aesthetic", "training.steps=12", "optim.lr=1e-4")
-    rewards = [json.loads(line)["reward/aesthetic"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert np.mean(rewards[-4:]) > np.mean(rewards[:4])
+def test_tuning_on_one_batch_raises_its_reward(model, sampling, configure):
+    """The sign and the path of the gradient: ascending on fixed prompts and noise must raise the score."""
+    mix = load_rewards(configure("train", "rewards=aesthetic").rewards)
+    scores = []
+    reward_tuning.tune_by_reward(
+        model,
+        mix,
+        partial(last_k, k=2),
+        ConditioningSchedule.tuned_on("all", 0, model.timesteps(sampling.steps)),
+        sampling,
+        lambda step, batch_size: (PROMPTS[:2], [1, 2]),
+        partial(torch.optim.AdamW, lr=3e-5),
+        reward_tuning.RewardTuning(steps=8, batch_size=2),
+        Accelerator(cpu=True),
+        lambda step, figures: scores.append(figures["reward/aesthetic"]),
+        lambda step: None,
+    )
+    assert np.mean(scores[-2:]) > scores[0]
 
 
 def test_a_reward_that_is_not_a_number_stops_the_run_and_names_it(go, monkeypatch):
