@@ -54,9 +54,9 @@ SPLIT_SEEDS: dict[Split, int] = {"train": 1, "validation": 2, "test": 3}
 
 
 @cache
-def scene(index: int, split: Split = "train") -> Scene:
-    """The scene with this number: the same on every machine."""
-    return sample_scene(np.random.default_rng((SPLIT_SEEDS[split], index)), split)
+def scene(index: int) -> Scene:
+    """The training scene with this number: the same on every machine."""
+    return sample_scene(np.random.default_rng((SPLIT_SEEDS["train"], index)))
 
 
 def load_pictures(work: Path) -> np.ndarray:

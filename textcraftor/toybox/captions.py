@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from textcraftor.toybox.scenes import COLORS, GROUNDS, LETTERS, SHAPES, SIZES, Scene, Shape
+from textcraftor.toybox.scenes import COLORS, GROUNDS, SHAPES, SIZES, Scene, Shape
 
 Kind = Literal["short", "descriptive", "alt"]
 
@@ -19,8 +19,6 @@ VOCABULARY = (
     *GROUNDS,
 )
 PUNCTUATION = (",", '"')
-# Every token that a prompt may hold; capitals spell the words in quotes letter by letter.
-TOKENS = (*VOCABULARY, *PUNCTUATION, *LETTERS)
 
 
 def _article(noun: str) -> str:
