@@ -53,28 +53,35 @@ def read_back(scenes: Sequence[Scene], images: Tensor) -> tuple[float, float]:
     return float(np.mean(objects)), float(np.nanmean(right))
 
 
-def wrong_scene(scene: Scene, rng: np.random.Generator) -> tuple[str, Scene]:
-    """The scene with one thing wrong: colours swapped, another shape, or another word."""
-    kinds = ["shape", *(["colors"] if len(scene.shapes) == 2 else []), *(["word"] if scene.word else [])]
-    kind = str(rng.choice(kinds))
+def wrong_scenes(scene: Scene, rng: np.random.Generator) -> dict[str, Scene]:
+    """The scene with one thing wrong: its colours swapped, another shape, or another letter in its word."""
     first, rest = scene.shapes[0], scene.shapes[1:]
-    if kind == "shape":
-        other = str(rng.choice([shape for shape in SHAPES if shape != first.shape]))
-        return kind, replace(scene, shapes=(replace(first, shape=other), *rest))
-    if kind == "colors":
-        second = rest[0]
-        return kind, replace(scene, shapes=(replace(first, color=second.color), replace(second, color=first.color)))
-    assert scene.word
-    text = scene.word.text
-    place = int(rng.integers(len(text)))
-    other = str(rng.choice([letter for letter in LETTERS if letter != text[place]]))
-    return kind, replace(scene, word=replace(scene.word, text=text[:place] + other + text[place + 1 :]))
+    other = str(rng.choice([shape for shape in SHAPES if shape != first.shape]))
+    wrong = {"shape": replace(scene, shapes=(replace(first, shape=other), *rest))}
+    if rest:
+        swapped = (replace(first, color=rest[0].color), replace(rest[0], color=first.color))
+        wrong["colors"] = replace(scene, shapes=swapped)
+    if scene.word:
+        text = scene.word.text
+        place = int(rng.integers(len(text)))
+        letter = str(rng.choice([letter for letter in LETTERS if letter != text[place]]))
+        wrong["word"] = replace(scene, word=replace(scene.word, text=text[:place] + letter + text[place + 1 :]))
+    return wrong
 
 
 def accepted(scene: Scene, picture: np.ndarray) -> bool:
     """Whether the judge finds everything that the scene's caption says."""
     wanted, reading = parse(descriptive(scene)), read(picture)
     return all(held for _, held in check(wanted, reading)) and (not wanted.word or letters(wanted, reading) == 1)
+
+
+def wrong_accepted(scenes: Sequence[Scene], rng: np.random.Generator) -> dict[str, list[bool]]:
+    """For each kind of wrong picture, whether the judge took it for the scene that it was made from."""
+    found: dict[str, list[bool]] = {}
+    for scene in scenes:
+        for kind, wrong in wrong_scenes(scene, rng).items():
+            found.setdefault(kind, []).append(accepted(scene, render(wrong)))
+    return found
 
 
 def best_taste(wanted: Wanted, rng: np.random.Generator, tries: int = 60) -> float:
@@ -105,11 +112,8 @@ def judge_figures(vae: AutoencoderKL, count: int = 500) -> Table:
     for name, pictures in (("rendered scenes", images), ("VAE reconstructions", rebuilt)):
         objects, spelled = read_back(scenes, pictures)
         rows.append((f"judge: objects / letters read right, {name}", f"{percent(objects)} / {percent(spelled)}"))
-    wrong = [wrong_scene(scene, rng) for scene in scenes]
-    for kind in ("colors", "shape", "word"):
-        cases = [(s, other) for s, (k, other) in zip(scenes, wrong, strict=True) if k == kind]
-        rate = np.mean([accepted(s, render(other)) for s, other in cases])
-        rows.append((f"judge: wrong pictures accepted ({kind}, {len(cases)} pictures)", percent(float(rate))))
+    for kind, found in wrong_accepted(scenes, rng).items():
+        rows.append((f"judge: wrong pictures accepted ({kind}, {len(found)} pictures)", percent(float(np.mean(found)))))
     return rows
 
 

@@ -1,8 +1,8 @@
 """Makes the toybox from nothing: `python scripts/train_toybox.py all`, or one stage by name.
 
-Stages, in order: scenes, vae, clip, clip_constraint, latents, unet, samples, aesthetic, preference, pack, report.
-Each reads what the stages before it wrote under --work (default .toybox), resumes from its own checkpoint,
-and is skipped when it is done. Pass --device cuda for a GPU.
+Stages, in order: scenes, vae, clip, clip_constraint, spelling, latents, unet, pipeline, prompts, samples, aesthetic,
+preference, pack, report. Each reads what the stages before it wrote under --work (default .toybox), resumes from its
+own checkpoint, and is skipped when it is done. Pass --device cuda for a GPU.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -45,7 +46,7 @@ from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.toybox.captions import PUNCTUATION, VOCABULARY, Kind, caption, descriptive, short
 from textcraftor.toybox.judge import Judge
 from textcraftor.toybox.render import render
-from textcraftor.toybox.scenes import LETTERS, Scene, Split, sample_scene
+from textcraftor.toybox.scenes import LETTERS, WORD_LENGTHS, Scene, Split, sample_scene
 from textcraftor.training.caption_tuning import CaptionTuning, tune_on_captions
 from textcraftor.training.fitting import FitSettings, fit, processes_of_this_run
 
@@ -56,7 +57,7 @@ SPLIT_SEEDS: dict[Split, int] = {"train": 1, "validation": 2, "test": 3}
 @cache
 def scene(index: int) -> Scene:
     """The training scene with this number: the same on every machine."""
-    return sample_scene(np.random.default_rng((SPLIT_SEEDS["train"], index)))
+    return sample_scene(np.random.default_rng((SPLIT_SEEDS["train"], index)), word_probability=0.75)
 
 
 def load_pictures(work: Path) -> np.ndarray:
@@ -65,7 +66,12 @@ def load_pictures(work: Path) -> np.ndarray:
 
 def as_images(pictures: np.ndarray, device: str) -> Tensor:
     """uint8 (batch, 64, 64, 3) to float (batch, 3, 64, 64) in [-1, 1]."""
-    return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.tensor(pictures, device=device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def fast_dtype(device: str) -> torch.dtype:
+    """bfloat16 where the device computes in it, float32 where it would only be emulated."""
+    return torch.float32 if device == "cpu" and not torch.cpu._is_avx512_bf16_supported() else torch.bfloat16
 
 
 def make_scenes(work: Path, device: str) -> None:
@@ -100,7 +106,7 @@ def train_vae(work: Path, device: str, steps: int = 3500, batch: int = 16) -> No
     def loss_of(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng(step)
         images = as_images(pictures[np.sort(rng.choice(len(pictures), batch, replace=False))], device)
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, fast_dtype(device), enabled=fast_dtype(device) != torch.float32):
             posterior = vae.encode(images).latent_dist
             output = vae.decode(posterior.sample()).sample
         error = output.float() - images
@@ -174,7 +180,7 @@ def train_clip(
         indices = np.sort(rng.choice(len(pictures), batch, replace=False))
         tokens = tokenizer(draw_captions(indices, CLIP_CAPTIONS, rng), padding=True, return_tensors="pt").to(device)
         images = (as_images(pictures[indices], device) / 2 + 0.5 - mean.to(device)) / std.to(device)
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, fast_dtype(device), enabled=fast_dtype(device) != torch.float32):
             return {"contrastive": clip(**tokens, pixel_values=images, return_loss=True).loss}
 
     fit(name, clip, loss_of, FitSettings(steps, learning_rate=1e-3, weight_decay=0.05), work)
@@ -234,21 +240,66 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-def text_encoder_of(work: Path) -> CLIPTextModel:
-    """The text tower of the toy CLIP as the pipeline's text encoder."""
+class Speller(nn.Module):
+    """A text encoder with a reader that names the word's letters, place by place, from its token embeddings."""
+
+    def __init__(self, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        width = text_encoder.config.hidden_size
+        self.text_encoder = text_encoder
+        self.places = nn.Parameter(torch.randn(max(WORD_LENGTHS), width))
+        self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.letters = nn.Linear(width, len(LETTERS))
+
+    def forward(self, prompt_embeds: Tensor) -> Tensor:
+        """Token embeddings (batch, tokens, width) to logits (batch, letters of the alphabet, places)."""
+        places = self.places.expand(len(prompt_embeds), -1, -1)
+        return self.letters(self.attention(places, prompt_embeds, prompt_embeds)[0]).transpose(1, 2)
+
+
+def train_spelling(work: Path, device: str, steps: int = 500, batch: int = 64) -> None:
+    """Teach the toy CLIP's text tower which letter stands where in a word; what it says of the rest stays.
+
+    A contrastive text encoder hardly knows the letters of its tokens, and a generator that reads it does not learn
+    to write (Liu et al. 2022, Character-aware models improve visual text rendering).
+    """
+    tokenizer = CLIPTokenizer.from_pretrained(work / "clip")
     clip = CLIPModel.from_pretrained(work / "clip", dtype=torch.float32)
-    encoder = CLIPTextModel._from_config(clip.config.text_config, attn_implementation="eager")  # trains faster on CPUs
-    encoder.load_state_dict(clip.text_model.state_dict())
-    return encoder.eval().requires_grad_(False)
+    torch.manual_seed(0)
+    original = CLIPTextModel._from_config(clip.config.text_config, attn_implementation="eager")  # faster on CPUs
+    original.load_state_dict(clip.text_model.state_dict())
+    speller = Speller(deepcopy(original)).to(device).train()
+    original.to(device).requires_grad_(False)
+    first_letter = tokenizer.convert_tokens_to_ids(LETTERS[0])
+    spelt = [index for index in range(SCENES) if scene(index).word]
+
+    def loss_of(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((51, step))
+        scenes = [scene(int(index)) for index in rng.choice(spelt, batch, replace=False)]
+        texts = [descriptive(drawn) if rng.random() < 0.6 else short(drawn, say_word=True) for drawn in scenes]
+        words = [drawn.word.text for drawn in scenes if drawn.word]
+        target = torch.tensor([[LETTERS.index(c) for c in w] + [-100] * (max(WORD_LENGTHS) - len(w)) for w in words])
+        tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+        embeds = speller.text_encoder(tokens).last_hidden_state
+        moved = (embeds - original(tokens).last_hidden_state)[tokens < first_letter]
+        return {
+            "spelling": nn.functional.cross_entropy(speller(embeds), target.to(device)),
+            "kept": moved.pow(2).mean(),
+        }
+
+    fit("spelling", speller, loss_of, FitSettings(steps, 5e-4, schedule="constant_with_warmup"), work)
+    save_text_encoder(speller.text_encoder, work / "spelling")
 
 
 def train_unet(work: Path, device: str) -> None:
     """The base generator, mostly on alt and short captions, by the same loop that tunes UNets on captions.
 
-    The text encoder starts from the toy CLIP's and learns along, as in latent diffusion's first text-to-image model.
+    The text encoder starts from the toy CLIP's, which has learnt to spell, and learns along, as in latent diffusion's
+    first text-to-image model.
     """
     latents = load_file(work / "latents.safetensors")["latents"]
-    text_encoder = text_encoder_of(work).to(device).requires_grad_(True)
+    text_encoder = CLIPTextModel.from_pretrained(work / "spelling", dtype=torch.float32, attn_implementation="eager")
+    text_encoder.to(device)
     tokenizer = CLIPTokenizer.from_pretrained(work / "clip")
     torch.manual_seed(0)
     unet = new_unet().to(device)
@@ -261,7 +312,7 @@ def train_unet(work: Path, device: str) -> None:
         return draw_captions(np.array([index]), UNET_CAPTIONS, rng)[0]
 
     fit_settings = FitSettings(UNET_STEPS, 1e-3, warmup=300, ema_decay=0.999, log_every=100)
-    settings = CaptionTuning(fit_settings, batch_size=32, noise_bias=2.0)
+    settings = CaptionTuning(fit_settings, batch_size=32, noise_bias=2.0, autocast=fast_dtype(device))
     tune_on_captions(unet, new_scheduler(), latents, caption_of, encode, settings, work, text_encoder=text_encoder)
     if processes_of_this_run().is_main_process:
         unet.save_pretrained(work / "unet")
@@ -282,16 +333,20 @@ def assemble(work: Path, device: str) -> None:
     ).save_pretrained(work / "pipeline")
 
 
+def prompt_of(drawn: Scene, rng: np.random.Generator) -> str:
+    """As users write: mostly short, so that rewards have facts to decide."""
+    return descriptive(drawn) if rng.random() < 0.25 else short(drawn, say_word=rng.random() < 0.6)
+
+
 def write_prompts(work: Path, device: str) -> None:
-    """Prompt files: mostly short, so that rewards have facts to decide; no held-out prompt is in training."""
+    """Prompt files; no held-out prompt is in training."""
     PROMPTS.mkdir(exist_ok=True)
     taken: set[str] = set()
     counts: dict[Split, int] = {"validation": 160, "test": 160, "train": 3000}
     for split, count in counts.items():
         rng, lines = np.random.default_rng(SPLIT_SEEDS[split]), list[str]()
         while len(lines) < count:
-            drawn = sample_scene(rng, split)
-            text = descriptive(drawn) if rng.random() < 0.25 else short(drawn, say_word=rng.random() < 0.6)
+            text = prompt_of(sample_scene(rng, split), rng)
             if text not in taken:
                 taken.add(text)
                 lines.append(text)
@@ -306,8 +361,7 @@ def generate_samples(work: Path, device: str) -> None:
     """
     rng = np.random.default_rng(11)
     model = StableDiffusion.load(str(work / "pipeline"), device)
-    scenes = [sample_scene(rng, "train") for _ in range(SAMPLE_PROMPTS)]
-    prompts = [descriptive(s) if rng.random() < 0.3 else short(s, say_word=rng.random() < 0.6) for s in scenes]
+    prompts = [prompt_of(sample_scene(rng, "train"), rng) for _ in range(SAMPLE_PROMPTS)]
     said = np.repeat(np.arange(len(prompts)), PICTURES)
     shown = np.where(rng.random(len(said)) < 1 / 6, rng.permutation(said), said)
     setting = rng.integers(len(SAMPLE_SETTINGS), size=len(said))
@@ -392,7 +446,8 @@ def train_preference(work: Path, device: str, steps: int = 800, batch: int = 64)
         # A pair is always judged by the same noise: a rater who is asked once.
         noise = np.stack([[rater_noise(row) for row in pair] for pair in pairs])
         label = torch.from_numpy((opinion[pairs] + noise).argmax(1)).to(device)
-        looked = scorer.embed_images(images[torch.from_numpy(pairs.ravel())].to(device)).unflatten(0, (batch, 2))
+        shown = shifted(images[torch.from_numpy(pairs.ravel())], rng).to(device)
+        looked = scorer.embed_images(shown).unflatten(0, (batch, 2))
         said = scorer.encode_text([prompts[row] for row in pairs[:, 0]])
         logits = clip.logit_scale.exp() * (looked * said[:, None]).sum(-1)
         return {"choice": nn.functional.cross_entropy(logits, label)}
@@ -400,6 +455,15 @@ def train_preference(work: Path, device: str, steps: int = 800, batch: int = 64)
     fit("preference", clip, loss_of, FitSettings(steps, learning_rate=2e-4, weight_decay=0.1), work)
     save_file(from_transformers(clip.state_dict(), clip.config), work / "hpsv2.safetensors")
     (work / "hpsv2.json").write_text(clip.config.to_json_string())
+
+
+def shifted(images: Tensor, rng: np.random.Generator, by: int = 2) -> Tensor:
+    """Each picture moved by up to `by` pixels: changes no opinion of it, and hinders learning pictures by heart."""
+    padded = nn.functional.pad(images, (by,) * 4, mode="replicate")
+    size, offsets = images.shape[-1], rng.integers(2 * by + 1, size=(len(images), 2))
+    return torch.stack(
+        [image[:, y : y + size, x : x + size] for image, (y, x) in zip(padded, offsets.tolist(), strict=True)]
+    )
 
 
 def rater_noise(row: int) -> float:
@@ -443,10 +507,10 @@ def report(work: Path, device: str) -> None:
 KL_WEIGHT = 1e-3
 CONTEXT = 40  # tokens, start and end included
 CLIP_CAPTIONS: dict[Kind, float] = {"short": 0.3, "descriptive": 0.5, "alt": 0.2}
-UNET_CAPTIONS: dict[Kind, float] = {"short": 0.35, "descriptive": 0.4, "alt": 0.25}
-UNET_STEPS = 7_500
-SAMPLE_PROMPTS, PICTURES = 1000, 4
-SAMPLE_SETTINGS = ((4, 2.0), (6, 4.0), (10, 1.0), (10, 3.0), (15, 2.0), (15, 5.0))  # (steps, guidance_scale)
+UNET_CAPTIONS: dict[Kind, float] = {"short": 0.4, "descriptive": 0.35, "alt": 0.25}
+UNET_STEPS = 6_400
+SAMPLE_PROMPTS, PICTURES = 2000, 4
+SAMPLE_SETTINGS = ((4, 2.0), (5, 4.0), (8, 1.0), (8, 3.0), (12, 2.0), (15, 3.0))  # (steps, guidance_scale)
 AESTHETIC_WIDTHS = (64, 32, 16, 8, 1)
 AESTHETIC_NOISE = 0.7  # standard deviation, in points of 1 to 10
 PREFERENCE_NOISE = 0.15  # standard deviation, in the unit of preference_opinion
@@ -457,6 +521,7 @@ STAGES: dict[str, Callable[[Path, str], None]] = {
     "vae": train_vae,
     "clip": train_clip,
     "clip_constraint": train_clip_constraint,
+    "spelling": train_spelling,
     "latents": encode_latents,
     "unet": train_unet,
     "pipeline": assemble,

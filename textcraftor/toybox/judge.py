@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -284,7 +284,6 @@ class Judge:
     """The measure that configuration names: `judge(images, prompts)` gives one figure per name and picture."""
 
     parts: bool = False  # also the parts of taste and each kind of fact
-    headline: tuple[str, ...] = field(default=("faithfulness", "letters", "taste"))
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Args: images, shape (batch, 3, 64, 64) in [0, 1]. Returns arrays (batch,), NaN where a prompt
@@ -304,4 +303,4 @@ class Judge:
         for kind in ("color", "shape", "size", "place", "number", "ground", "row"):
             held = [value for name, value in facts if name == kind]
             row[f"fact_{kind}"] = float(np.mean(held)) if held else float("nan")
-        return row if self.parts else {name: row[name] for name in self.headline}
+        return row if self.parts else {name: row[name] for name in ("faithfulness", "letters", "taste")}

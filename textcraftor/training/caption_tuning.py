@@ -88,7 +88,7 @@ def tune_on_captions(
         captions = ["" if rng.random() < settings.caption_dropout else caption_of(int(index), rng) for index in indices]
         prompt_embeds = encode(captions)
         batch = latents[torch.from_numpy(indices)].to(device).float()
-        with torch.autocast(device.type, settings.autocast):
+        with torch.autocast(device.type, settings.autocast, enabled=settings.autocast != torch.float32):
             return {"mse": denoising_loss(unet, scheduler, batch, prompt_embeds, settings.noise_bias)}
 
     learning = nn.ModuleDict({"unet": unet} | ({"text_encoder": text_encoder} if text_encoder else {}))
