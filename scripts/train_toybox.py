@@ -507,9 +507,9 @@ def report(work: Path, device: str) -> None:
 KL_WEIGHT = 1e-3
 CONTEXT = 40  # tokens, start and end included
 CLIP_CAPTIONS: dict[Kind, float] = {"short": 0.3, "descriptive": 0.5, "alt": 0.2}
-UNET_CAPTIONS: dict[Kind, float] = {"short": 0.4, "descriptive": 0.35, "alt": 0.25}
-UNET_STEPS = 6_400
-SAMPLE_PROMPTS, PICTURES = 2000, 4
+UNET_CAPTIONS: dict[Kind, float] = {"short": 0.5, "descriptive": 0.2, "alt": 0.3}
+UNET_STEPS = 3_000
+SAMPLE_PROMPTS, PICTURES = 1250, 4
 SAMPLE_SETTINGS = ((4, 2.0), (5, 4.0), (8, 1.0), (8, 3.0), (12, 2.0), (15, 3.0))  # (steps, guidance_scale)
 AESTHETIC_WIDTHS = (64, 32, 16, 8, 1)
 AESTHETIC_NOISE = 0.7  # standard deviation, in points of 1 to 10

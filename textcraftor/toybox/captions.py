@@ -72,7 +72,7 @@ def caption(scene: Scene, kind: Kind, rng: np.random.Generator) -> str:
     """A caption of the given kind; one in five begins with a capital article, as people write."""
     match kind:
         case "short":
-            text = short(scene, say_word=rng.random() < 0.3)
+            text = short(scene, say_word=rng.random() < 0.2)
         case "descriptive":
             text = descriptive(scene)
         case "alt":

@@ -36,6 +36,7 @@ COLOR_TOLERANCE = 60.0  # 8-bit RGB distance from the line between the ground's 
 MIN_AREA = 30  # pixels below which a patch of colour is no shape
 MIN_OVERLAP = 0.62  # intersection over union with a shape's mask
 MIN_LETTER = 0.72  # correlation with a letter's mask
+WINDOW = 31  # pixels around a patch within which shapes are compared
 ROWS = {"top": 0, "bottom": IMAGE_SIZE - LETTER_CELL}
 
 
@@ -111,21 +112,29 @@ def _coverage(pixels: np.ndarray, ground: np.ndarray, color: np.ndarray) -> tupl
     return share, np.linalg.norm(pixels - ground - share[..., None] * line, axis=-1)
 
 
+@cache
+def _shape_templates() -> tuple[list[tuple[str, int]], np.ndarray]:
+    """Every (shape, radius), also those between and beside the world's two sizes, and its mask, (count, WINDOW**2)."""
+    kinds = list(itertools.product(SHAPES, range(min(SIZES.values()) - 1, max(SIZES.values()) + 2)))
+    masks = [shape_mask(shape, radius) > 0.5 for shape, radius in kinds]
+    return kinds, np.stack([np.pad(mask, (WINDOW - len(mask)) // 2).ravel() for mask in masks]).astype(np.float32)
+
+
 def _match(patch: np.ndarray) -> tuple[float, str, str, float, float]:
     """The best (overlap, shape, size, x, y) for one connected patch of a colour, bool (64, 64)."""
+    kinds, templates = _shape_templates()
     ys, xs = np.nonzero(patch)
-    middle = ((xs.min() + xs.max()) / 2, (ys.min() + ys.max()) / 2)
-    best = (0.0, "", "", *middle)
-    for shape, size, dx, dy in itertools.product(SHAPES, SIZES, (-1, 0, 1), (-1, 0, 1)):
-        mask = shape_mask(shape, size) > 0.5
-        half = mask.shape[0] // 2
-        x, y = round(middle[0]) + dx, round(middle[1]) + dy
-        inside = (np.abs(xs - x) <= half) & (np.abs(ys - y) <= half)
-        both = mask[ys[inside] - y + half, xs[inside] - x + half].sum()
-        overlap = both / (mask.sum() + len(xs) - both)
-        if overlap > best[0]:
-            best = (float(overlap), shape, size, x, y)
-    return best
+    middle = round((xs.min() + xs.max()) / 2), round((ys.min() + ys.max()) / 2)
+    padded = np.pad(patch, WINDOW // 2 + 1).astype(np.float32)
+    offsets = list(itertools.product((-1, 0, 1), repeat=2))
+    windows = [padded[middle[1] + 1 + dy :, middle[0] + 1 + dx :][:WINDOW, :WINDOW].ravel() for dx, dy in offsets]
+    both = np.stack(windows) @ templates.T
+    overlap = both / (templates.sum(1) + len(xs) - both)
+    offset, kind = np.unravel_index(overlap.argmax(), overlap.shape)
+    shape, radius = kinds[kind]
+    size = min(SIZES, key=lambda name: abs(SIZES[name] - radius))
+    x, y = middle[0] + offsets[offset][0], middle[1] + offsets[offset][1]
+    return float(overlap.max()), shape, size, x, y
 
 
 @cache
@@ -171,17 +180,22 @@ def read(picture: np.ndarray) -> Reading:
     # The line that a pixel is nearest to says which colour it is a shade of.
     nearest = np.where(share > 0.5, off, np.inf)
     label = np.where(nearest.min(0) < COLOR_TOLERANCE, nearest.argmin(0), -1)
-    shapes, known = [], clean | ndimage.binary_dilation(label == len(names) - 1)
-    for index, color in enumerate(names[:-1]):
-        patches, count = ndimage.label(label == index)
-        for number in range(1, count + 1):
-            patch = patches == number
-            if patch.sum() < MIN_AREA:
-                continue
-            overlap, shape, size, x, y = _match(patch)
-            if overlap >= MIN_OVERLAP:
-                shapes.append(SeenShape(color, shape, size, x, y, int(patch.sum())))
-                known |= ndimage.binary_dilation(patch, iterations=2)
+    is_ink = label == len(names) - 1
+    shapes, known = [], clean | ndimage.binary_dilation(is_ink)
+    # An object is a silhouette against the ground; its colour is that of most of its pixels.
+    silhouettes, count = ndimage.label(ndimage.binary_opening(~clean & ~is_ink))
+    for number in range(1, count + 1):
+        labels = label[(silhouettes == number) & (label >= 0)]
+        if not len(labels):
+            continue
+        color = int(np.bincount(labels).argmax())
+        patch = ndimage.binary_dilation(silhouettes == number) & ~is_ink & (share[color] > 0.5)
+        if patch.sum() < MIN_AREA:
+            continue
+        overlap, shape, size, x, y = _match(patch)
+        if overlap >= MIN_OVERLAP:
+            shapes.append(SeenShape(names[color], shape, size, x, y, int(patch.sum())))
+            known |= ndimage.binary_dilation(patch, iterations=2)
     ink = np.where((off[-1] < COLOR_TOLERANCE) & ((label == -1) | (label == len(names) - 1)), share[-1], 0.0)
     words = {row: _read_row(np.where(ink > 0.15, ink, 0)[top : top + LETTER_CELL]) for row, top in ROWS.items()}
     away = ndimage.binary_erosion(clean, iterations=2)  # from edges, where colours mix by right
@@ -213,7 +227,7 @@ def taste(reading: Reading) -> dict[str, float]:
     contrast = [abs(_lightness(COLORS[shape.color]) - ground) / 60 for shape in reading.shapes]
     areas = []
     for shape in reading.shapes:
-        small, large = ((shape_mask(shape.shape, size) > 0.5).sum() for size in ("small", "large"))
+        small, large = ((shape_mask(shape.shape, SIZES[size]) > 0.5).sum() for size in ("small", "large"))
         areas.append(np.clip((shape.area - small) / (large - small), 0, 1))
     parts = {
         "balance": float(np.clip(1 - np.linalg.norm(center - IMAGE_SIZE / 2) / 20, 0, 1)),

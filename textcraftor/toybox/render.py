@@ -23,9 +23,8 @@ def _polygon(center: float, radii: list[float], turn: float) -> list[tuple[float
 
 
 @cache
-def shape_mask(shape: str, size: str) -> np.ndarray:
-    """Coverage of a shape centred in an odd square patch, float (2r+3, 2r+3) in [0, 1]."""
-    radius = SIZES[size]
+def shape_mask(shape: str, radius: int) -> np.ndarray:
+    """Coverage of a shape centred in an odd square patch, float (2r+3, 2r+3) in [0, 1]; radius in pixels."""
     side = 2 * radius + 3
     image = Image.new("L", (side * OVERSAMPLING, side * OVERSAMPLING), 0)
     draw = ImageDraw.Draw(image)
@@ -85,7 +84,7 @@ def render(scene: Scene) -> np.ndarray:
     picture = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.float32)
     picture[:] = np.asarray(GROUNDS[scene.ground], dtype=np.float32) / 255
     for shape in scene.shapes:
-        mask = shape_mask(shape.shape, shape.size)
+        mask = shape_mask(shape.shape, SIZES[shape.size])
         x, y = center_of(shape, scene.word)
         paint(picture, mask, x - mask.shape[1] // 2, y - mask.shape[0] // 2, COLORS[shape.color])
     if scene.word:
