@@ -153,6 +153,12 @@ def pair_accuracy(said: np.ndarray, truth: np.ndarray, guess: np.ndarray) -> flo
     return float(np.mean(right))
 
 
+def against_mean(said: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Each picture's value less the mean of its prompt's pictures."""
+    _, group = np.unique(said, return_inverse=True)
+    return values - (np.bincount(group, values) / np.bincount(group))[group]
+
+
 def scorer_figures(
     scorers: dict[str, Reward],
     samples: tuple[Tensor, list[str], dict[str, np.ndarray]],
@@ -169,8 +175,10 @@ def scorer_figures(
     for name, scorer in scorers.items():
         scores = score_all(scorer, images, prompts)
         for against in ("taste", "faithfulness"):
-            rho = spearmanr(scores, figures[against], nan_policy="omit").statistic
-            rows.append((f"{name}: rank correlation with the judge's {against}", f"{rho:.2f}"))
+            overall = spearmanr(scores, figures[against]).statistic
+            own = [against_mean(figures["said"], values) for values in (scores, figures[against])]
+            label = f"{name}: rank correlation with the judge's {against}, all / among one prompt's"
+            rows.append((label, f"{overall:.2f} / {spearmanr(*own).statistic:.2f}"))
         accuracy = pair_accuracy(figures["said"], truth, scores)
         rows.append((f"{name}: pairs in the preference raters' noiseless order", percent(accuracy)))
         rows.append((f"{name}: mean and standard deviation of its score", f"{scores.mean():.3f}, {scores.std():.3f}"))

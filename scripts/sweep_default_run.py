@@ -15,8 +15,8 @@ from pathlib import Path
 
 SETTINGS = {
     "default": [],
-    "lr 1e-5": ["optim.lr=1e-5"],
-    "lr 1e-4": ["optim.lr=1e-4"],
+    "lr 3e-5": ["optim.lr=3e-5"],
+    "lr 3e-4": ["optim.lr=3e-4"],
     "K 2": ["gradient.k=2"],
     "K 10": ["gradient.k=10"],
     "tuned on last 10": ["conditioning.tuned_on=last_n", "conditioning.n=10"],
