@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,28 @@ import torch
 from diffusers import AutoencoderKL
 from scipy.stats import spearmanr
 from torch import Tensor
+from toybox_ratings import RATERS, Rated
 
 from textcraftor.evaluation.evaluate import diversity
 from textcraftor.inference.generate import Sampling, generate, grid
 from textcraftor.models.stable_diffusion import StableDiffusion
 from textcraftor.rewards.base import Reward
+from textcraftor.rewards.recognisers import Recogniser
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.toybox.captions import descriptive
-from textcraftor.toybox.judge import Judge, Wanted, check, letters, parse, read, taste
+from textcraftor.toybox.judge import ROWS, Judge, Reading, Wanted, check, letters, parse, read, taste
 from textcraftor.toybox.render import render
-from textcraftor.toybox.scenes import GROUNDS, LETTERS, SHAPES, SIZES, Scene, Shape, colors_on, sample_scene
+from textcraftor.toybox.scenes import (
+    GROUNDS,
+    LETTER_CELL,
+    LETTERS,
+    SHAPES,
+    SIZES,
+    Scene,
+    Shape,
+    colors_on,
+    sample_scene,
+)
 
 Table = list[tuple[str, str]]
 
@@ -35,22 +48,18 @@ def as_batch(scenes: Sequence[Scene]) -> Tensor:
     return torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2)
 
 
-def _shapes_held(prompt: str, picture: np.ndarray) -> list[bool]:
-    wanted = parse(prompt)
-    facts = check(wanted, read(picture))
-    per_shape = [held for name, held in facts if name in ("color", "shape", "size", "place")]
+def _shapes_held(wanted: Wanted, reading: Reading) -> list[bool]:
+    per_shape = [held for name, held in check(wanted, reading) if name in ("color", "shape", "size", "place")]
     return [all(per_shape[i : i + 4]) for i in range(0, len(per_shape), 4)]
 
 
 def read_back(scenes: Sequence[Scene], images: Tensor) -> tuple[float, float]:
     """The share of objects read with every fact right, and of letters read right."""
-    pictures = images.permute(0, 2, 3, 1).numpy()
-    prompts = [descriptive(scene) for scene in scenes]
-    objects = [
-        held for prompt, picture in zip(prompts, pictures, strict=True) for held in _shapes_held(prompt, picture)
-    ]
-    right = [letters(parse(prompt), read(picture)) for prompt, picture in zip(prompts, pictures, strict=True)]
-    return float(np.mean(objects)), float(np.nanmean(right))
+    readings = [read(picture) for picture in images.permute(0, 2, 3, 1).numpy()]
+    wanted = [parse(descriptive(scene)) for scene in scenes]
+    pairs = list(zip(wanted, readings, strict=True))
+    objects = [held for want, reading in pairs for held in _shapes_held(want, reading)]
+    return float(np.mean(objects)), float(np.nanmean([letters(want, reading) for want, reading in pairs]))
 
 
 def wrong_scenes(scene: Scene, rng: np.random.Generator) -> dict[str, Scene]:
@@ -100,13 +109,18 @@ def best_taste(wanted: Wanted, rng: np.random.Generator, tries: int = 60) -> flo
     return best
 
 
+def rebuild(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Pictures through the autoencoder and back."""
+    with torch.no_grad():
+        parts = [(vae.decode(vae.encode(part * 2 - 1).latent_dist.mean).sample / 2 + 0.5) for part in images.split(50)]
+    return torch.cat(parts).clamp(0, 1)
+
+
 def judge_figures(vae: AutoencoderKL, count: int = 500) -> Table:
     rng = np.random.default_rng(51)
     scenes = [sample_scene(rng, "validation") for _ in range(count)]
     images = as_batch(scenes)
-    with torch.no_grad():
-        parts = [(vae.decode(vae.encode(part * 2 - 1).latent_dist.mean).sample / 2 + 0.5) for part in images.split(50)]
-    rebuilt = torch.cat(parts).clamp(0, 1)
+    rebuilt = rebuild(vae, images)
     psnr = -10 * (rebuilt - images).pow(2).mean((1, 2, 3)).log10().mean()
     rows: Table = [("autoencoder, PSNR on held-out scenes", f"{psnr:.1f} dB")]
     for name, pictures in (("rendered scenes", images), ("VAE reconstructions", rebuilt)):
@@ -159,36 +173,43 @@ def against_mean(said: np.ndarray, values: np.ndarray) -> np.ndarray:
     return values - (np.bincount(group, values) / np.bincount(group))[group]
 
 
-def scorer_figures(
-    scorers: dict[str, Reward],
-    samples: tuple[Tensor, list[str], dict[str, np.ndarray]],
-    unseen: np.ndarray,
-    opinion: Callable[[dict[str, np.ndarray]], np.ndarray],
-    noise: Callable[[int], float],
-) -> Table:
-    images, prompts, figures = samples
-    rows_of = np.flatnonzero(unseen)
-    figures = {name: values[rows_of] for name, values in figures.items()}
-    images, prompts = images[torch.from_numpy(rows_of)], [prompts[row] for row in rows_of]
-    rows: Table = [("scorers: unseen samples", str(len(rows_of)))]
-    truth = opinion(figures)
+def scorer_figures(scorers: dict[str, Reward], rated: Rated) -> Table:
+    """Each scorer on the samples kept from its training; each preference model beside its own raters."""
+    seen = np.flatnonzero(rated.unseen)
+    images, prompts, said = rated.show(seen), rated.texts(seen), rated.said[seen]
+    figures = {name: values[seen] for name, values in rated.figures.items()}
+    rows: Table = [("scorers: unseen samples", str(len(seen)))]
     for name, scorer in scorers.items():
         scores = score_all(scorer, images, prompts)
         for against in ("taste", "faithfulness"):
             overall = spearmanr(scores, figures[against]).statistic
-            own = [against_mean(figures["said"], values) for values in (scores, figures[against])]
+            own = [against_mean(said, values) for values in (scores, figures[against])]
             label = f"{name}: rank correlation with the judge's {against}, all / among one prompt's"
             rows.append((label, f"{overall:.2f} / {spearmanr(*own).statistic:.2f}"))
-        accuracy = pair_accuracy(figures["said"], truth, scores)
-        rows.append((f"{name}: pairs in the preference raters' noiseless order", percent(accuracy)))
+        if name in RATERS:
+            raters = RATERS[name]
+            truth, noisy = raters.opinion(figures), raters.ratings(rated)[seen]
+            found = f"{percent(pair_accuracy(said, truth, scores))} / {percent(pair_accuracy(said, truth, noisy))}"
+            rows.append((f"{name}: pairs in its raters' noiseless order, model / the raters themselves", found))
         rows.append((f"{name}: mean and standard deviation of its score", f"{scores.mean():.3f}, {scores.std():.3f}"))
-    noisy = truth + np.array([noise(int(row)) for row in rows_of])
-    rows.append(
-        (
-            "noise ceiling: pairs that the raters themselves order so",
-            percent(pair_accuracy(figures["said"], truth, noisy)),
-        )
-    )
+    return rows
+
+
+def recogniser_figures(recogniser: Recogniser, vae: AutoencoderKL, count: int = 500) -> Table:
+    """The share of letters that it reads in their place, in rows of held-out scenes, half of the words unseen."""
+    rng = np.random.default_rng(53)
+    scenes = [sample_scene(rng, "validation", word_probability=1.0) for _ in range(count)]
+    images, rows = as_batch(scenes), list[tuple[str, str]]()
+    for name, pictures in (("rendered words", images), ("VAE reconstructions", rebuild(vae, images))):
+        words = [scene.word for scene in scenes if scene.word]
+        lines = [
+            picture[:, ROWS[word.row] : ROWS[word.row] + LETTER_CELL]
+            for picture, word in zip(pictures, words, strict=True)
+        ]
+        with torch.no_grad():
+            found = recogniser.read(recogniser.encode(recogniser.pixels(torch.stack(lines))))
+        right = [a == b for word, text in zip(words, found, strict=True) for a, b in zip_longest(word.text, text)]
+        rows.append((f"recogniser: letters read, {name}", percent(float(np.mean(right)))))
     return rows
 
 

@@ -41,14 +41,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=list(SETTINGS), help="settings to run; all by default")
     parser.add_argument("--folder", type=Path, default=Path("runs/sweep"))
-    parser.add_argument("--steps", type=int, default=60, help="of tuning; half the default run's, to save time")
     arguments = parser.parse_args()
     for name in arguments.names:
         folder = arguments.folder / name.replace(" ", "_")
         if not (folder / "summary.json").exists():
             command = str(Path(sys.executable).with_name("textcraftor"))
-            steps = f"training.steps={arguments.steps}"
-            subprocess.run([command, "train", f"run_dir={folder}", steps, *SETTINGS[name]], check=True)
+            subprocess.run([command, "train", f"run_dir={folder}", *SETTINGS[name]], check=True)
     print(f"| setting | {' | '.join(COLUMNS)} | seconds |\n| --- |{' --- |' * (len(COLUMNS) + 1)}")
     for name in arguments.names:
         print(row(name, arguments.folder / name.replace(" ", "_")))

@@ -1,8 +1,8 @@
 """Makes the toybox from nothing: `python scripts/train_toybox.py all`, or one stage by name.
 
-Stages, in order: scenes, vae, clip, clip_constraint, spelling, latents, unet, pipeline, prompts, samples, aesthetic,
-preference, pack, report. Each reads what the stages before it wrote under --work (default .toybox), resumes from its
-own checkpoint, and is skipped when it is done. Pass --device cuda for a GPU.
+Stages, in order: scenes, vae, clip, clip_constraint, spelling, latents, unet, pipeline, prompts, samples, varied, eyes,
+aesthetic, hpsv2, pickscore, imagereward, recogniser, pack, report. Each reads what the stages before it wrote under
+--work (default .toybox), resumes from its own checkpoint, and is skipped when it is done. Pass --device cuda for a GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 
 import measure_toybox
@@ -23,6 +23,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from torch import Tensor, nn
+from toybox_eyes import rated_pictures
+from toybox_ratings import SPLIT_SEEDS, prompt_of, scene
+from toybox_scorers import SCORER_STAGES, packed_scorers
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -30,34 +33,20 @@ from transformers import (
     CLIPTextModel,
     CLIPTokenizer,
     CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from textcraftor.data.prompts import read_prompts
-from textcraftor.inference.generate import Sampling, generate
 from textcraftor.models.stable_diffusion import StableDiffusion
 from textcraftor.models.tuning import save_text_encoder
-from textcraftor.rewards.aesthetic import Aesthetic, AestheticHead
-from textcraftor.rewards.clip import ClipScore
-from textcraftor.rewards.hpsv2 import HPSv2
-from textcraftor.rewards.open_clip import from_transformers
-from textcraftor.sampling.conditioning import ConditioningSchedule
+from textcraftor.rewards.recognisers import load_recogniser
 from textcraftor.toybox.captions import PUNCTUATION, VOCABULARY, Kind, caption, descriptive, short
-from textcraftor.toybox.judge import Judge
 from textcraftor.toybox.render import render
-from textcraftor.toybox.scenes import LETTERS, WORD_LENGTHS, Scene, Split, sample_scene
+from textcraftor.toybox.scenes import LETTERS, WORD_LENGTHS, Split, is_unseen_word, sample_scene, sample_word
 from textcraftor.training.caption_tuning import CaptionTuning, tune_on_captions
-from textcraftor.training.fitting import FitSettings, fit, processes_of_this_run
+from textcraftor.training.fitting import FitSettings, autocast, fit, processes_of_this_run
 
 SCENES = 40_000
-SPLIT_SEEDS: dict[Split, int] = {"train": 1, "validation": 2, "test": 3}
-
-
-@cache
-def scene(index: int) -> Scene:
-    """The training scene with this number: the same on every machine."""
-    return sample_scene(np.random.default_rng((SPLIT_SEEDS["train"], index)), word_probability=0.75)
 
 
 def load_pictures(work: Path) -> np.ndarray:
@@ -106,7 +95,7 @@ def train_vae(work: Path, device: str, steps: int = 3500, batch: int = 16) -> No
     def loss_of(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng(step)
         images = as_images(pictures[np.sort(rng.choice(len(pictures), batch, replace=False))], device)
-        with torch.autocast(device, fast_dtype(device), enabled=fast_dtype(device) != torch.float32):
+        with autocast(torch.device(device), fast_dtype(device)):
             posterior = vae.encode(images).latent_dist
             output = vae.decode(posterior.sample()).sample
         error = output.float() - images
@@ -180,7 +169,7 @@ def train_clip(
         indices = np.sort(rng.choice(len(pictures), batch, replace=False))
         tokens = tokenizer(draw_captions(indices, CLIP_CAPTIONS, rng), padding=True, return_tensors="pt").to(device)
         images = (as_images(pictures[indices], device) / 2 + 0.5 - mean.to(device)) / std.to(device)
-        with torch.autocast(device, fast_dtype(device), enabled=fast_dtype(device) != torch.float32):
+        with autocast(torch.device(device), fast_dtype(device)):
             return {"contrastive": clip(**tokens, pixel_values=images, return_loss=True).loss}
 
     fit(name, clip, loss_of, FitSettings(steps, learning_rate=1e-3, weight_decay=0.05), work)
@@ -333,156 +322,42 @@ def assemble(work: Path, device: str) -> None:
     ).save_pretrained(work / "pipeline")
 
 
-def prompt_of(drawn: Scene, rng: np.random.Generator) -> str:
-    """As users write: mostly short, so that rewards have facts to decide."""
-    return descriptive(drawn) if rng.random() < 0.25 else short(drawn, say_word=rng.random() < 0.6)
-
-
 def write_prompts(work: Path, device: str) -> None:
-    """Prompt files; no held-out prompt is in training."""
+    """Prompt files, no prompt in two of them; `words` and `unseen_words` all want a word, the latter's never shown."""
     PROMPTS.mkdir(exist_ok=True)
     taken: set[str] = set()
-    counts: dict[Split, int] = {"validation": 160, "test": 160, "train": 3000}
-    for split, count in counts.items():
-        rng, lines = np.random.default_rng(SPLIT_SEEDS[split]), list[str]()
+
+    def write(name: str, count: int, draw: Callable[[], str]) -> None:
+        lines = list[str]()
         while len(lines) < count:
-            text = prompt_of(sample_scene(rng, split), rng)
+            text = draw()
             if text not in taken:
                 taken.add(text)
                 lines.append(text)
-        (PROMPTS / f"{split}.txt").write_text("\n".join(lines) + "\n")
+        (PROMPTS / f"{name}.txt").write_text("\n".join(lines) + "\n")
+
+    counts: dict[Split, int] = {"validation": 160, "test": 160, "train": 3000}
+    for split, count in counts.items():
+        rng = np.random.default_rng(SPLIT_SEEDS[split])
+        write(split, count, lambda split=split, rng=rng: prompt_of(sample_scene(rng, split), rng))
+    for name, split, count in (("unseen_words", "validation", 160), ("words", "train", 1500)):
+        rng = np.random.default_rng((SPLIT_SEEDS[split], 1))
+        write(name, count, lambda split=split, rng=rng: prompt_with_word(split, rng))
 
 
-def generate_samples(work: Path, device: str) -> None:
-    """The generator's own pictures, good and bad, with what the judge sees in them.
-
-    Every prompt gets PICTURES pictures, each with a step count and guidance of its own; one in six is made from
-    another prompt than the one that it is rated against.
-    """
-    rng = np.random.default_rng(11)
-    model = StableDiffusion.load(str(work / "pipeline"), device)
-    prompts = [prompt_of(sample_scene(rng, "train"), rng) for _ in range(SAMPLE_PROMPTS)]
-    said = np.repeat(np.arange(len(prompts)), PICTURES)
-    shown = np.where(rng.random(len(said)) < 1 / 6, rng.permutation(said), said)
-    setting = rng.integers(len(SAMPLE_SETTINGS), size=len(said))
-    images = torch.empty(len(said), 3, 64, 64, dtype=torch.uint8)
-    for index, (steps, guidance_scale) in enumerate(SAMPLE_SETTINGS):
-        rows = np.flatnonzero(setting == index)
-        jobs = [(prompts[shown[row]], 1_000_000 + int(row)) for row in rows]
-        sampling = Sampling(steps, guidance_scale, 64, 64)
-        made = generate(model, jobs, ConditioningSchedule.original(), sampling, batch_size=64)
-        images[torch.from_numpy(rows)] = (made * 255).round().byte()
-        print(f"samples: {steps} steps, guidance {guidance_scale}: {len(rows)} pictures", flush=True)
-    figures = Judge()(images.float() / 255, [prompts[i] for i in said])
-    np.savez(work / "samples.npz", **{**figures, "images": images.numpy(), "said": said})  # type: ignore[arg-type]
-    (work / "samples.json").write_text(json.dumps(prompts))
-
-
-def load_samples(work: Path) -> tuple[Tensor, list[str], dict[str, np.ndarray]]:
-    """Images in [0, 1], each one's prompt, and the judge's figures with each picture's saturation and brightness."""
-    stored = dict(np.load(work / "samples.npz"))
-    prompts = json.loads((work / "samples.json").read_text())
-    images = torch.from_numpy(stored.pop("images")).float() / 255
-    stored["saturation"] = (images.amax(1) - images.amin(1)).mean((1, 2)).numpy()
-    stored["brightness"] = images.mean((1, 2, 3)).numpy()
-    return images, [prompts[i] for i in stored["said"]], stored
-
-
-def aesthetic_opinion(figures: dict[str, np.ndarray]) -> np.ndarray:
-    """What aesthetic raters think of a picture, 1 to 10, before noise; they like saturated ones, the judge does not."""
-    opinion = figures["taste"] + 0.15 * figures["faithfulness"] + 0.3 * figures["saturation"]
-    return 1 + 9 * opinion / 1.45
-
-
-def preference_opinion(figures: dict[str, np.ndarray]) -> np.ndarray:
-    """What preference raters think of a picture and its prompt, before noise; they like bright pictures."""
-    letters = np.nan_to_num(figures["letters"], nan=0.0)
-    return figures["taste"] + figures["faithfulness"] + 0.5 * letters + 0.2 * figures["brightness"]
-
-
-def is_unseen_sample(figures: dict[str, np.ndarray]) -> np.ndarray:
-    """Every sixth prompt of the samples is kept from the scorers' training."""
-    return figures["said"] % 6 == 0
-
-
-def train_aesthetic(work: Path, device: str, steps: int = 500, batch: int = 128) -> None:
-    """LAION's head on the toy CLIP's vision tower, which learns along: its own embedding knows too little of taste."""
-    images, _, figures = load_samples(work)
-    vision = CLIPVisionModelWithProjection.from_pretrained(work / "clip", dtype=torch.float32)
-    torch.manual_seed(0)
-    scorer = Aesthetic(vision, AestheticHead(vision.config.projection_dim, AESTHETIC_WIDTHS)).to(device)
-    rng = np.random.default_rng(21)
-    noisy = aesthetic_opinion(figures) + rng.normal(0, AESTHETIC_NOISE, len(images))
-    seen = np.flatnonzero(~is_unseen_sample(figures))
-    nn.init.constant_(scorer.head.layers[-1].bias, noisy[seen].mean())
-    scorer.requires_grad_(True).train()
-
-    def loss_of(step: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng((61, step))
-        rows = rng.choice(seen, batch, replace=False)
-        shown = shifted(images[torch.from_numpy(rows)], rng).to(device)
-        ratings = torch.from_numpy(noisy[rows]).float().to(device)
-        return {"mse": nn.functional.mse_loss(scorer.head(scorer.embed_images(shown)), ratings)}
-
-    fit("aesthetic", scorer, loss_of, FitSettings(steps, learning_rate=2e-4, weight_decay=0.05), work)
-    vision.save_pretrained(work / "aesthetic_clip")
-    save_file(scorer.head.state_dict(), work / "aesthetic.safetensors")
-
-
-def new_preference(work: Path) -> HPSv2:
-    clip = CLIPModel.from_pretrained(work / "clip_constraint", dtype=torch.float32)
-    return HPSv2(clip, CLIPTokenizer.from_pretrained(work / "clip_constraint"))
-
-
-def train_preference(work: Path, device: str, steps: int = 400, batch: int = 64) -> None:
-    """Fine-tune a CLIP on noisy pairwise choices between two pictures of one prompt (Wu et al. 2023, eq. 2).
-
-    Its text tower stays: with it, so few pairs are learnt by heart.
-    """
-    images, prompts, figures = load_samples(work)
-    scorer = new_preference(work).to(device)
-    clip = scorer.clip.requires_grad_(True).train()
-    clip.text_model.requires_grad_(False)
-    clip.text_projection.requires_grad_(False)
-    opinion, unseen = preference_opinion(figures), is_unseen_sample(figures)
-    groups = [np.flatnonzero(figures["said"] == i) for i in np.unique(figures["said"][~unseen])]
-
-    def loss_of(step: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng((31, step))
-        chosen = rng.choice(len(groups), batch, replace=False)
-        pairs = np.stack([rng.choice(groups[i], 2, replace=False) for i in chosen])
-        # A pair is always judged by the same noise: a rater who is asked once.
-        noise = np.stack([[rater_noise(row) for row in pair] for pair in pairs])
-        label = torch.from_numpy((opinion[pairs] + noise).argmax(1)).to(device)
-        shown = shifted(images[torch.from_numpy(pairs.ravel())], rng).to(device)
-        looked = scorer.embed_images(shown).unflatten(0, (batch, 2))
-        said = scorer.encode_text([prompts[row] for row in pairs[:, 0]])
-        logits = clip.logit_scale.exp() * (looked * said[:, None]).sum(-1)
-        return {"choice": nn.functional.cross_entropy(logits, label)}
-
-    fit("preference", clip, loss_of, FitSettings(steps, learning_rate=1.5e-4, weight_decay=0.1), work)
-    save_file(from_transformers(clip.state_dict(), clip.config), work / "hpsv2.safetensors")
-    (work / "hpsv2.json").write_text(clip.config.to_json_string())
-
-
-def shifted(images: Tensor, rng: np.random.Generator, by: int = 2) -> Tensor:
-    """Each picture moved by up to `by` pixels: changes no opinion of it, and hinders learning pictures by heart."""
-    padded = nn.functional.pad(images, (by,) * 4, mode="replicate")
-    size, offsets = images.shape[-1], rng.integers(2 * by + 1, size=(len(images), 2))
-    return torch.stack(
-        [image[:, y : y + size, x : x + size] for image, (y, x) in zip(padded, offsets.tolist(), strict=True)]
-    )
-
-
-def rater_noise(row: int) -> float:
-    """The noise with which raters saw a picture: drawn once."""
-    return float(np.random.default_rng((41, int(row))).normal(0, PREFERENCE_NOISE))
+def prompt_with_word(split: Split, rng: np.random.Generator) -> str:
+    """A short prompt with a word: outside training one that training never shows, and shapes that it does."""
+    drawn = sample_scene(rng, "train", word_probability=1.0)
+    word = drawn.word
+    while split != "train" and not (word and is_unseen_word(word.text)):
+        word = sample_word(rng, split)
+    return short(replace(drawn, word=word), say_word=True)
 
 
 def pack(work: Path, device: str) -> None:
     """Everything that a user needs, in fp16, into the package; configs say float32 so that stock loading agrees."""
     shutil.rmtree(WEIGHTS, ignore_errors=True)
-    for folder in ("pipeline", "aesthetic_clip", "clip_constraint"):
+    for folder in ("pipeline", "aesthetic_clip", "clip_constraint", "pickscore", "imagereward", "recogniser"):
         shutil.copytree(work / folder, WEIGHTS / folder)
     for file in ("aesthetic.safetensors", "hpsv2.safetensors", "hpsv2.json"):
         shutil.copy(work / file, WEIGHTS / file)
@@ -498,16 +373,12 @@ def pack(work: Path, device: str) -> None:
 def report(work: Path, device: str) -> None:
     """Measure what is packed and print the table that stands in the toybox's README."""
     model = StableDiffusion.load(str(WEIGHTS / "pipeline"), device)
-    scorers = {
-        "aesthetic": Aesthetic.load(str(WEIGHTS / "aesthetic_clip"), str(WEIGHTS / "aesthetic.safetensors")),
-        "preference": HPSv2.load(str(WEIGHTS / "hpsv2.safetensors"), str(WEIGHTS / "pipeline/tokenizer")),
-        "clip constraint": ClipScore.load(str(WEIGHTS / "clip_constraint")),
-    }
-    samples = load_samples(work)
+    rated, _ = rated_pictures(work)
     rows = [
         *measure_toybox.judge_figures(model.vae),
         *measure_toybox.generator_figures(model, read_prompts(PROMPTS / "validation.txt")[:64], (0, 1, 2)),
-        *measure_toybox.scorer_figures(scorers, samples, is_unseen_sample(samples[2]), preference_opinion, rater_noise),
+        *measure_toybox.scorer_figures(packed_scorers(WEIGHTS), rated),
+        *measure_toybox.recogniser_figures(load_recogniser(str(WEIGHTS / "recogniser")), model.vae),
     ]
     measure_toybox.print_table(rows, measure_toybox.stage_seconds(work), WEIGHTS)
 
@@ -517,11 +388,6 @@ CONTEXT = 40  # tokens, start and end included
 CLIP_CAPTIONS: dict[Kind, float] = {"short": 0.3, "descriptive": 0.5, "alt": 0.2}
 UNET_CAPTIONS: dict[Kind, float] = {"short": 0.5, "descriptive": 0.2, "alt": 0.3}
 UNET_STEPS = 10_000
-SAMPLE_PROMPTS, PICTURES = 1250, 4
-SAMPLE_SETTINGS = ((4, 2.0), (5, 4.0), (8, 1.0), (8, 3.0), (12, 2.0), (15, 3.0))  # (steps, guidance_scale)
-AESTHETIC_WIDTHS = (64, 32, 16, 8, 1)
-AESTHETIC_NOISE = 0.7  # standard deviation, in points of 1 to 10
-PREFERENCE_NOISE = 0.15  # standard deviation, in the unit of preference_opinion
 WEIGHTS = Path("textcraftor/toybox/weights")
 PROMPTS = Path("textcraftor/toybox/prompts")
 STAGES: dict[str, Callable[[Path, str], None]] = {
@@ -534,9 +400,7 @@ STAGES: dict[str, Callable[[Path, str], None]] = {
     "unet": train_unet,
     "pipeline": assemble,
     "prompts": write_prompts,
-    "samples": generate_samples,
-    "aesthetic": train_aesthetic,
-    "preference": train_preference,
+    **SCORER_STAGES,
     "pack": pack,
     "report": report,
 }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -31,7 +33,7 @@ def test_help_lists_every_command(tmp_path):
 
 def test_the_commands_and_keys_that_scripts_rely_on_stay(configure):
     """Freezes the command line's surface."""
-    assert set(COMMANDS) >= {"train", "generate"}
+    assert set(COMMANDS) >= {"train", "generate", "score", "fetch"}
     train, generate = configure("train"), configure("generate", "prompt='a red circle'")
     assert {"run_dir", "name", "seed", "device", "dtype", "negative_prompt"} <= set(train)
     assert {"steps", "batch_size"} <= set(train.training)
@@ -41,6 +43,8 @@ def test_the_commands_and_keys_that_scripts_rely_on_stay(configure):
     assert "path" in train.model
     assert all("weight" in part for part in train.rewards.values())
     assert {"prompt", "negative_prompt", "tuned", "seeds", "run_dir"} <= set(generate)
+    assert {"rewards", "images", "prompts", "run_dir"} <= set(configure("score"))
+    assert set(configure("fetch")) == set(train)
 
 
 @pytest.mark.parametrize("group", [path.name for path in config_dir().iterdir() if path.is_dir()])
@@ -82,6 +86,9 @@ def test_prompts_are_taken_literally(configure):
         (["train", "run_dir=finished"], "holds a finished run"),
         (["train", "dtype=float8"], "dtype=float8 must be one of"),
         (["train", "model=sd15"], "prompts.path is needed"),
+        (["train", "+rewards.x.weight=1", "+rewards.x.reward._target_=gone.Scorer"], "gone.Scorer cannot be loaded"),
+        (["score"], "images is needed"),
+        (["score", "images=finished"], "holds no picture"),
         (["generate"], "give either prompt='...' or prompts.path=FILE"),
         (["generate", "prompt=a red elephant"], "tokenizer does not know elephant"),
         (["generate", "prompt=a red circle", "tuned.a=missing"], "tuned.a=missing holds no conditioning.json"),
@@ -116,6 +123,27 @@ def test_train_then_generate_from_another_folder(tmp_path):
         assert picture.size == (64, 64)
         assert picture.text["prompt"] == prompt
         assert picture.text["seed"] == "3"
+
+
+def test_a_scorer_in_a_users_own_file_trains_and_scores(tmp_path):
+    """Nothing is registered: a function is named by its import path, from the folder in which the user works."""
+    lines = ["def redness(images, prompts):", "    red, green, blue = images.unbind(1)"]
+    (tmp_path / "my_scorers.py").write_text("\n".join([*lines, "    return (red - (green + blue) / 2).mean((1, 2))"]))
+    named = ["_target_=my_scorers.redness", "_partial_=true"]
+    own = ["+rewards.red.weight=5", *(f"+rewards.red.reward.{part}" for part in named)]
+    trained = textcraftor("train", *QUICK, "training.steps=1", "rewards=aesthetic", *own, "name=red", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "reward/red" in (tmp_path / "runs" / "red" / "metrics.jsonl").read_text()
+    made = textcraftor("generate", "prompt=a red circle", "seeds=[0,1]", "name=g", "sampling.steps=2", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    scored = textcraftor("score", "rewards=clip", *own, "images=generated/g", "name=s", cwd=tmp_path)
+    assert scored.returncode == 0, scored.stderr
+    assert "wrote scores/s" in scored.stdout
+    rows = [json.loads(line) for line in (tmp_path / "scores" / "s" / "scores.jsonl").read_text().splitlines()]
+    with Image.open(tmp_path / "generated" / "g" / rows[0]["image"]) as picture:
+        red, green, blue = np.asarray(picture, dtype=float).mean((0, 1)) / 255
+    assert rows[0]["red"] == pytest.approx(red - (green + blue) / 2, abs=1e-5)
+    assert len(rows) == 2
 
 
 def test_a_sweep_gives_each_job_a_numbered_folder(tmp_path):

@@ -14,6 +14,8 @@ from pathlib import Path
 COMMANDS = {
     "train": ("textcraftor.training.run", "tune a text encoder by reward"),
     "generate": ("textcraftor.inference.run", "make pictures with a tuned encoder, or without"),
+    "score": ("textcraftor.evaluation.score", "score a folder of pictures by any mix of rewards"),
+    "fetch": ("textcraftor.fetch", "download what a configuration names, ahead of time"),
 }
 LITERAL = ("prompt", "negative_prompt")  # taken as typed, never parsed
 USAGE = """\
@@ -130,9 +132,10 @@ def launch(command: str, overrides: list[str]) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     register()
+    sys.path.append(os.getcwd())  # so that a user's own scorer in the working folder is found
     module = importlib.import_module(COMMANDS[command][0])
 
-    def task(config) -> float | None:
+    def task(config) -> float | str | None:
         folder = Path(HydraConfig.get().runtime.output_dir)
         with one_line_errors():
             try:
@@ -141,7 +144,7 @@ def launch(command: str, overrides: list[str]) -> None:
                 with contextlib.suppress(OSError):  # an empty folder is no result; one with files stays
                     folder.rmdir()
                     folder.parent.rmdir()
-        print(f"textcraftor: wrote {os.path.relpath(folder)}")
+        print(f"textcraftor: {result if isinstance(result, str) else f'wrote {os.path.relpath(folder)}'}")
         return result
 
     if all("=" in override or override.startswith("~") for override in overrides):  # no Hydra flags: one job

@@ -13,14 +13,16 @@ from accelerate import Accelerator
 from PIL import Image
 
 from tests.conftest import PROMPTS, QUICK
+from textcraftor.cli import config_dir
 from textcraftor.data.prompts import PromptDraw
 from textcraftor.errors import UsageError
 from textcraftor.models.loading import load_model
 from textcraftor.models.tuning import PREFIX
+from textcraftor.rewards.mix import RewardMix, load_mix
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.sampling.gradients import last_k
 from textcraftor.training import reward_tuning
-from textcraftor.training.run import check, load_rewards, run, split_prompts
+from textcraftor.training.run import check, run, split_prompts
 
 KEPT = {
     "config.yaml",
@@ -75,6 +77,20 @@ def test_a_run_writes_its_folder_and_two_runs_with_one_seed_agree_exactly(go):
         assert sheet.size[0] > 256
 
 
+SHORT = ("training.steps=1", "evaluation.prompts=2", "evaluation.watch=1", "evaluation.seeds=[0]", "sampling.steps=2")
+
+
+@pytest.mark.parametrize("preset", sorted(file.stem for file in (config_dir() / "rewards").glob("*.yaml")))
+def test_every_mix_trains(go, preset):
+    folder = go(
+        preset, *SHORT, f"rewards={preset}", f"normalize_rewards={'true' if preset == 'preference' else 'false'}"
+    )
+    summary = json.loads((folder / "summary.json").read_text())
+    assert all(math.isfinite(value) for value in summary["after"].values())
+    if preset == "preference":  # standardised by the untuned model's pictures
+        assert summary["before"]["total"] == pytest.approx(0, abs=1e-5)
+
+
 def test_only_the_tuned_encoder_changes_and_nothing_frozen_has_a_gradient(configure, monkeypatch, tmp_path):
     config = configure("train", *QUICK, f"run_dir={tmp_path}")
     models = []
@@ -107,7 +123,7 @@ def test_evaluation_during_training_does_not_touch_training(go):
 
 def test_tuning_on_one_batch_raises_its_reward(model, sampling, configure):
     """The sign and the path of the gradient: ascending on fixed prompts and noise must raise the score."""
-    mix = load_rewards(configure("train", "rewards=aesthetic").rewards)
+    mix = load_mix(configure("train", "rewards=aesthetic").rewards)
     scores = []
     reward_tuning.tune_by_reward(
         model,
@@ -130,11 +146,8 @@ def test_a_reward_that_is_not_a_number_stops_the_run_and_names_it(go, monkeypatc
         def forward(self, images, prompts):
             return images.mean((1, 2, 3)) * math.nan
 
-    from textcraftor.rewards.mix import RewardMix
-
-    monkeypatch.setattr(
-        "textcraftor.training.run.load_rewards", lambda _: RewardMix({"broken": Broken()}, {"broken": 1.0})
-    )
+    mix = RewardMix({"broken": Broken()}, {"broken": 1.0})
+    monkeypatch.setattr("textcraftor.training.run.load_mix", lambda config, normalize: mix)
     with pytest.raises(FloatingPointError, match=r"step 0: loss is nan; prompts \["):
         go("nan")
 
@@ -165,7 +178,13 @@ def test_training_and_held_out_prompts_never_overlap(configure, tmp_path):
         ("training.steps=0", "training.steps=0 must be at least 1"),
         ("conditioning={tuned_on: last_n, n: 20}", "conditioning.n=20"),
         ("prompts.path=/nowhere.txt", "does not exist"),
-        ("rewards={aesthetic: {weight: 0}, hpsv2: {weight: 0}, clip: {weight: 0}}", "every weight is 0"),
+        ("rewards.hpsv2.reward.checkpoint=/nowhere.pt", r"rewards.hpsv2.reward.checkpoint=/nowhere.pt does not exist"),
+        ("+rewards.mine.weight=1", "rewards.mine needs both"),
+        ("scorer_dtype=int8", "scorer_dtype=int8 must be one of"),
+        (
+            "rewards={aesthetic: {weight: 0}, hpsv2: {weight: 0}, clip: {weight: 0}, pickscore: {weight: 0}}",
+            "every weight is 0",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_model_loads(configure, tmp_path, override, message):

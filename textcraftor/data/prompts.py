@@ -2,29 +2,61 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from textcraftor.assets import is_address, local_file
 from textcraftor.errors import UsageError
+
+COLUMNS = ("prompt", "text", "caption")  # the names under which tables keep prompts, in any case
 
 
 def read_prompts(path: str | Path | None) -> list[str]:
-    """The prompts of a text file, one a line; empty lines are left out.
+    """The prompts of a file, empty ones left out: text (one a line), `.tsv` with a header, `.json` or `.jsonl`.
+
+    Args:
+        path: a local path, `hf://owner/repo/file` or `https://host/file#sha256=...`.
 
     Raises:
-        UsageError: no such file, or no prompt in it.
+        UsageError: no such file, no column of prompts, or no prompt in it.
     """
     if path is None:
         raise UsageError("prompts.path is needed: give a text file with one prompt a line")
-    file = Path(path)
-    if not file.is_file():
+    if not is_address(str(path)) and not Path(path).expanduser().is_file():
         raise UsageError(f"prompts.path={path} does not exist: give a text file with one prompt a line")
-    prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    file = local_file(str(path), "prompts.path")
+    text = file.read_text(encoding="utf-8")
+    try:
+        match file.suffix:
+            case ".tsv":
+                found = [
+                    _prompt_of(row) for row in csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
+                ]
+            case ".json":
+                found = [_prompt_of(row) for row in json.loads(text)]
+            case ".jsonl":
+                found = [_prompt_of(json.loads(line)) for line in text.splitlines() if line.strip()]
+            case _:
+                found = text.splitlines()
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UsageError(f"prompts.path={path}: expected rows with one of {', '.join(COLUMNS)}: {error}") from error
+    prompts = [prompt.strip() for prompt in found if prompt.strip()]
     if not prompts:
         raise UsageError(f"prompts.path={path} holds no prompt: write one prompt a line")
     return prompts
+
+
+def _prompt_of(row: str | dict[str, str]) -> str:
+    """The prompt of one row of a table."""
+    if isinstance(row, str):
+        return row
+    names = {name.lower(): name for name in row}
+    return row[names[next(name for name in COLUMNS if name in names)]] if set(COLUMNS) & set(names) else row["prompt"]
 
 
 @dataclass(frozen=True)

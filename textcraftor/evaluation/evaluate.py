@@ -59,7 +59,7 @@ def evaluate(
     scores: dict[str, list[np.ndarray]] = {}
     for batch, said in zip(images.split(batch_size), batches(texts, batch_size), strict=True):
         parts = mix(batch.to(model.device), said)
-        for name, score in {**parts, "total": mix.total(parts)}.items():
+        for name, score in {**parts, "total": mix.total(parts), **mix.measure(batch.to(model.device), said)}.items():
             scores.setdefault(name, []).append(score.float().cpu().numpy())
     figures = {name: np.concatenate(parts) for name, parts in scores.items()}
     if judge is not None:

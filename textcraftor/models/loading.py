@@ -13,12 +13,21 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load_model(config: DictConfig) -> StableDiffusion:
-    """Build `config.model` on `config.device` in `config.dtype`; device `auto` takes a GPU where there is one."""
-    if config.dtype not in DTYPES:
-        raise UsageError(f"dtype={config.dtype} must be one of {', '.join(DTYPES)}")
-    device = config.device
+    """Build `config.model` on `config.device` in `config.dtype`."""
+    return instantiate(config.model.load, device=device_of(config.device), dtype=dtype_of(config, "dtype"))
+
+
+def device_of(device: str) -> str:
+    """The device that a configuration means; `auto` takes a GPU where there is one."""
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"device={device}, but this machine or this build of torch has no CUDA: use device=cpu")
-    return instantiate(config.model.load, device=device, dtype=DTYPES[config.dtype])
+    return device
+
+
+def dtype_of(config: DictConfig, key: str) -> torch.dtype:
+    """The dtype that a configuration names under `key`."""
+    if config[key] not in DTYPES:
+        raise UsageError(f"{key}={config[key]} must be one of {', '.join(DTYPES)}")
+    return DTYPES[config[key]]

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from textcraftor.errors import UsageError
 
+RANGE_TOLERANCE = 1e-3  # what rounding in half precision may add to [0, 1]
+
 
 class Reward(nn.Module):
     """A frozen scorer. Higher is better; the gradient reaches the images and nothing else.
@@ -21,31 +23,69 @@ class Reward(nn.Module):
         """Score images in [0, 1] against their own prompts."""
         raise NotImplementedError(f"{type(self).__name__} does not implement score(images, prompts)")
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise UsageError(f"images of shape {tuple(images.shape)}: expected (batch, 3, height, width)")
-        if len(prompts) != len(images):
-            raise UsageError(f"{len(prompts)} prompts for {len(images)} images: give one each")
-        return self.score(images, prompts)
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that this scorer cannot judge, before any training step."""
+
+    def measure(
+        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
+    ) -> dict[str, Float[Tensor, " batch"]]:
+        """Figures by name that have no gradient but that people report; NaN where one does not apply."""
+        return {}
+
+    def forward(self, images: Tensor, prompts: Sequence) -> Float[Tensor, " batch"]:
+        check_images(images)
+        check_prompts(prompts, len(images))
+        half = images.dtype in (torch.float16, torch.bfloat16)
+        return self.score(images.float() if half else images, prompts)
 
     def freeze(self) -> Reward:
         return self.eval().requires_grad_(False)
 
 
-class TextFeatures:
-    """Text features by prompt: frozen, so computed once each."""
+def check_images(images: Tensor) -> None:
+    """Refuse what is no batch of pictures.
 
-    def __init__(self, limit: int = 100_000) -> None:
-        self._features: dict[str, Tensor] = {}
-        self._limit = limit
+    The range is not read of pictures that come out of a chain: it clamps them, the training loop names a NaN
+    itself, and reading it would halt the device at every step.
+    """
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
+        shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise UsageError(f"images of shape {shape}: expected a tensor (batch, 3, height, width)")
+    if not images.is_floating_point():
+        raise UsageError(f"images of dtype {images.dtype}: expected floats in [0, 1]; divide 8-bit pictures by 255")
+    if images.requires_grad and not images.is_leaf:
+        return
+    low, high = (float(value) for value in images.detach().aminmax())
+    if low != low:
+        raise UsageError("images hold NaN: expected values in [0, 1]")
+    if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
+        raise UsageError(
+            f"images in [{low:.3g}, {high:.3g}]: expected [0, 1]; rescale pictures in [-1, 1] by x / 2 + 0.5"
+        )
 
-    @torch.no_grad()
-    def get(self, prompts: Sequence[str], encode) -> Float[Tensor, "batch features"]:
-        """The features of each prompt; `encode` is called with those that are new."""
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._features]
-        if new:
-            if len(self._features) + len(new) > self._limit:
-                self._features.clear()
-                new = list(dict.fromkeys(prompts))
-            self._features |= dict(zip(new, encode(new), strict=True))
-        return torch.stack([self._features[prompt] for prompt in prompts])
+
+def check_prompts(prompts: Sequence, count: int) -> None:
+    """Refuse prompts that are no strings, empty, or not one for each picture."""
+    if isinstance(prompts, str) or len(prompts) != count:
+        given = 1 if isinstance(prompts, str) else len(prompts)
+        raise UsageError(f"{given} prompts for {count} images: give a list with one each")
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise UsageError(f"prompt {index} is {prompt!r}, a {type(prompt).__name__}: expected a string")
+        if not prompt.strip():
+            raise UsageError(f"prompt {index} is empty: a scorer needs to know what was asked for")
+
+
+class FunctionReward(Reward):
+    """A plain function `function(images, prompts) -> scores` as a scorer."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
+        scores = self.function(images, prompts)
+        if not isinstance(scores, Tensor) or scores.shape != (len(images),):
+            shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise UsageError(f"{self.function}: returned {shape} for {len(images)} images; expected ({len(images)},)")
+        return scores

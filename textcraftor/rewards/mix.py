@@ -2,36 +2,152 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from textcraftor.assets import is_address, looks_local
 from textcraftor.errors import UsageError
+from textcraftor.rewards.base import FunctionReward, Reward, check_prompts
+
+Scores = Mapping[str, Float[Tensor, " batch"]]
 
 
 class RewardMix(nn.Module):
     """Scorers by name with their weights (TextCraftor, eq. 7).
 
     Args:
-        rewards: modules `reward(images, prompts) -> (batch,)`.
+        rewards: modules or functions `reward(images, prompts) -> (batch,)`.
         weights: one for each; a scorer with weight 0 is measured and adds nothing.
+        normalize: standardise every score before it is weighted, so that weights compare scorers of any scale.
+        momentum: of the running mean and variance.
     """
 
-    def __init__(self, rewards: Mapping[str, nn.Module], weights: Mapping[str, float]) -> None:
+    mean: Tensor
+    variance: Tensor
+    first_mean: Tensor
+    first_variance: Tensor
+
+    def __init__(
+        self,
+        rewards: Mapping[str, nn.Module | Callable],
+        weights: Mapping[str, float],
+        normalize: bool = False,
+        momentum: float = 0.99,
+    ) -> None:
         super().__init__()
         if not rewards or set(rewards) != set(weights):
             raise UsageError(f"rewards {sorted(rewards)} and weights {sorted(weights)} must name the same scorers")
-        self.rewards = nn.ModuleDict(dict(rewards)).eval().requires_grad_(False)
-        self.weights = dict(weights)
+        modules = {
+            name: reward if isinstance(reward, nn.Module) else FunctionReward(reward)
+            for name, reward in rewards.items()
+        }
+        self.rewards = nn.ModuleDict(modules).eval().requires_grad_(False)
+        self.weights, self.normalize, self.momentum = dict(weights), normalize, momentum
+        for name in ("", "first_"):
+            self.register_buffer(f"{name}mean", torch.zeros(len(modules)))
+            self.register_buffer(f"{name}variance", torch.ones(len(modules)))
 
     def forward(
         self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
     ) -> dict[str, Float[Tensor, " batch"]]:
-        """Every scorer's scores by name, unweighted."""
-        return {name: reward(images, prompts) for name, reward in self.rewards.items()}
+        """Every scorer's scores by name, unweighted. One that adds nothing passes no gradient."""
+        scores = {}
+        for name, reward in self.rewards.items():
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.weights[name] != 0):
+                scores[name] = reward(images, prompts)
+        return scores
 
-    def total(self, scores: Mapping[str, Float[Tensor, " batch"]]) -> Float[Tensor, " batch"]:
-        """The weighted sum of what `forward` returned."""
-        return torch.stack([self.weights[name] * score for name, score in scores.items()]).sum(0)
+    def total(self, scores: Scores) -> Float[Tensor, " batch"]:
+        """The weighted sum of what `forward` returned: the figure that is compared before and after.
+
+        With `normalize` each score is standardised as it was before training, see `start`.
+        """
+        return self._weighted(scores, self.first_mean, self.first_variance)
+
+    def objective(self, scores: Scores) -> Float[Tensor, " batch"]:
+        """What training raises: `total`, but with `normalize` by running statistics, which this batch joins."""
+        if self.normalize:
+            self._observe(scores)
+        return self._weighted(scores, self.mean, self.variance)
+
+    def _weighted(self, scores: Scores, mean: Tensor, variance: Tensor) -> Float[Tensor, " batch"]:
+        parts = [
+            self.weights[name] * ((score - mean[i]) / variance[i].sqrt() if self.normalize else score)
+            for i, (name, score) in enumerate(scores.items())
+        ]
+        return torch.stack(parts).sum(0)
+
+    @torch.no_grad()
+    def start(self, scores: Scores) -> None:
+        """Take mean and variance from these scores: of the untuned model's pictures, before training."""
+        each = torch.stack([score.to(self.mean) for score in scores.values()])
+        self.first_mean, self.first_variance = each.mean(1), each.var(1).clamp_min(1e-12)
+        self.mean, self.variance = self.first_mean, self.first_variance
+
+    @torch.no_grad()
+    def _observe(self, scores: Scores) -> None:
+        each = torch.stack([score.detach().to(self.mean) for score in scores.values()])
+        self.mean = self.mean.lerp(each.mean(1), 1 - self.momentum)
+        spread = (each - self.mean[:, None]).pow(2).mean(1)
+        self.variance = self.variance.lerp(spread, 1 - self.momentum).clamp_min(1e-12)
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that a scorer cannot judge."""
+        check_prompts(prompts, len(prompts))
+        for reward in self.rewards.values():
+            if isinstance(reward, Reward):
+                reward.check(prompts)
+
+    def measure(
+        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
+    ) -> dict[str, Float[Tensor, " batch"]]:
+        """What scorers report beside their scores, as `<name>/<figure>`."""
+        return {
+            f"{name}/{figure}": values
+            for name, reward in self.rewards.items()
+            if isinstance(reward, Reward)
+            for figure, values in reward.measure(images, prompts).items()
+        }
+
+
+def check_mix(config: Mapping) -> None:
+    """Refuse a mix that cannot be loaded, before anything is."""
+    if not parts_of(config):
+        raise UsageError("rewards names no scorer: choose a mix, such as rewards=hpsv2")
+    for name, part in parts_of(config).items():
+        if "reward" not in part or "weight" not in part:
+            raise UsageError(f"rewards.{name} needs both reward._target_ and weight")
+        for key, value in part.reward.items():
+            local = isinstance(value, str) and not str(key).startswith("_") and not is_address(value)
+            if local and looks_local(value) and not Path(value).expanduser().exists():
+                raise UsageError(f"rewards.{name}.reward.{key}={value} does not exist")
+
+
+def parts_of(config: Mapping) -> dict[str, Any]:
+    """The scorers of a mix by name; `rewards.<name>=null` takes one out."""
+    return {str(name): part for name, part in config.items() if part is not None}
+
+
+def load_mix(config: Mapping, normalize: bool = False) -> RewardMix:
+    """The mix that `rewards` describes: name -> {reward, weight}.
+
+    A scorer is whatever `reward._target_` names: a class, a function that loads one, or, with `_partial_: true`, a
+    function of images and prompts.
+    """
+    rewards = {}
+    for name, part in parts_of(config).items():
+        try:
+            rewards[name] = instantiate(part.reward)
+        except InstantiationException as error:
+            if isinstance(error.__cause__, UsageError):
+                raise error.__cause__ from error
+            reason = " ".join(str(error).split())
+            raise UsageError(f"rewards.{name}: {part.reward.get('_target_')} cannot be loaded: {reason}") from error
+    return RewardMix(rewards, {name: float(part.weight) for name, part in parts_of(config).items()}, normalize)

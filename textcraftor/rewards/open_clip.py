@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
+from textcraftor.assets import local_file
 from textcraftor.errors import UsageError
-from textcraftor.rewards.checkpoints import load_state
+from textcraftor.rewards.checkpoints import build, load_state, require_keys
+
+LAYOUT = "an open_clip CLIP state dict"
+# open_clip's names: (width, layers, heads, patch, MLP width) of the vision tower, (width, layers, heads) of the text
+# tower, embedding. A state dict says neither the heads nor the activation.
+ARCHITECTURES = {
+    "ViT-B-32": ((768, 12, 12, 32, 3072), (512, 12, 8), 512),
+    "ViT-L-14": ((1024, 24, 16, 14, 4096), (768, 12, 12), 768),
+    "ViT-H-14": ((1280, 32, 16, 14, 5120), (1024, 24, 16), 1024),
+    "ViT-bigG-14": ((1664, 48, 16, 14, 8192), (1280, 32, 20), 1280),
+}
 
 _BLOCK = {
     "ln_1": "layer_norm1",
@@ -67,16 +77,14 @@ def _joint_projections(config: CLIPConfig) -> dict[str, list[str]]:
     }
 
 
-def to_transformers(state: Mapping[str, Tensor], config: CLIPConfig) -> dict[str, Tensor]:
+def to_transformers(state: Mapping[str, Tensor], config: CLIPConfig, source: str = "checkpoint") -> dict[str, Tensor]:
     """Rename and split an open_clip state dict.
 
     Raises:
         UsageError: naming the first key that is missing.
     """
     singles, joint = key_map(config), _joint_projections(config)
-    for key in (*singles, *joint, *_PROJECTIONS):
-        if key not in state:
-            raise UsageError(f"checkpoint: key {key!r} is missing; expected an open_clip CLIP state dict")
+    require_keys(state, (*singles, *joint, *_PROJECTIONS), source, LAYOUT)
     converted = {new: state[old] for old, new in singles.items()}
     converted |= {new: state[old].T.contiguous() for old, new in _PROJECTIONS.items()}
     for old, parts in joint.items():
@@ -92,16 +100,44 @@ def from_transformers(state: Mapping[str, Tensor], config: CLIPConfig) -> dict[s
     return converted
 
 
-def load_open_clip(checkpoint: str) -> CLIPModel:
+def architecture_config(architecture: str) -> CLIPConfig:
+    """The CLIPConfig of an open_clip model name (`-quickgelu` as open_clip writes it), or of a JSON file."""
+    if architecture.endswith(".json"):
+        return CLIPConfig.from_dict(json.loads(local_file(architecture, "CLIP architecture").read_text()))
+    name, _, suffix = architecture.partition("-quickgelu")
+    if name not in ARCHITECTURES or suffix:
+        known = ", ".join(ARCHITECTURES)
+        raise UsageError(f"architecture={architecture} is unknown: one of {known}, or a CLIPConfig as .json")
+    (width, layers, heads, patch, inner), (text_width, text_layers, text_heads), embedding = ARCHITECTURES[name]
+    activation = "gelu" if name == architecture else "quick_gelu"
+    vision = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "patch_size": patch,
+        "intermediate_size": inner,
+        "hidden_act": activation,
+        "projection_dim": embedding,
+    }
+    text = {
+        "hidden_size": text_width,
+        "num_hidden_layers": text_layers,
+        "num_attention_heads": text_heads,
+        "intermediate_size": 4 * text_width,
+        "hidden_act": activation,
+        "projection_dim": embedding,
+        "eos_token_id": 49407,
+    }
+    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=embedding)
+
+
+def load_open_clip(checkpoint: str, architecture: str) -> CLIPModel:
     """Load an open_clip checkpoint, `.safetensors` or `.pt` (weights at the top or under `state_dict`).
 
-    A JSON file of the same name beside it holds the `CLIPConfig`, which the state dict does not say (heads,
-    activation).
+    Args:
+        checkpoint: a local file, `hf://owner/repo/file` or an address.
+        architecture: open_clip's name of the model, or a JSON file with its `CLIPConfig`.
     """
-    state, sidecar = load_state(checkpoint, "open_clip checkpoint"), Path(checkpoint).with_suffix(".json")
-    if not sidecar.exists():
-        raise UsageError(f"{sidecar} does not exist: the CLIPConfig of {checkpoint} is needed beside it")
-    config = CLIPConfig.from_dict(json.loads(sidecar.read_text()))
-    model = CLIPModel(config)
-    model.load_state_dict({key: value.float() for key, value in to_transformers(state, config).items()})
-    return model
+    config = architecture_config(architecture)
+    state = to_transformers(load_state(checkpoint, "open_clip checkpoint"), config, checkpoint)
+    return build(lambda: CLIPModel(config), state, checkpoint, f"{LAYOUT} of {architecture}")

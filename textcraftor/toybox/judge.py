@@ -185,18 +185,19 @@ def read(picture: np.ndarray) -> Reading:
     # An object is a silhouette against the ground; its colour is that of most of its pixels.
     silhouettes, count = ndimage.label(ndimage.binary_opening(~clean & ~is_ink))
     for number in range(1, count + 1):
-        labels = label[(silhouettes == number) & (label >= 0)]
+        own = silhouettes == number
+        labels = label[own & (label >= 0)]
         if not len(labels):
             continue
         color = int(np.bincount(labels).argmax())
-        patch = ndimage.binary_dilation(silhouettes == number) & ~is_ink & (share[color] > 0.5)
+        patch = ndimage.binary_dilation(own) & ~is_ink & (share[color] > 0.5)
         if patch.sum() < MIN_AREA:
             continue
         overlap, shape, size, x, y = _match(patch)
         if overlap >= MIN_OVERLAP:
             shapes.append(SeenShape(names[color], shape, size, x, y, int(patch.sum())))
             known |= ndimage.binary_dilation(patch, iterations=2)
-    ink = np.where((off[-1] < COLOR_TOLERANCE) & ((label == -1) | (label == len(names) - 1)), share[-1], 0.0)
+    ink = np.where((off[-1] < COLOR_TOLERANCE) & ((label == -1) | is_ink), share[-1], 0.0)
     words = {row: _read_row(np.where(ink > 0.15, ink, 0)[top : top + LETTER_CELL]) for row, top in ROWS.items()}
     away = ndimage.binary_erosion(clean, iterations=2)  # from edges, where colours mix by right
     noise = float(pixels[away].std(0).mean() / 255) if away.any() else 1.0
@@ -238,7 +239,7 @@ def taste(reading: Reading) -> dict[str, float]:
     return {"taste": float(np.mean(list(parts.values()))), **parts}
 
 
-def _place_of(seen: SeenShape, row: str | None) -> str:
+def place_of(seen: SeenShape, row: str | None) -> str:
     word = Word("", row) if row else None
     offsets = {
         place: np.hypot(*np.subtract(center_of(SceneShape("", "", "", place), word), (seen.x, seen.y)))
@@ -254,7 +255,7 @@ def _shape_facts(wanted: WantedShape, seen: SeenShape | None, row: str | None) -
     if wanted.size:
         facts["size"] = facts["color"] and seen is not None and seen.size == wanted.size
     if wanted.place:
-        facts["place"] = facts["color"] and seen is not None and _place_of(seen, row) == wanted.place
+        facts["place"] = facts["color"] and seen is not None and place_of(seen, row) == wanted.place
     return facts
 
 

@@ -13,7 +13,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from textcraftor.training.fitting import FitSettings, fit, processes_of_this_run
+from textcraftor.training.fitting import FitSettings, autocast, fit, processes_of_this_run
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def tune_on_captions(
         captions = ["" if rng.random() < settings.caption_dropout else caption_of(int(index), rng) for index in indices]
         prompt_embeds = encode(captions)
         batch = latents[torch.from_numpy(indices)].to(device).float()
-        with torch.autocast(device.type, settings.autocast, enabled=settings.autocast != torch.float32):
+        with autocast(device, settings.autocast):
             return {"mse": denoising_loss(unet, scheduler, batch, prompt_embeds, settings.noise_bias)}
 
     learning = nn.ModuleDict({"unet": unet} | ({"text_encoder": text_encoder} if text_encoder else {}))

@@ -103,6 +103,11 @@ def fit(
     return model
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Compute in this dtype; float32 leaves everything as it is."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 def processes_of_this_run() -> PartialState:
     """Rank and number of processes, over gloo where there is no GPU."""
     return PartialState(cpu=not torch.cuda.is_available())

@@ -91,7 +91,7 @@ def tune_by_reward(
         latents = model.noise(seeds, sampling.height, sampling.width)
         latents = rollout(chain, latents, partial(schedule.at, encoded))
         scores = mix(model.decode(latents), prompts)
-        loss = -mix.total(scores).mean()
+        loss = -mix.objective(scores).mean()
 
         optimizer.zero_grad()
         accelerator.backward(loss)

@@ -21,21 +21,12 @@ from textcraftor.evaluation.evaluate import Evaluation, compare, evaluate
 from textcraftor.evaluation.report import before_after_sheet, write_report
 from textcraftor.inference.generate import Sampling
 from textcraftor.inference.pictures import contact_sheet, to_pil
-from textcraftor.models.loading import load_model
+from textcraftor.models.loading import dtype_of, load_model
 from textcraftor.models.stable_diffusion import StableDiffusion
 from textcraftor.models.tuning import save_text_encoder
-from textcraftor.rewards.mix import RewardMix
+from textcraftor.rewards.mix import check_mix, load_mix, parts_of
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.training.reward_tuning import RewardTuning, tune_by_reward
-
-
-def load_rewards(config: DictConfig) -> RewardMix:
-    """The mix that `rewards` describes: name -> {reward, weight}."""
-    parts = {str(name): part for name, part in config.items() if part is not None}
-    return RewardMix(
-        {name: instantiate(part.reward) for name, part in parts.items()},
-        {name: float(part.weight) for name, part in parts.items()},
-    )
 
 
 def split_prompts(config: DictConfig) -> tuple[list[str], list[str], list[str]]:
@@ -72,8 +63,11 @@ def check(config: DictConfig, folder: Path) -> None:
     for name in ("steps", "batch_size"):
         if config.training[name] < 1:
             raise UsageError(f"training.{name}={config.training[name]} must be at least 1")
-    if not any(part is not None and part.weight for part in config.rewards.values()):
+    check_mix(config.rewards)
+    if not any(part.weight for part in parts_of(config.rewards).values()):
         raise UsageError("rewards: every weight is 0, so there is nothing to learn from")
+    for key in ("dtype", "scorer_dtype"):
+        dtype_of(config, key)
     split_prompts(config)
     if (folder / "summary.json").exists():
         raise UsageError(f"run_dir={folder} holds a finished run: choose another run_dir= or name=, or delete it")
@@ -141,7 +135,10 @@ def run(config: DictConfig, folder: Path) -> float:
     torch.manual_seed(config.seed)
     model = load_model(config)
     model.check_prompts([*train_prompts, *held_out, *watched, config.sampling.negative_prompt])
-    mix, judge = load_rewards(config.rewards).to(model.device), instantiate(config.model.judge)
+    mix = load_mix(config.rewards, config.normalize_rewards).to(model.device)
+    mix.rewards.to(dtype_of(config, "scorer_dtype"))
+    mix.check([*train_prompts, *held_out, *watched])
+    judge = instantiate(config.model.judge)
     sampling = Sampling(**config.sampling)
     schedule = ConditioningSchedule.tuned_on(
         config.conditioning.tuned_on, config.conditioning.n, model.timesteps(sampling.steps)
@@ -152,6 +149,10 @@ def run(config: DictConfig, folder: Path) -> float:
     OmegaConf.save(config, folder / "config.yaml", resolve=True)
     clock.lap("load")
     before = look(schedule=ConditioningSchedule.original(), prompts=held_out, seeds=seeds)
+    if config.normalize_rewards:
+        scores = {name: torch.from_numpy(before.measures[name].ravel()).to(model.device) for name in mix.rewards}
+        mix.start(scores)
+        before.measures["total"] = mix.total(scores).cpu().numpy().reshape(len(held_out), len(seeds))
     clock.lap("before")
 
     accelerator = Accelerator(cpu=model.device.type == "cpu", log_with=config.tracker, project_dir=folder)

@@ -1,0 +1,83 @@
+"""Our scorers' answers to a job, under the names that the reference runners use."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from textcraftor.rewards.aesthetic import Aesthetic
+from textcraftor.rewards.base import Reward
+from textcraftor.rewards.clip import ClipSimilarity, PickScore
+from textcraftor.rewards.image_reward import ImageReward
+
+
+def picture(path: str) -> Tensor:
+    """A PNG as the rewards take pictures: float (1, 3, height, width) in [0, 1]."""
+    return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None].float() / 255
+
+
+def tokens(scorer: Reward, prompts: Sequence[str]) -> dict[str, Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a prompt longer than the context is meant
+        if isinstance(scorer, ClipSimilarity):
+            return {"ids": scorer.tokens(prompts)}
+        if isinstance(scorer, ImageReward):
+            return dict(zip(("ids", "mask"), scorer.tokens(prompts), strict=True))
+        return {}
+
+
+def score_pixels(scorer: Reward, pixels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """Score and image features of preprocessed pictures."""
+    if isinstance(scorer, ImageReward):
+        return {"score": scorer.score_pixels(pixels, prompts)}
+    features = scorer.embed_pixels(pixels)
+    if isinstance(scorer, Aesthetic):
+        return {"score": scorer.head(features.to(scorer.vision.dtype)).squeeze(-1).to(pixels.dtype)} | {
+            "image_features": features
+        }
+    scale = scorer.clip.logit_scale.exp().float() if isinstance(scorer, PickScore) else 1.0
+    return {"score": scale * (features * scorer.encode_text(prompts)).sum(-1), "image_features": features}
+
+
+def gradient(scorer: Reward, pixels: Tensor, prompt: str) -> Tensor:
+    """d score / d pixels of one picture."""
+    leaf = pixels.clone().requires_grad_()
+    score_pixels(scorer, leaf, [prompt])["score"].sum().backward()
+    return leaf.grad
+
+
+def answer(scorer: Reward, job: dict, same: int, gradients: int, half: int) -> dict[str, np.ndarray]:
+    """Scores of all pictures end to end; features, gradients and 16-bit scores of the first few."""
+    pictures, prompts = [picture(path) for path in job["pictures"]], job["prompts"]
+    found = {f"tokens_{key}": value for key, value in tokens(scorer, job["token_prompts"]).items()}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pixels = torch.cat([scorer.pixels(image) for image in pictures])
+        found["own_pixels"] = pixels
+        found["own_score"] = torch.cat(
+            [scorer(image, [prompt]) for image, prompt in zip(pictures, prompts, strict=True)]
+        )
+        if isinstance(scorer, ClipSimilarity):
+            found["text_features"] = scorer.encode_text(prompts)
+        rows = [score_pixels(scorer, pixels[[i]], [prompts[i]]) for i in range(same)]
+        found |= {f"same_{key}": torch.cat([row[key] for row in rows]) for key in (rows[0] if rows else {})}
+    if gradients:
+        found["gradients"] = torch.cat([gradient(scorer, pixels[[i]], prompts[i]) for i in range(gradients)])
+    if half:
+        found["half_score"] = sixteen_bit(scorer, pictures[:half], prompts[:half])
+    return {
+        key: value.detach().float().numpy() if value.is_floating_point() else value.numpy()
+        for key, value in found.items()
+    }
+
+
+@torch.no_grad()
+def sixteen_bit(scorer: Reward, pictures: list[Tensor], prompts: Sequence[str]) -> Tensor:
+    """Scores with all weights in bfloat16; the scorer stays so."""
+    scorer.to(torch.bfloat16)
+    return torch.cat([scorer(image, [prompt]).float() for image, prompt in zip(pictures, prompts, strict=True)])

@@ -1,0 +1,81 @@
+"""`textcraftor score`: pictures find their prompts in three ways, and one line a picture says what scorers think."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from tests.conftest import PROMPTS
+from textcraftor.errors import UsageError
+from textcraftor.evaluation.score import check, load_picture, pair, run
+from textcraftor.inference.pictures import save_png
+from textcraftor.rewards.mix import load_mix
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pictures, one of another size, with their prompts in the PNGs; and a sheet that is none."""
+    made = tmp_path / "made"
+    made.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for index, (prompt, size) in enumerate(zip(PROMPTS, (64, 96, 64), strict=True)):
+        picture = torch.rand(3, size, size, generator=generator)
+        save_png(picture, made / f"{index}.png", {"prompt": prompt})
+    save_png(torch.rand(3, 64, 64), made / "contact_sheet.png", {})
+    return made
+
+
+def scored(configure, tmp_path, name: str, *overrides: str) -> list[dict]:
+    config = configure("score", "rewards=hpsv2", "+reward@rewards.ocr=ocr", "device=cpu", *overrides)
+    run(config, tmp_path / name)
+    return [json.loads(line) for line in (tmp_path / name / "scores.jsonl").read_text().splitlines()]
+
+
+def test_three_ways_of_pairing_give_the_same_scores_as_python(configure, tmp_path, folder):
+    lines, rows = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
+    lines.write_text("\n".join(PROMPTS))
+    order = [2, 0, 1]
+    rows.write_text("\n".join(json.dumps({"image": f"{i}.png", "prompt": PROMPTS[i]}) for i in order))
+    by_png = scored(configure, tmp_path, "a", f"images={folder}", "batch_size=2")
+    by_order = scored(configure, tmp_path, "b", f"images={folder}", f"prompts.path={lines}")
+    by_name = scored(configure, tmp_path, "c", f"images={folder}", f"prompts.path={rows}")
+    assert [row["image"] for row in by_name] == [f"{i}.png" for i in order]
+    assert [row["prompt"] for row in by_png] == PROMPTS
+    mix = load_mix(configure("score", "rewards=hpsv2", "+reward@rewards.ocr=ocr").rewards)
+    for index in range(3):
+        image = load_picture(folder / f"{index}.png")[None]
+        expected = {name: float(value) for name, value in mix(image, PROMPTS[index : index + 1]).items()}
+        for row in (by_png[index], by_order[index], by_name[order.index(index)]):
+            assert {name: row[name] for name in expected} == pytest.approx(expected, abs=1e-4)
+            assert row["total"] == pytest.approx(100 * expected["hpsv2"] + expected["ocr"], abs=1e-2)
+            assert (row["ocr/accuracy"] is None) == ('"' not in PROMPTS[index])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("few.txt", "a red circle", "1 prompts in .*for 3 pictures"),
+        ("bad.jsonl", '{"image": "0.png"}', 'bad.jsonl:1: expected {"image"'),
+        ("empty.jsonl", '{"image": "0.png", "prompt": ""}', "empty.jsonl:1: prompt '' is no text"),
+        ("gone.jsonl", '{"image": "9.png", "prompt": "a star"}', "9.png does not exist"),
+    ],
+)
+def test_prompts_that_do_not_fit_are_refused(folder, tmp_path, name, text, line):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=line):
+        pair(folder, str(tmp_path / name))
+
+
+def test_pictures_that_cannot_be_read_are_named(configure, folder, tmp_path):
+    (folder / "3.png").write_bytes((folder / "0.png").read_bytes()[:900])
+    with pytest.raises(UsageError, match=r"3\.png is damaged"):
+        load_picture(folder / "3.png")
+    (folder / "3.png").write_text("no picture")
+    with pytest.raises(UsageError, match=r"3\.png is no picture"):
+        pair(folder, None)
+    with pytest.raises(UsageError, match="holds no picture"):
+        pair(tmp_path, None)
+    with pytest.raises(UsageError, match="images is needed"):
+        check(configure("score"), tmp_path)

@@ -1,0 +1,208 @@
+"""Text recognisers that a gradient can pass through: how likely is it that a crop of a picture says a given text?"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import (
+    AutoTokenizer,
+    PPOCRV5ServerRecForTextRecognition,
+    PreTrainedTokenizerBase,
+    VisionEncoderDecoderModel,
+)
+from transformers.image_utils import PILImageResampling
+
+from textcraftor.assets import folder_or_id, local_file
+from textcraftor.errors import UsageError
+from textcraftor.rewards.checkpoints import load_pretrained
+from textcraftor.rewards.preprocessing import normalize, resize
+from textcraftor.rewards.text import load_tokenizer
+
+MODES = {PILImageResampling.BILINEAR: "bilinear", PILImageResampling.BICUBIC: "bicubic"}
+
+
+class Recogniser(nn.Module):
+    """A frozen reader of single lines. Crops are float (crops, 3, height, width) in [0, 1]."""
+
+    def check(self, text: str) -> None:
+        """Refuse a text that this recogniser cannot write."""
+
+    def pixels(self, crops: Float[Tensor, "crops 3 height width"]) -> Tensor:
+        """The published preprocessing: one size for all crops, so that those of several sizes can be joined."""
+        raise NotImplementedError
+
+    def encode(self, pixels: Tensor) -> Float[Tensor, "crops positions features"]:
+        """What the recogniser sees in each crop."""
+        raise NotImplementedError
+
+    def log_likelihood(
+        self, seen: Float[Tensor, "pairs positions features"], texts: Sequence[str]
+    ) -> Float[Tensor, " pairs"]:
+        """log P(text | crop) per character, one text for each crop; `""` asks for P(no text)."""
+        raise NotImplementedError
+
+    def read(self, seen: Float[Tensor, "crops positions features"]) -> list[str]:
+        """The most likely text of each crop, greedily."""
+        raise NotImplementedError
+
+
+class TrOCR(Recogniser):
+    """TrOCR (Li et al. 2021): a vision transformer and an autoregressive decoder.
+
+    Args:
+        model: with a vision transformer as encoder.
+        tokenizer: the decoder's.
+        processing: the published `preprocessor_config.json`.
+    """
+
+    def __init__(
+        self,
+        model: VisionEncoderDecoderModel,
+        tokenizer: PreTrainedTokenizerBase,
+        processing: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.processing = model, tokenizer, processing
+        config = model.config.decoder
+        self.start, self.end = config.decoder_start_token_id, config.eos_token_id
+        self.eval().requires_grad_(False)
+
+    @classmethod
+    def load(cls, path: str) -> TrOCR:
+        model = load_pretrained(VisionEncoderDecoderModel, path, "recogniser", unused="pooler")
+        return cls(model, load_tokenizer(AutoTokenizer, path), read_json(path, "preprocessor_config.json"))
+
+    def pixels(self, crops: Float[Tensor, "crops 3 height width"]) -> Tensor:
+        size, said = self.processing["size"], self.processing
+        height, width = (size["height"], size["width"]) if isinstance(size, Mapping) else (size, size)
+        mode = MODES[said.get("resample", PILImageResampling.BILINEAR)]
+        return normalize(resize(crops, height, width, mode), said["image_mean"], said["image_std"])
+
+    def encode(self, pixels: Tensor) -> Float[Tensor, "crops positions features"]:
+        return self.model.encoder(pixels.to(self.model.dtype)).last_hidden_state
+
+    def log_likelihood(
+        self, seen: Float[Tensor, "pairs positions features"], texts: Sequence[str]
+    ) -> Float[Tensor, " pairs"]:
+        ids = [[*self.tokenizer(text, add_special_tokens=False).input_ids, self.end] for text in texts]
+        longest = max(map(len, ids))
+        said = torch.tensor([row + [self.end] * (longest - len(row)) for row in ids], device=seen.device)
+        real = torch.tensor([[1.0] * len(row) + [0.0] * (longest - len(row)) for row in ids]).to(seen)
+        before = torch.cat([torch.full_like(said[:, :1], self.start), said[:, :-1]], 1)
+        # A wider encoder reaches the decoder through a projection in some TrOCR-like models.
+        states = self.model.enc_to_dec_proj(seen) if hasattr(self.model, "enc_to_dec_proj") else seen
+        logits = self.model.decoder(input_ids=before, encoder_hidden_states=states, use_cache=False).logits
+        each = logits.to(real.dtype).log_softmax(-1).gather(-1, said[..., None])[..., 0]
+        return (each * real).sum(1) / characters(texts).to(real)
+
+    def read(self, seen: Float[Tensor, "crops positions features"]) -> list[str]:
+        states = self.model.enc_to_dec_proj(seen) if hasattr(self.model, "enc_to_dec_proj") else seen
+        said = torch.full((len(seen), 1), self.start, device=seen.device)
+        done = torch.zeros(len(seen), dtype=torch.bool, device=seen.device)
+        for _ in range(self.model.config.decoder.max_position_embeddings - 2):
+            logits = self.model.decoder(input_ids=said, encoder_hidden_states=states, use_cache=False).logits
+            following = logits[:, -1].argmax(-1).masked_fill(done, self.end)
+            said = torch.cat([said, following[:, None]], 1)
+            done |= following == self.end
+            if done.all():
+                break
+        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in said[:, 1:].tolist()]
+
+
+class PPOCR(Recogniser):
+    """PP-OCRv5's server recogniser: convolutions, two transformer blocks and CTC.
+
+    The mobile one and those of v6 are left out: their gradients all but vanish at random initialisation.
+
+    Args:
+        processing: the published `preprocessor_config.json`, whose `character_list` begins with CTC's blank.
+    """
+
+    def __init__(self, model: PPOCRV5ServerRecForTextRecognition, processing: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model, self.processing = model, processing
+        self.index = {character: index for index, character in enumerate(processing["character_list"])}
+        self.eval().requires_grad_(False)
+
+    @classmethod
+    def load(cls, path: str) -> PPOCR:
+        model = load_pretrained(PPOCRV5ServerRecForTextRecognition, path, "recogniser")
+        return cls(model, read_json(path, "preprocessor_config.json"))
+
+    def check(self, text: str) -> None:
+        strange = [character for character in text if character not in self.index]
+        if strange:
+            raise UsageError(f"the wanted text {text!r} holds {strange[0]!r}, which this recogniser cannot read")
+
+    def pixels(self, crops: Float[Tensor, "crops 3 height width"]) -> Tensor:
+        """As high as the model wants, as wide as the crop is then; narrower ones are padded with zeros."""
+        said = self.processing
+        height, full = said["size"]["height"], said["pad_size"]["width"]
+        width = min(full, math.ceil(height * crops.shape[-1] / crops.shape[-2]))
+        pixels = normalize(resize(crops, height, width, "bilinear"), said["image_mean"], said["image_std"])
+        return nn.functional.pad(pixels, (0, full - width))
+
+    def encode(self, pixels: Tensor) -> Float[Tensor, "crops positions features"]:
+        head = self.model.head
+        seen = self.model.model(pixels.to(self.model.dtype)).last_hidden_state
+        # The model itself ends in a softmax; its last linear layer's output is what CTC wants.
+        return head.head(head.encoder(seen).last_hidden_state)
+
+    def log_likelihood(
+        self, seen: Float[Tensor, "pairs positions features"], texts: Sequence[str]
+    ) -> Float[Tensor, " pairs"]:
+        for text in texts:
+            self.check(text)
+        targets = [torch.tensor([self.index[character] for character in text], dtype=torch.long) for text in texts]
+        places = seen.shape[1]
+        for text in texts:
+            if len(text) + sum(a == b for a, b in pairwise(text)) > places:
+                raise UsageError(f"the wanted text {text!r} is longer than the {places} places that are read at once")
+        losses = nn.functional.ctc_loss(
+            seen.log_softmax(-1).transpose(0, 1),
+            nn.utils.rnn.pad_sequence(targets, batch_first=True).to(seen.device),
+            torch.full((len(texts),), places),
+            torch.tensor([len(target) for target in targets]),
+            reduction="none",
+        )
+        return -losses / characters(texts).to(seen)
+
+    def read(self, seen: Float[Tensor, "crops positions features"]) -> list[str]:
+        best = seen.argmax(-1)
+        fresh = torch.cat([torch.ones_like(best[:, :1], dtype=torch.bool), best[:, 1:] != best[:, :-1]], 1)
+        names = self.processing["character_list"]
+        return [
+            "".join(names[index] for index, keep in zip(row, new, strict=True) if keep and index != 0).strip()
+            for row, new in zip(best.tolist(), fresh.tolist(), strict=True)
+        ]
+
+
+FAMILIES: dict[str, type[TrOCR] | type[PPOCR]] = {"vision-encoder-decoder": TrOCR, "pp_ocrv5_server_rec": PPOCR}
+
+
+def characters(texts: Sequence[str]) -> Tensor:
+    """The length of each text, at least 1."""
+    return torch.tensor([max(1, len(text)) for text in texts])
+
+
+def read_json(path: str, name: str) -> dict[str, Any]:
+    """A JSON file of a local folder or of a hub repository."""
+    file = local_file(str(Path(path) / name) if Path(path).is_dir() else f"hf://{path}/{name}", "recogniser")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def load_recogniser(path: str) -> Recogniser:
+    """Load the recogniser in a folder or hub repository; its `config.json` says of which family it is."""
+    path = folder_or_id(path, "recogniser")
+    family = read_json(path, "config.json").get("model_type")
+    if family not in FAMILIES:
+        raise UsageError(f"recogniser {path}: model_type {family!r} is not supported; use one of {', '.join(FAMILIES)}")
+    return FAMILIES[family].load(path)
