@@ -77,6 +77,7 @@ def test_prompts_are_taken_literally(configure):
     [
         (["trian"], "unknown command trian; did you mean train?"),
         (["train", "trainig.steps=3"], "unknown key trainig.steps; did you mean training.steps?"),
+        (["generate", "tuned.a=x", "rundir=y"], "unknown key rundir; did you mean run_dir?"),
         (["train", "rewards=hpsv3"], "Could not find 'rewards/hpsv3'"),
         (["train", "gradient.k=16"], "gradient.k=16 must lie between 1 and sampling.steps=15"),
         (["train", "model.path=/nowhere"], "model.path=/nowhere does not exist"),

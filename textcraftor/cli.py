@@ -92,6 +92,7 @@ def compose(command: str, overrides: Sequence[str]):
             known = [*_keys(plain), *(path.name for path in config_dir().iterdir() if path.is_dir())]
             typed = [override.partition("=")[0].lstrip("+~") for override in overrides]
             wrong = [key for key in typed if key.split("@")[0] not in known]
+            wrong.sort(key=lambda key: key not in str(error))  # keys under an open mapping are unknown too, and right
             near = difflib.get_close_matches(wrong[0], known, 1) if wrong else []
             lines = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
             hint = f"; did you mean {near[0]}?" if near else ""
