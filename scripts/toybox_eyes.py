@@ -25,7 +25,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from textcraftor.rewards.clip import ClipSimilarity
 from textcraftor.toybox.scenes import Scene
-from textcraftor.training.fitting import FitSettings, fit, processes_of_this_run
+from textcraftor.training.fitting import FitSettings, fit
+from textcraftor.training.processes import processes_of_this_run
 
 ATTENTION = {"attn_implementation": "eager"}  # on CPUs its backward pass is faster than the fused one's
 EMBEDDING = 256

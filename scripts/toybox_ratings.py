@@ -36,9 +36,9 @@ from textcraftor.toybox.scenes import (
     colors_on,
     sample_scene,
 )
-from textcraftor.training.fitting import processes_of_this_run
+from textcraftor.training.processes import processes_of_this_run
 
-SAMPLE_PROMPTS, VARIED_PROMPTS, PICTURES = 3000, 6000, 4
+SAMPLE_ROUNDS, SAMPLE_PROMPTS, VARIED_PROMPTS, PICTURES = 3, 3000, 6000, 4
 SAMPLE_SETTINGS = ((4, 2.0), (5, 4.0), (8, 1.0), (8, 3.0), (12, 2.0), (15, 3.0))  # (steps, guidance_scale)
 SPLIT_SEEDS: dict[Split, int] = {"train": 1, "validation": 2, "test": 3}
 SPOILED = 0.5  # share of the varied pictures that go through the autoencoder with noise in their latents
@@ -190,28 +190,50 @@ def load_rated(work: Path, name: str) -> Rated:
     return Rated(images, json.loads((work / f"{name}.json").read_text()), stored, said, facts)
 
 
-def generate_samples(work: Path, device: str) -> None:
-    """The generator's own pictures, good and bad.
+@dataclass(frozen=True)
+class SampleJobs:
+    """What the generator is asked for: what each picture is rated against, what it is made from, and how."""
 
-    Every prompt gets PICTURES pictures, each with a step count and guidance of its own; one in six is made from
-    another prompt than the one that it is rated against. Processes of one launch share the work.
+    prompts: list[str]
+    said: np.ndarray
+    shown: np.ndarray
+    setting: np.ndarray
+
+    @classmethod
+    def draw(cls, round_: int) -> SampleJobs:
+        """SAMPLE_PROMPTS prompts, PICTURES pictures each; one in six is made from another prompt than its own."""
+        rng = np.random.default_rng((11, round_) if round_ else 11)
+        prompts = [prompt_of(sample_scene(rng, "train"), rng) for _ in range(SAMPLE_PROMPTS)]
+        said = np.repeat(np.arange(len(prompts)), PICTURES)
+        shown = np.where(rng.random(len(said)) < 1 / 6, rng.permutation(said), said)
+        return cls(prompts, said, shown, rng.integers(len(SAMPLE_SETTINGS), size=len(said)))
+
+
+def generate_samples(work: Path, device: str) -> None:
+    """The generator's own pictures, good and bad, each with a step count and guidance of its own.
+
+    Processes of one launch share the work, which goes on where it was interrupted.
     """
-    rng = np.random.default_rng(11)
     model = StableDiffusion.load(str(work / "pipeline"), device)
-    prompts = [prompt_of(sample_scene(rng, "train"), rng) for _ in range(SAMPLE_PROMPTS)]
-    said = np.repeat(np.arange(len(prompts)), PICTURES)
-    shown = np.where(rng.random(len(said)) < 1 / 6, rng.permutation(said), said)
-    setting = rng.integers(len(SAMPLE_SETTINGS), size=len(said))
-    share = share_of_this_process(len(said))
+    rounds = [SampleJobs.draw(round_) for round_ in range(SAMPLE_ROUNDS)]
+    count = len(rounds[0].said)
+    share = share_of_this_process(SAMPLE_ROUNDS * count)
     images = np.empty((len(share), 3, 64, 64), dtype=np.uint8)
-    for index, (steps, guidance_scale) in enumerate(SAMPLE_SETTINGS):
-        mine = np.flatnonzero(setting[share] == index)
-        jobs = [(prompts[shown[row]], 1_000_000 + int(row)) for row in share[mine]]
-        sampling = Sampling(steps, guidance_scale, 64, 64)
-        made = generate(model, jobs, ConditioningSchedule.original(), sampling, batch_size=32)
-        images[mine] = (made * 255).round().byte().numpy()
-        print(f"samples: {steps} steps, guidance {guidance_scale}: {len(mine)} pictures", flush=True)
-    save_rated(work, "samples", images, prompts, said)
+    parts = work / "samples.parts"
+    parts.mkdir(exist_ok=True)
+    for round_, jobs in enumerate(rounds):
+        for index, (steps, guidance_scale) in enumerate(SAMPLE_SETTINGS):
+            chosen = (share // count == round_) & (jobs.setting[share % count] == index)
+            file = parts / f"{round_}_{index}_{processes_of_this_run().process_index}.npy"
+            if not file.exists():
+                asked = [(jobs.prompts[jobs.shown[row % count]], 1_000_000 + int(row)) for row in share[chosen]]
+                sampling = Sampling(steps, guidance_scale, 64, 64)
+                made = generate(model, asked, ConditioningSchedule.original(), sampling, batch_size=32)
+                np.save(file, (made * 255).round().byte().numpy())
+                print(f"samples: round {round_}, {steps} steps, guidance {guidance_scale}: {len(asked)}", flush=True)
+            images[chosen] = np.load(file)
+    said = np.concatenate([jobs.said + round_ * SAMPLE_PROMPTS for round_, jobs in enumerate(rounds)])
+    save_rated(work, "samples", images, [prompt for jobs in rounds for prompt in jobs.prompts], said)
 
 
 def _other(options: Sequence[str], present: str, rng: np.random.Generator) -> str:

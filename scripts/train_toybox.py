@@ -44,7 +44,8 @@ from textcraftor.toybox.captions import PUNCTUATION, VOCABULARY, Kind, caption, 
 from textcraftor.toybox.render import render
 from textcraftor.toybox.scenes import LETTERS, WORD_LENGTHS, Split, is_unseen_word, sample_scene, sample_word
 from textcraftor.training.caption_tuning import CaptionTuning, tune_on_captions
-from textcraftor.training.fitting import FitSettings, autocast, fit, processes_of_this_run
+from textcraftor.training.fitting import FitSettings, autocast, fit
+from textcraftor.training.processes import processes_of_this_run
 
 SCENES = 40_000
 

@@ -23,7 +23,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what libraries say while they are imported is not ours to mend
     from textcraftor.inference.generate import Sampling
     from textcraftor.models.stable_diffusion import StableDiffusion
+    from textcraftor.models.tuning import add_learners
 
+ROOT = config_dir().parent
 TOYBOX = config_dir().parent / "textcraftor" / "toybox"
 WEIGHTS = TOYBOX / "weights"
 PROMPTS = ["a red circle and a blue star", 'a small green square on the left with the word "KKQ"', "a pink cross"]
@@ -33,9 +35,9 @@ QUICK = (
     "gradient.k=2",
     "training.steps=2",
     "training.batch_size=2",
-    "training.watch_every=1",
+    "watch.every=1",
     "evaluation.prompts=3",
-    "evaluation.watch=2",
+    "watch.prompts=2",
     "evaluation.seeds=[0,1]",
     "device=cpu",
 )
@@ -43,7 +45,7 @@ QUICK = (
 
 @pytest.fixture(autouse=True)
 def _two_threads():
-    torch.set_num_threads(2)
+    torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
 
 
 @pytest.fixture
@@ -62,3 +64,22 @@ def configure():
     """Compose a command's configuration from overrides."""
     register()
     return lambda command, *overrides: compose(command, [*overrides])
+
+
+def add_text_encoder(model: StableDiffusion):
+    """A second encoder that learns, all of it; returns it."""
+    add_learners(model, {"text_encoder": {"lora": None, "lr": 1e-4, "span": [0, 1]}})
+    return model.text_encoders["tuned"]
+
+
+@pytest.fixture
+def go(configure, tmp_path):
+    """Run `train` with small settings; returns its folder."""
+    from textcraftor.training.run import run
+
+    def start(name: str, *overrides: str):
+        folder = tmp_path / name
+        run(configure("train", *QUICK, f"run_dir={folder}", *overrides), folder)
+        return folder
+
+    return start

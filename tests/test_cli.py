@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import QUICK
-from textcraftor.cli import COMMANDS, config_dir, quote_literals
+from textcraftor.cli import COMMANDS, config_dir, main, quote_literals
 
 TEXTCRAFTOR = Path(sys.executable).with_name("textcraftor")
 
@@ -33,10 +33,11 @@ def test_help_lists_every_command(tmp_path):
 
 def test_the_commands_and_keys_that_scripts_rely_on_stay(configure):
     """Freezes the command line's surface."""
-    assert set(COMMANDS) >= {"train", "generate", "score", "fetch"}
+    assert set(COMMANDS) >= {"train", "generate", "score", "fetch", "compare"}
     train, generate = configure("train"), configure("generate", "prompt='a red circle'")
     assert {"run_dir", "name", "seed", "device", "dtype", "negative_prompt"} <= set(train)
-    assert {"steps", "batch_size"} <= set(train.training)
+    assert {"resume", "dry_run", "tuned", "stop_on"} <= set(train)
+    assert {"steps", "batch_size", "checkpoint_every"} <= set(train.training)
     assert {"steps", "guidance_scale", "height", "width"} <= set(train.sampling) & set(generate.sampling)
     assert "k" in train.gradient
     assert "path" in train.prompts
@@ -50,8 +51,9 @@ def test_the_commands_and_keys_that_scripts_rely_on_stay(configure):
 @pytest.mark.parametrize("group", [path.name for path in config_dir().iterdir() if path.is_dir()])
 def test_every_configuration_composes(configure, group):
     for file in sorted((config_dir() / group).glob("*.yaml")):
-        assert file.read_text().startswith("# textcraftor "), f"{file} does not begin with the command that uses it"
-        extra = ["prompts.path=prompts.txt"] if file.stem == "sd15" else []
+        first = file.read_text().removeprefix("# @package _global_\n")
+        assert first.startswith("# textcraftor "), f"{file} does not begin with the command that uses it"
+        extra = ["prompts.path=prompts.txt"] if file.stem.startswith("sd") or group == "experiment" else []
         if group == "reward":
             config = configure("train", f"+reward@rewards.added={file.stem}", *extra)
             assert "_target_" in config.rewards.added.reward
@@ -85,7 +87,19 @@ def test_prompts_are_taken_literally(configure):
         (["train", "prompts.path=empty.txt"], "prompts.path=empty.txt holds no prompt"),
         (["train", "prompts.path=strange.txt"], "tokenizer does not know elephant"),
         (["train", "run_dir=finished"], "holds a finished run"),
-        (["train", "dtype=float8"], "dtype=float8 must be one of"),
+        (["train", "resume=finished"], "resume=finished holds no config.yaml"),
+        (["train", "stop_on=[brightness]"], "stop_on=brightness names no alarm"),
+        (["train", "tracker=wandb"], "tracker=wandb is not installed"),
+        (["train", "tune.text_encoder=null"], "tune names nothing to learn"),
+        (["train", "tune=both", "tune.unet.span=[0.6,1]", "tune.text_encoder.span=[0,0.5]"], "must cover [0, 1]"),
+        (["train", "memory.budget=lots"], "memory.budget=lots must be auto or a number of GB"),
+        (["train", "memory.budget=0.01"], "memory.budget=0.01 GB, but one prompt at a time needs"),
+        (["train", "sampling.scheduler=ddpm"], "sampling.scheduler=ddpm must be one of ddim"),
+        (["train", "tune=unet", "tuned.a=missing"], "tuned.a=missing holds no conditioning.json"),
+        (["train", "tune=text_encoder_lora", "tune.text_encoder.lora.target_modules=[qq]"], "linear layers end in fc1"),
+        (["compare", "finished"], "give at least two folders"),
+        (["compare", "finished", "missing"], "missing holds no summary.json"),
+        (["train", "dtype=float8"], "dtype=float8 must be auto or one of"),
         (["train", "model=sd15"], "prompts.path is needed"),
         (["train", "+rewards.x.weight=1", "+rewards.x.reward._target_=gone.Scorer"], "gone.Scorer cannot be loaded"),
         (["score"], "images is needed"),
@@ -95,29 +109,53 @@ def test_prompts_are_taken_literally(configure):
         (["generate", "prompt=a red circle", "tuned.a=missing"], "tuned.a=missing holds no conditioning.json"),
     ],
 )
-def test_a_mistake_gives_one_line_and_leaves_nothing(tmp_path, arguments, line):
+def test_a_mistake_gives_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, arguments, line):
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "strange.txt").write_text("a red elephant\na blue star\na red circle\na green ring\n")
     (tmp_path / "finished").mkdir()
     (tmp_path / "finished" / "summary.json").write_text("{}")
     before = sorted(tmp_path.rglob("*"))
-    done = textcraftor(*arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert line in done.stderr
-    assert done.stderr.startswith("textcraftor: ")
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["textcraftor", *arguments])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2, said
+    assert line in said
+    assert said.startswith("textcraftor: ")
+    assert len(said.strip().splitlines()) == 1, said
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_train_then_generate_from_another_folder(tmp_path):
-    """The whole way as a user goes it, in a folder that is not the repository."""
-    trained = textcraftor("train", *QUICK, "name=first", cwd=tmp_path)
-    assert trained.returncode == 0, trained.stderr
-    assert "wrote runs/first" in trained.stdout
+def test_a_mistake_ends_the_real_command_with_two(tmp_path):
+    done = textcraftor("train", "gradient.k=16", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "textcraftor: gradient.k=16 must lie between 1 and sampling.steps=15: lower gradient.k or use gradient=full\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """Runs the command in this process, from a folder that is not the repository; returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["textcraftor", *arguments])
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        main()
+        return capsys.readouterr().out
+
+    return command
+
+
+def test_train_then_generate_from_another_folder(tmp_path, here):
+    """The whole way as a user goes it."""
+    assert "wrote runs/first" in here("train", *QUICK, "name=first")
     prompt = 'a red circle with the word "KKQ"'
-    options = ("tuned.a=runs/first", "seeds=[3,4]", "name=g")
-    made = textcraftor("generate", *options, f"prompt={prompt}", cwd=tmp_path)
-    assert made.returncode == 0, made.stderr
+    here("generate", "tuned.a=runs/first", "seeds=[3,4]", "name=g", f"prompt={prompt}")
     folder = tmp_path / "generated" / "g"
     assert {path.name for path in folder.iterdir()} == {"0000_3.png", "0000_4.png", "contact_sheet.png"}
     with Image.open(folder / "0000_3.png") as picture:
@@ -126,7 +164,7 @@ def test_train_then_generate_from_another_folder(tmp_path):
         assert picture.text["seed"] == "3"
 
 
-def test_a_scorer_in_a_users_own_file_trains_and_scores(tmp_path):
+def test_a_scorer_in_a_users_own_file_trains_and_scores(tmp_path, here):
     """Nothing is registered: a function is named by its import path, from the folder in which the user works."""
     lines = ["def redness(images, prompts):", "    red, green, blue = images.unbind(1)"]
     (tmp_path / "my_scorers.py").write_text("\n".join([*lines, "    return (red - (green + blue) / 2).mean((1, 2))"]))
@@ -135,11 +173,8 @@ def test_a_scorer_in_a_users_own_file_trains_and_scores(tmp_path):
     trained = textcraftor("train", *QUICK, "training.steps=1", "rewards=aesthetic", *own, "name=red", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "reward/red" in (tmp_path / "runs" / "red" / "metrics.jsonl").read_text()
-    made = textcraftor("generate", "prompt=a red circle", "seeds=[0,1]", "name=g", "sampling.steps=2", cwd=tmp_path)
-    assert made.returncode == 0, made.stderr
-    scored = textcraftor("score", "rewards=clip", *own, "images=generated/g", "name=s", cwd=tmp_path)
-    assert scored.returncode == 0, scored.stderr
-    assert "wrote scores/s" in scored.stdout
+    here("generate", "prompt=a red circle", "seeds=[0,1]", "name=g", "sampling.steps=2")
+    assert "wrote scores/s" in here("score", "rewards=clip", *own, "images=generated/g", "name=s")
     rows = [json.loads(line) for line in (tmp_path / "scores" / "s" / "scores.jsonl").read_text().splitlines()]
     with Image.open(tmp_path / "generated" / "g" / rows[0]["image"]) as picture:
         red, green, blue = np.asarray(picture, dtype=float).mean((0, 1)) / 255
@@ -147,7 +182,6 @@ def test_a_scorer_in_a_users_own_file_trains_and_scores(tmp_path):
     assert len(rows) == 2
 
 
-def test_a_sweep_gives_each_job_a_numbered_folder(tmp_path):
-    done = textcraftor("train", "-m", *QUICK, "training.steps=1", "seed=1,2", "run_dir=sweep", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_a_sweep_gives_each_job_a_numbered_folder(tmp_path, here):
+    here("train", "-m", *QUICK, "training.steps=1", "rewards=aesthetic", "seed=1,2", "run_dir=sweep")
     assert all((tmp_path / "sweep" / str(job) / "summary.json").exists() for job in (0, 1))

@@ -15,6 +15,7 @@ COMMANDS = {
     "train": ("textcraftor.training.run", "tune a text encoder by reward"),
     "generate": ("textcraftor.inference.run", "make pictures with a tuned encoder, or without"),
     "score": ("textcraftor.evaluation.score", "score a folder of pictures by any mix of rewards"),
+    "compare": ("textcraftor.evaluation.compare", "set many runs beside each other: a table and a picture"),
     "fetch": ("textcraftor.fetch", "download what a configuration names, ahead of time"),
 }
 LITERAL = ("prompt", "negative_prompt")  # taken as typed, never parsed
@@ -136,8 +137,7 @@ def launch(command: str, overrides: list[str]) -> None:
     sys.path.append(os.getcwd())  # so that a user's own scorer in the working folder is found
     module = importlib.import_module(COMMANDS[command][0])
 
-    def task(config) -> float | str | None:
-        folder = Path(HydraConfig.get().runtime.output_dir)
+    def work(config, folder: Path) -> float | str | None:
         with one_line_errors():
             try:
                 result = module.run(config, folder)
@@ -145,15 +145,32 @@ def launch(command: str, overrides: list[str]) -> None:
                 with contextlib.suppress(OSError):  # an empty folder is no result; one with files stays
                     folder.rmdir()
                     folder.parent.rmdir()
-        print(f"textcraftor: {result if isinstance(result, str) else f'wrote {os.path.relpath(folder)}'}")
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"textcraftor: {result if isinstance(result, str) else f'wrote {os.path.relpath(folder)}'}")
         return result
 
+    if any(override.startswith("resume=") and override != "resume=null" for override in overrides):
+        from textcraftor.training.resume import resumed_config
+
+        with one_line_errors():
+            config = resumed_config(overrides)
+            module.check(config, Path(config.run_dir))
+        work(config, Path(config.run_dir))
+        return
     if all("=" in override or override.startswith("~") for override in overrides):  # no Hydra flags: one job
         with one_line_errors():
             config = compose(command, overrides)
             module.check(config, Path(config.run_dir))
     sys.argv = [f"textcraftor {command}", *overrides]
+    task = lambda config: work(config, Path(HydraConfig.get().runtime.output_dir))  # noqa: E731
     hydra.main(config_path=str(config_dir()), config_name=command, version_base="1.3")(task)()
+
+
+def paths_as_runs(overrides: Sequence[str]) -> list[str]:
+    """`compare runs/a runs/b` means `compare 'runs=[runs/a,runs/b]'`."""
+    paths = [override for override in overrides if "=" not in override and not override.startswith("-")]
+    quoted = ",".join("'" + path.replace("'", "\\'") + "'" for path in paths)
+    return [override for override in overrides if override not in paths] + ([f"runs=[{quoted}]"] if paths else [])
 
 
 def main() -> None:
@@ -162,7 +179,7 @@ def main() -> None:
         listed = "\n".join(f"  {name:10} {what}" for name, (_, what) in COMMANDS.items())
         print(USAGE.format(commands=listed))
     elif command in COMMANDS:
-        launch(command, quote_literals(overrides))
+        launch(command, quote_literals(paths_as_runs(overrides) if command == "compare" else overrides))
     else:
         near = difflib.get_close_matches(command, COMMANDS, 1)
         hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"

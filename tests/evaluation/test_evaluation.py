@@ -41,7 +41,8 @@ def test_no_difference_is_no_difference():
 
 
 def test_diversity_is_the_root_mean_square_between_pictures():
-    black, gray = torch.zeros(3, 8, 8), torch.full((3, 8, 8), 0.5)
+    black = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    gray = torch.full_like(black, 51)
     assert diversity(torch.stack([black, black])) == 0
-    assert diversity(torch.stack([black, gray])) == pytest.approx(0.5)
-    assert diversity(torch.stack([black, gray, gray])) == pytest.approx(1 / 3)
+    assert diversity(torch.stack([black, gray])) == pytest.approx(0.2)
+    assert diversity(torch.stack([black, gray, gray])) == pytest.approx(0.4 / 3)

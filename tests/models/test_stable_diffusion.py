@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.conftest import PROMPTS
+from tests.conftest import PROMPTS, add_text_encoder
 from textcraftor.errors import UsageError
 from textcraftor.models.stable_diffusion import StableDiffusion
-from textcraftor.models.tuning import add_trainable_text_encoder, load_text_encoder
+from textcraftor.models.tuning import load_text_encoder
 
 
 def test_seeds_give_the_noise_of_their_own_generator(model):
@@ -18,7 +18,7 @@ def test_seeds_give_the_noise_of_their_own_generator(model):
 
 
 def test_the_empty_prompt_is_encoded_once_per_run_by_the_original_and_once_per_step_by_a_tuned_encoder(model):
-    add_trainable_text_encoder(model, "tuned")
+    add_text_encoder(model)
     rows = {"original": [], "tuned": []}
     for name, encoder in model.text_encoders.items():
         encoder.register_forward_pre_hook(lambda _, arguments, name=name: rows[name].append(len(arguments[0])))

@@ -177,7 +177,9 @@ def test_normalised_mixes_do_not_depend_on_a_scorers_scale():
         mix.start(mix(pictures(8), PROMPTS[:1] * 8))
         for seed in range(3):
             images = pictures(4, seed=seed).requires_grad_(True)
-            objective = mix.objective(mix(images, PROMPTS[:1] * 4))
+            scores = mix(images, PROMPTS[:1] * 4)
+            mix.observe(mix.moments(scores))
+            objective = mix.objective(scores)
         gradients += torch.autograd.grad(objective.sum(), images)
         objectives.append(objective.detach())
     torch.testing.assert_close(*objectives, atol=2e-3, rtol=1e-3)
@@ -189,7 +191,7 @@ def test_the_normalised_total_keeps_its_first_statistics():
     first = mix(pictures(8), PROMPTS[:1] * 8)
     mix.start(first)
     expected = 2 * (first["red"] - first["red"].mean()) / first["red"].std()
-    mix.objective(mix(pictures(8, seed=1) / 2, PROMPTS[:1] * 8))
+    mix.observe(mix.moments(mix(pictures(8, seed=1) / 2, PROMPTS[:1] * 8)))
     torch.testing.assert_close(mix.total(first), expected)
 
 

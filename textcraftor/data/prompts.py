@@ -80,3 +80,7 @@ class PromptDraw:
             chosen.append(self.prompts[order[index]])
         seeds = np.random.default_rng((self.seed, step, 1)).integers(2**40, 2**48, batch_size)
         return chosen, [int(seed) for seed in seeds]
+
+    def rng(self, step: int) -> np.random.Generator:
+        """Draws what all samples of a step share; the same in every process."""
+        return np.random.default_rng((self.seed, step, 2))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from jaxtyping import UInt8
 from torch import Tensor
 
+from textcraftor.evaluation.image_statistics import image_statistics
 from textcraftor.evaluation.statistics import paired_difference
 from textcraftor.inference.generate import Sampling, batches, generate, grid
 from textcraftor.models.base import DiffusionModel
@@ -22,23 +26,37 @@ Judge = Callable[[Tensor, Sequence[str]], dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of one model: every measure an array (prompts, seeds), and the pictures."""
+    """Figures of one model: every measure an array (prompts, seeds), and the pictures, of 8 bits a channel."""
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
-    images: Float[Tensor, "prompts seeds 3 height width"]
+    images: UInt8[Tensor, "prompts seeds 3 height width"]
     measures: dict[str, np.ndarray]
 
     def means(self) -> dict[str, float]:
         """Each measure's mean over all pictures that it applies to."""
         return {name: float(np.nanmean(values)) for name, values in self.measures.items()}
 
+    def save(self, file: Path) -> None:
+        figures = {f"measures/{name}": values for name, values in self.measures.items()}
+        np.savez(file, prompts=self.prompts, seeds=self.seeds, images=self.images.numpy(), **figures)  # type: ignore[arg-type]
 
-def diversity(images: Float[Tensor, "seeds 3 height width"]) -> float:
-    """Mean root-mean-square pixel difference between the pictures of one prompt from several seeds."""
-    flat = images.detach().float().flatten(1)
-    pairs = itertools.combinations(range(len(flat)), 2)
-    return float(np.mean([(flat[i] - flat[j]).pow(2).mean().sqrt().item() for i, j in pairs]))
+    @classmethod
+    def load(cls, file: Path) -> Evaluation:
+        with np.load(file) as stored:
+            figures = {name.removeprefix("measures/"): stored[name] for name in stored if name.startswith("measures/")}
+            prompts, seeds = tuple(map(str, stored["prompts"])), tuple(map(int, stored["seeds"]))
+            return cls(prompts, seeds, torch.from_numpy(stored["images"]), figures)
+
+
+def distance(first: UInt8[Tensor, ...], second: UInt8[Tensor, ...]) -> float:
+    """Root-mean-square difference of two pictures' pixels, in [0, 1]."""
+    return (first.float() - second.float()).pow(2).mean().sqrt().item() / 255
+
+
+def diversity(images: UInt8[Tensor, "seeds 3 height width"]) -> float:
+    """Mean distance between the pictures of one prompt from several seeds."""
+    return float(np.mean([distance(one, other) for one, other in itertools.combinations(images, 2)]))
 
 
 @torch.no_grad()
@@ -51,29 +69,73 @@ def evaluate(
     prompts: Sequence[str],
     seeds: Sequence[int],
     batch_size: int = 16,
+    before: Evaluation | None = None,
 ) -> Evaluation:
-    """Generate every prompt with every seed and measure each picture; touches no random state."""
-    jobs = grid(prompts, seeds)
+    """Generate every prompt with every seed and measure each picture; processes of one launch share the work.
+
+    Args:
+        before: the same prompts and seeds by the untuned model: adds `drift`, each picture's distance from its own.
+    """
+    jobs, processes = grid(prompts, seeds), PartialState()
+    shares = [range(len(jobs))[rank :: processes.num_processes] for rank in range(processes.num_processes)]
+    mine = [jobs[row] for row in shares[processes.process_index]] or jobs[:1]  # everyone gathers, work or none
+    parts = gather_object([_measure(model, schedule, sampling, mix, judge, mine, batch_size)])
+    order, shape = np.argsort(np.concatenate(shares)), (len(prompts), len(seeds))
+    joined = {
+        name: np.concatenate([part[name][: len(share)] for part, share in zip(parts, shares, strict=True)])[order]
+        for name in parts[0]
+    }
+    images = torch.from_numpy(joined.pop("pictures")).unflatten(0, shape)
+    # A measure that applies to none of these prompts, as letters without a word, is left out.
+    measures = {name: values.reshape(shape) for name, values in joined.items() if not np.isnan(values).all()}
+    if len(seeds) > 1:
+        per_prompt = np.array([[diversity(group)] for group in images])
+        measures["diversity"] = np.repeat(per_prompt, len(seeds), axis=1)
+    if before is not None:
+        pairs = zip(images.flatten(0, 1), before.images.flatten(0, 1), strict=True)
+        measures["drift"] = np.array([distance(*pair) for pair in pairs]).reshape(shape)
+    return Evaluation(tuple(prompts), tuple(seeds), images, measures)
+
+
+def _measure(
+    model: DiffusionModel,
+    schedule: ConditioningSchedule,
+    sampling: Sampling,
+    mix: RewardMix,
+    judge: Judge | None,
+    jobs: Sequence[tuple[str, int]],
+    batch_size: int,
+) -> dict[str, np.ndarray]:
+    """One value a picture by measure, and the pictures."""
     images = generate(model, jobs, schedule, sampling, batch_size)
     texts = [prompt for prompt, _ in jobs]
     scores: dict[str, list[np.ndarray]] = {}
     for batch, said in zip(images.split(batch_size), batches(texts, batch_size), strict=True):
-        parts = mix(batch.to(model.device), said)
-        for name, score in {**parts, "total": mix.total(parts), **mix.measure(batch.to(model.device), said)}.items():
+        shown = batch.to(model.device)
+        parts = mix(shown, said)
+        figures = {**parts, "total": mix.total(parts), **mix.measure(shown, said), **image_statistics(shown)}
+        for name, score in figures.items():
             scores.setdefault(name, []).append(score.float().cpu().numpy())
-    figures = {name: np.concatenate(parts) for name, parts in scores.items()}
+    found = {name: np.concatenate(values) for name, values in scores.items()}
     if judge is not None:
-        figures |= {f"judge/{name}": values for name, values in judge(images, texts).items()}
-    shape = (len(prompts), len(seeds))
-    images = images.unflatten(0, shape)
-    # A measure that applies to none of these prompts, as letters without a word, is left out.
-    measures = {name: values.reshape(shape) for name, values in figures.items() if not np.isnan(values).all()}
-    if len(seeds) > 1:
-        per_prompt = np.array([[diversity(group)] for group in images])
-        measures["diversity"] = np.repeat(per_prompt, len(seeds), axis=1)
-    return Evaluation(tuple(prompts), tuple(seeds), images, measures)
+        found |= {f"judge/{name}": values for name, values in judge(images, texts).items()}
+    return found | {"pictures": (images.clamp(0, 1) * 255).round().byte().numpy()}
+
+
+def held_out(evaluation: Evaluation, before: Evaluation, weights: dict[str, float]) -> float:
+    """What scorers that training does not hear say of the change: mean over those with weight 0 of the change of their
+    score, in standard deviations over the untuned model's pictures; over all scorers' total where none has weight 0."""
+    names = [name for name, weight in weights.items() if weight == 0] or ["total"]
+    return float(np.mean([standardised(evaluation, before, name) for name in names]))
+
+
+def standardised(evaluation: Evaluation, before: Evaluation, name: str) -> float:
+    """The change of a measure's mean, in standard deviations over the untuned model's pictures."""
+    first = before.measures[name]
+    return float((np.nanmean(evaluation.measures[name]) - np.nanmean(first)) / max(np.nanstd(first), 1e-6))
 
 
 def compare(before: Evaluation, after: Evaluation) -> dict[str, dict[str, float]]:
-    """The paired difference after - before of every measure."""
-    return {name: paired_difference(before.measures[name], after.measures[name]) for name in before.measures}
+    """The paired difference after - before of every measure that both have."""
+    shared = [name for name in before.measures if name in after.measures]
+    return {name: paired_difference(before.measures[name], after.measures[name]) for name in shared}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -15,6 +15,8 @@ from PIL import Image
 from textcraftor.evaluation.evaluate import Evaluation
 from textcraftor.inference.pictures import contact_sheet, to_pil
 
+LEFT_OUT = ("step", "seconds", "alarms", "unet_calls", "gradient_steps")
+COSTS = ("seconds/", "gb/", "learning_rate/")
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
@@ -38,21 +40,22 @@ def _png(picture: Image.Image) -> str:
     return _data_url(buffer.getvalue(), "png")
 
 
-def _curves(metrics: Sequence[dict[str, float]]) -> str:
-    """Every logged figure over the steps, with a running mean of ten."""
+def _curves(lines: Sequence[Mapping], window: int) -> str:
+    """Every figure over the steps, with a running mean."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = [name for name in metrics[0] if name not in ("step", "seconds", "learning_rate")]
+    names = [name for name in lines[-1] if name not in LEFT_OUT and not name.startswith(COSTS)]
     columns = 3
     rows = -(-len(names) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(12, 2.6 * rows), squeeze=False, layout="constrained")
-    steps = np.array([line["step"] for line in metrics])
+    figure, axes = pyplot.subplots(rows, columns, figsize=(12, 2.6 * rows), squeeze=False)
+    figure.subplots_adjust(left=0.06, right=0.98, top=1 - 0.3 / rows, bottom=0.3 / rows, wspace=0.25, hspace=0.45)
+    steps = np.array([line["step"] for line in lines])
     for axis, name in zip(axes.flat, names, strict=False):
-        values = np.array([line[name] for line in metrics])
+        values = np.array([line.get(name, np.nan) for line in lines])
         axis.plot(steps, values, color="#bbb", linewidth=0.8)
-        window = min(10, len(values))
-        axis.plot(steps[window - 1 :], np.convolve(values, np.ones(window) / window, "valid"), color="#1f5fbf")
+        width = min(window, len(values))
+        axis.plot(steps[width - 1 :], np.convolve(values, np.ones(width) / width, "valid"), color="#1f5fbf")
         axis.set_title(name, fontsize=10)
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
@@ -70,6 +73,7 @@ def write_report(
     before: Evaluation,
     after: Evaluation,
     config: str,
+    grids: Sequence[Path] = (),
     rows: int = 12,
 ) -> None:
     """Write the report of a finished run."""
@@ -77,7 +81,9 @@ def write_report(
     html = environment.from_string(TEMPLATE.read_text()).render(
         title=title,
         summary=summary,
-        curves=_curves(metrics) if metrics else None,
+        curves=_curves(metrics, window=10) if metrics else None,
+        watched=_curves(summary["watched"], window=1) if len(summary["watched"]) > 1 else None,
+        grids=[{"step": int(grid.stem.rpartition("_")[2]), "picture": _png(Image.open(grid))} for grid in grids],
         seeds=before.seeds,
         rows=[
             {

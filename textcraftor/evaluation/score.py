@@ -132,7 +132,7 @@ def run(config: DictConfig, folder: Path) -> None:
     check(config, folder)
     pairs, device = pair(Path(config.images), config.prompts.path), device_of(config.device)
     mix = load_mix(config.rewards).to(device)
-    mix.rewards.to(dtype_of(config, "scorer_dtype"))
+    mix.rewards.to(dtype_of(config, "scorer_dtype")[0])
     mix.check([prompt for _, prompt in pairs])
     bar = tqdm(score(mix, pairs, device, config.batch_size), total=len(pairs), desc="scoring", unit="picture")
     rows = list(bar)

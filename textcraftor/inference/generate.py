@@ -20,10 +20,11 @@ class Sampling:
     """The sampler's settings.
 
     Args:
-        steps: of DDIM.
+        steps: of the sampler.
         guidance_scale: 1 switches guidance off.
         height, width: in pixels.
         negative_prompt: of the unconditional branch.
+        scheduler: ddim, euler, dpmsolver++ or pndm.
     """
 
     steps: int
@@ -31,9 +32,16 @@ class Sampling:
     height: int
     width: int
     negative_prompt: str = ""
+    scheduler: str = "ddim"
 
-    def chain(self, model: DiffusionModel, recompute: bool = False) -> Chain:
-        return Chain(model, model.timesteps(self.steps), self.guidance_scale, recompute)
+    def timesteps(self, model: DiffusionModel) -> Tensor:
+        """The sampler's timesteps, highest noise first; PNDM has one more than `steps`."""
+        return model.scheduler(self.scheduler, self.steps).timesteps
+
+    def chain(self, model: DiffusionModel, seeds: Sequence[int], **options) -> Chain:
+        """One pass for these seeds, see `Chain` for the options."""
+        scheduler = model.scheduler(self.scheduler, self.steps)
+        return Chain(model, scheduler, self.guidance_scale, seeds, self.height, self.width, **options)
 
 
 @torch.no_grad()
@@ -45,13 +53,13 @@ def generate(
     batch_size: int = 16,
 ) -> Float[Tensor, "jobs 3 height width"]:
     """One picture for each (prompt, seed), in [0, 1] on the CPU."""
-    chain, images = sampling.chain(model), []
+    images = []
     for batch in batches(jobs, batch_size):
         prompts, seeds = map(list, zip(*batch, strict=True))
         negative = [sampling.negative_prompt] * len(prompts)
         encoded = {name: model.encode(prompts, negative, name) for name in schedule.encoders}
-        latents = model.noise(seeds, sampling.height, sampling.width)
-        latents = denoise(chain, latents, chain.timesteps, partial(schedule.at, encoded))
+        chain = sampling.chain(model, seeds)
+        latents = denoise(chain, chain.start(), chain.timesteps, partial(schedule.at, encoded))
         images.append(model.decode(latents).float().cpu())
     return torch.cat(images)
 

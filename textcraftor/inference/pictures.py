@@ -5,27 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+CAPTION_LINE = 12  # pixels, of Pillow's built-in font
 
-def to_pil(image: Float[Tensor, "3 height width"]) -> Image.Image:
-    """A picture in [0, 1] as 8-bit RGB."""
-    pixels = (image.detach().float().clamp(0, 1) * 255).round().byte()
+
+def to_pil(image: Tensor) -> Image.Image:
+    """A picture (3, height, width), of 8 bits or in [0, 1], as RGB."""
+    pixels = image if image.dtype == torch.uint8 else (image.detach().float().clamp(0, 1) * 255).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
-def contact_sheet(rows: Sequence[Sequence[Image.Image]], gap: int = 4, min_side: int = 128) -> Image.Image:
-    """Pictures in rows on white; small ones are enlarged by whole pixels so that they can be looked at."""
+def contact_sheet(
+    rows: Sequence[Sequence[Image.Image]],
+    captions: Sequence[Sequence[str]] | None = None,
+    gap: int = 4,
+    min_side: int = 128,
+) -> Image.Image:
+    """Pictures in rows on white, each above its caption; small ones are enlarged by whole pixels to be looked at."""
     scale = max(1, min_side // rows[0][0].height)
     width, height = rows[0][0].width * scale, rows[0][0].height * scale
-    sheet = Image.new("RGB", (len(rows[0]) * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
+    lines = max((text.count("\n") + 1 for row in captions for text in row), default=0) if captions else 0
+    across, down = width + gap, height + gap + lines * CAPTION_LINE
+    sheet = Image.new("RGB", (len(rows[0]) * across - gap, len(rows) * down - gap), "white")
+    draw = ImageDraw.Draw(sheet)
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
             enlarged = picture.resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(enlarged, (x * (width + gap), y * (height + gap)))
+            sheet.paste(enlarged, (x * across, y * down))
+            if captions:
+                draw.multiline_text((x * across, y * down + height), captions[y][x], "black", spacing=1)
     return sheet
 
 

@@ -11,8 +11,8 @@ from textcraftor.data.prompts import read_prompts
 from textcraftor.errors import UsageError
 from textcraftor.inference.generate import Sampling, generate, grid
 from textcraftor.inference.pictures import contact_sheet, save_png, to_pil
-from textcraftor.models.loading import load_model
-from textcraftor.models.tuning import load_text_encoder
+from textcraftor.models.loading import dtype_of, freeze, load_model
+from textcraftor.models.tuning import load_tuned
 from textcraftor.sampling.conditioning import ConditioningSchedule
 
 
@@ -46,8 +46,9 @@ def run(config: DictConfig, folder: Path) -> None:
     model.check_prompts([*prompts, sampling.negative_prompt])
     schedule = ConditioningSchedule.original()
     for run_folder in config.tuned.values():
-        load_text_encoder(model, Path(run_folder) / "text_encoder", "tuned")
+        load_tuned(model, Path(run_folder), "tuned")
         schedule = ConditioningSchedule(**json.loads((Path(run_folder) / "conditioning.json").read_text()))
+    freeze(model, dtype_of(config, "dtype")[0])
     jobs = grid(prompts, config.seeds)
     images = generate(model, jobs, schedule, sampling, config.batch_size)
     folder.mkdir(parents=True, exist_ok=True)

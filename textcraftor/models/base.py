@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Protocol, runtime_checkable
 
 import torch
+from diffusers import SchedulerMixin
 from jaxtyping import Float
 from torch import Tensor
 
@@ -49,10 +50,10 @@ class DiffusionModel(Protocol):
         """Embed prompts with the text encoder of that name (`original`, or a tuned one's)."""
 
     def noise(self, seeds: Sequence[int], height: int, width: int) -> Float[Tensor, "batch channels h w"]:
-        """Initial latents, each from a generator of its own seed: they do not depend on the batch."""
+        """Unit noise, each from a generator of its own seed: it does not depend on the batch."""
 
-    def timesteps(self, steps: int) -> Tensor:
-        """The sampler's timesteps, shape (steps,), highest noise first, on the CPU."""
+    def scheduler(self, name: str, steps: int) -> SchedulerMixin:
+        """A fresh deterministic sampler of that name with its timesteps set, highest noise first, on the CPU."""
 
     def predict(
         self,
@@ -62,13 +63,21 @@ class DiffusionModel(Protocol):
     ) -> Float[Tensor, "batch channels h w"]:
         """The denoiser's raw output (epsilon or v) at one timestep."""
 
-    def step(
+    def to_x0(
         self,
         output: Float[Tensor, "batch channels h w"],
         t: Tensor,
         latents: Float[Tensor, "batch channels h w"],
     ) -> Float[Tensor, "batch channels h w"]:
-        """One step of the deterministic sampler, differentiable in output and latents."""
+        """The clean latents that an output of `predict` at these latents stands for."""
+
+    def add_noise(
+        self, latents: Float[Tensor, "batch channels h w"], noise: Float[Tensor, "batch channels h w"], t: Tensor
+    ) -> Float[Tensor, "batch channels h w"]:
+        """Clean latents at the noise level of a timestep, as `predict` wants them."""
+
+    def checkpoint_blocks(self, unet: bool, decoder: bool) -> None:
+        """Whether the backward pass computes activations again block by block, and the decoder's picture by picture."""
 
     def decode(self, latents: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch 3 height width"]:
         """Images in [0, 1]."""

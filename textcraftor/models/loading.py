@@ -1,4 +1,4 @@
-"""The model that a configuration names, on the device that it names."""
+"""The model that a configuration names, on the device and in the precision that it names."""
 
 from __future__ import annotations
 
@@ -8,13 +8,24 @@ from omegaconf import DictConfig
 
 from textcraftor.errors import UsageError
 from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.models.tuning import cast_frozen
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load_model(config: DictConfig) -> StableDiffusion:
-    """Build `config.model` on `config.device` in `config.dtype`."""
-    return instantiate(config.model.load, device=device_of(config.device), dtype=dtype_of(config, "dtype"))
+    """Build `config.model` on `config.device`, in float32: what learns starts from that."""
+    return instantiate(config.model.load, device=device_of(config.device))
+
+
+def freeze(model: StableDiffusion, dtype: torch.dtype) -> None:
+    """Store whatever does not learn in this dtype.
+
+    The VAE stays in float32 beside float16: activations of Stable Diffusion's own leave its range.
+    """
+    model.compute_dtype = dtype
+    cast_frozen([model.unet, *model.text_encoders.values()], dtype)
+    cast_frozen([model.vae], torch.float32 if dtype == torch.float16 else dtype)
 
 
 def device_of(device: str) -> str:
@@ -26,8 +37,15 @@ def device_of(device: str) -> str:
     return device
 
 
-def dtype_of(config: DictConfig, key: str) -> torch.dtype:
-    """The dtype that a configuration names under `key`."""
-    if config[key] not in DTYPES:
-        raise UsageError(f"{key}={config[key]} must be one of {', '.join(DTYPES)}")
-    return DTYPES[config[key]]
+def dtype_of(config: DictConfig, key: str) -> tuple[torch.dtype, str]:
+    """The dtype that a configuration names under `key`, and why it is that one."""
+    name = config[key]
+    if name in DTYPES:
+        return DTYPES[name], f"{key}={name}"
+    if name != "auto":
+        raise UsageError(f"{key}={name} must be auto or one of {', '.join(DTYPES)}")
+    if not device_of(config.device).startswith("cuda"):
+        return torch.float32, "CPUs gain no time from less"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16, "this GPU computes in it"
+    return torch.float16, "this GPU has no bfloat16; the VAE stays in float32"

@@ -5,22 +5,40 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    SchedulerMixin,
+    StableDiffusionPipeline,
+)
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel
 
 from textcraftor.errors import UsageError
 from textcraftor.models.base import Conditioning
+
+# Deterministic samplers, and what their configuration must say for latents.
+SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
+    "ddim": (DDIMScheduler, {"clip_sample": False}),
+    "euler": (EulerDiscreteScheduler, {}),
+    "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
+}
 
 
 class StableDiffusion:
     """A frozen pipeline's parts and its text encoders by name; `original` is the pipeline's own.
 
     Args:
-        pipeline: any `StableDiffusionPipeline`; its sampler is replaced by DDIM with the same noise schedule.
+        pipeline: any `StableDiffusionPipeline`; of its sampler only the configuration is used.
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline) -> None:
@@ -28,12 +46,14 @@ class StableDiffusion:
         self.unet = pipeline.unet.eval().requires_grad_(False)
         self.vae = pipeline.vae.eval().requires_grad_(False)
         self.text_encoders: dict[str, CLIPTextModel] = {"original": pipeline.text_encoder.eval().requires_grad_(False)}
-        self.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+        self.scheduler_config = pipeline.scheduler.config
+        self.alphas_cumprod = DDIMScheduler.from_config(self.scheduler_config).alphas_cumprod.double().numpy()
         self.vae_scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.compute_dtype = torch.float32
         self._negative_embeds: dict[str, Tensor] = {}
 
     @classmethod
-    def load(cls, path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> StableDiffusion:
+    def load(cls, path: str, device: str = "cpu") -> StableDiffusion:
         """Load a diffusers folder, a single-file `.safetensors` checkpoint or a hub id.
 
         Raises:
@@ -47,7 +67,7 @@ class StableDiffusion:
             )
         if local.is_dir() and not (local / "model_index.json").exists():
             raise UsageError(f"model.path={path} has no model_index.json: it is not a diffusers pipeline folder")
-        options = {"dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
+        options = {"dtype": torch.float32, "safety_checker": None, "requires_safety_checker": False}
         if local.is_file():
             pipeline = StableDiffusionPipeline.from_single_file(path, **options)
         else:
@@ -102,11 +122,16 @@ class StableDiffusion:
             raise UsageError(f"size {height}x{width}: both must be multiples of {self.vae_scale}")
         shape = (self.unet.config.in_channels, height // self.vae_scale, width // self.vae_scale)
         drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return torch.stack(drawn).to(self.device, self.unet.dtype) * self.scheduler.init_noise_sigma
+        return torch.stack(drawn).to(self.device, torch.promote_types(self.unet.dtype, torch.float32))
 
-    def timesteps(self, steps: int) -> Tensor:
-        self.scheduler.set_timesteps(steps)
-        return self.scheduler.timesteps
+    def scheduler(self, name: str, steps: int) -> SchedulerMixin:
+        """The sampler of that name with the pipeline's noise schedule, ready for its first step."""
+        if name not in SCHEDULERS:
+            raise UsageError(f"sampling.scheduler={name} must be one of {', '.join(SCHEDULERS)}")
+        kind, options = SCHEDULERS[name]
+        scheduler = kind.from_config(self.scheduler_config, **options)
+        scheduler.set_timesteps(steps)
+        return scheduler
 
     def predict(
         self,
@@ -114,17 +139,56 @@ class StableDiffusion:
         t: Tensor,
         prompt_embeds: Float[Tensor, "batch tokens width"],
     ) -> Float[Tensor, "batch channels h w"]:
-        return self.unet(latents, t, encoder_hidden_states=prompt_embeds.to(latents.dtype)).sample
+        """In the frozen parts' precision, also where the UNet learns in fp32; returns the latents' dtype."""
+        dtype = self.unet.dtype
+        mixed = dtype == torch.float32 != self.compute_dtype
+        with torch.autocast(self.device.type, self.compute_dtype, enabled=mixed):
+            output = self.unet(latents.to(dtype), t, encoder_hidden_states=prompt_embeds.to(dtype)).sample
+        return output.to(latents.dtype)
 
-    def step(
+    def to_x0(
         self,
         output: Float[Tensor, "batch channels h w"],
         t: Tensor,
         latents: Float[Tensor, "batch channels h w"],
     ) -> Float[Tensor, "batch channels h w"]:
-        """DDIM with eta 0 (Song et al. 2021, eq. 12)."""
-        return self.scheduler.step(output, t, latents).prev_sample
+        """From epsilon (Song et al. 2021, eq. 9), v (Salimans & Ho 2022, section 4) or x0 itself."""
+        signal, noise = self._levels(t)
+        match self.scheduler_config.prediction_type:
+            case "epsilon":
+                return (latents - noise * output) / signal
+            case "v_prediction":
+                return signal * latents - noise * output
+            case "sample":
+                return output
+            case other:
+                raise UsageError(f"prediction_type={other} is not supported; use epsilon, v_prediction or sample")
+
+    def add_noise(
+        self, latents: Float[Tensor, "batch channels h w"], noise: Float[Tensor, "batch channels h w"], t: Tensor
+    ) -> Float[Tensor, "batch channels h w"]:
+        signal, strength = self._levels(t)
+        return signal * latents + strength * noise
+
+    def _levels(self, t: Tensor) -> tuple[float, float]:
+        """The shares of signal and noise at a timestep; between two timesteps as samplers in sigma interpolate."""
+        sigmas = np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod)
+        sigma = float(np.interp(float(t), np.arange(len(sigmas)), sigmas))
+        return (1 + sigma**2) ** -0.5, sigma * (1 + sigma**2) ** -0.5
+
+    def checkpoint_blocks(self, unet: bool, decoder: bool) -> None:
+        for part, wanted in ((self.unet, unet), (self.vae, decoder)):
+            if wanted:
+                part.enable_gradient_checkpointing()
+            else:
+                part.disable_gradient_checkpointing()
 
     def decode(self, latents: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch 3 height width"]:
-        images = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        if torch.is_grad_enabled() and self.vae.is_gradient_checkpointing:
+            images = [checkpoint(self._decode, one, use_reentrant=False) for one in latents.split(1)]
+            return torch.cat(images)
+        return self._decode(latents)
+
+    def _decode(self, latents: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch 3 height width"]:
+        images = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
         return (images / 2 + 0.5).clamp(0, 1)

@@ -1,26 +1,145 @@
-"""What learns: a copy of the text encoder beside the original, and how it is saved and loaded."""
+"""What learns: text encoder and UNet, whole or by LoRA; how it is saved, and loaded beside the original."""
 
 from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from textcraftor.errors import UsageError
 from textcraftor.models.stable_diffusion import StableDiffusion
 
 PREFIX = "text_model."
+PARTS = ("text_encoder", "unet")
+LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
 
 
-def add_trainable_text_encoder(model: StableDiffusion, name: str = "tuned") -> nn.Module:
-    """Copy the original text encoder under a new name, in fp32 and with gradients; everything else stays frozen."""
-    tuned = copy.deepcopy(model.text_encoders["original"]).float().requires_grad_(True)
-    model.text_encoders[name] = tuned
-    return tuned
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (Hu et al. 2021) instead of all weights.
+
+    Args:
+        rank: of the update, at least 1.
+        alpha: the update is scaled by alpha / rank.
+        target_modules: ends of module names, or one regular expression over whole names.
+        layers: numbers of the text encoder's layers; null means all.
+    """
+
+    rank: int
+    alpha: float
+    target_modules: Sequence[str] | str
+    layers: Sequence[int] | None = None
+
+    def config(self) -> LoraConfig:
+        targets = self.target_modules
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            layers_to_transform=list(self.layers) if self.layers else None,
+            layers_pattern="layers" if self.layers else None,
+        )
+
+
+@dataclass(frozen=True)
+class Learner:
+    """One network that learns.
+
+    Args:
+        part: text_encoder or unet.
+        lr: its learning rate.
+        span: the share of all training steps in which it learns.
+    """
+
+    part: str
+    module: Any  # a CLIPTextModel or a UNet2DConditionModel
+    lora: LoraConfig | None
+    lr: float
+    span: tuple[float, float]
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What of the network learns: all of it, or its adapters."""
+        return ((name, p) for name, p in self.module.named_parameters() if self.lora is None or "lora_" in name)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def learn(self, progress: float) -> None:
+        """Let gradients through to the parameters where training's progress, in [0, 1), lies in the span."""
+        for parameter in self.parameters:
+            parameter.requires_grad_(self.span[0] <= progress < self.span[1])
+
+    def save(self, folder: Path) -> None:
+        """Write `text_encoder/`, `unet/`, or their `_lora/`, as diffusers loads them."""
+        if self.lora is not None:
+            save_lora(self, folder / f"{self.part}_lora")
+        elif self.part == "unet":
+            self.module.save_pretrained(folder / "unet")
+        else:
+            save_text_encoder(self.module, folder / "text_encoder")
+
+
+def add_learners(model: StableDiffusion, tune: Mapping[str, Any], name: str = "tuned") -> list[Learner]:
+    """Make what `tune` names learn, in fp32: a text encoder of its own beside the original, the UNet in its place.
+
+    Args:
+        tune: text_encoder and unet, each null or {lora: null or the fields of `Lora`, lr, span}.
+
+    Raises:
+        UsageError: LoRA targets that the network does not have.
+    """
+    learners = []
+    for part in PARTS:
+        if tune.get(part) is None:
+            continue
+        options = tune[part]
+        lora = Lora(**options["lora"]).config() if options["lora"] else None
+        if part == "text_encoder":
+            original = model.text_encoders["original"]
+            shared = {id(parameter): parameter for parameter in original.parameters()} if lora else {}
+            module = model.text_encoders[name] = copy.deepcopy(original, shared)
+        else:
+            module = model.unet
+        if lora:
+            _adapt(module, lora, part)
+        learner = Learner(part, module, lora, options["lr"], tuple(options["span"]))
+        for parameter in learner.parameters:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+        learners.append(learner)
+    return learners
+
+
+def _adapt(module: Any, lora: LoraConfig, part: str) -> None:
+    try:
+        module.add_adapter(lora)
+    except ValueError as error:
+        ends = {name.rpartition(".")[2] for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+        raise UsageError(
+            f"tune.{part}.lora: no layer matches target_modules={lora.target_modules} and "
+            f"layers={lora.layers_to_transform}; its linear layers end in {', '.join(sorted(ends))}"
+        ) from error
+
+
+def cast_frozen(modules: Sequence[nn.Module], dtype: torch.dtype) -> None:
+    """Store in this dtype whatever does not learn."""
+    for module in modules:
+        for parameter in module.parameters():
+            if not parameter.requires_grad and parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
 
 
 def save_text_encoder(encoder: CLIPTextModel, folder: Path) -> None:
@@ -31,11 +150,78 @@ def save_text_encoder(encoder: CLIPTextModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     encoder.config.save_pretrained(folder)
     state = {
-        key if key.startswith(PREFIX) else PREFIX + key: value.detach().cpu().contiguous()
+        prefixed(key): value.detach().cpu().contiguous()
         for key, value in encoder.state_dict().items()
         if not key.endswith("position_ids")
     }
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def prefixed(key: str) -> str:
+    return key if key.startswith(PREFIX) else PREFIX + key
+
+
+def save_lora(learner: Learner, folder: Path) -> None:
+    """Write adapters so that any pipeline's `load_lora_weights` takes them."""
+    assert learner.lora is not None
+    state = {key: value.detach().cpu() for key, value in get_peft_model_state_dict(learner.module).items()}
+    if learner.part == "text_encoder":
+        state = {prefixed(key): value for key, value in state.items()}
+    StableDiffusionPipeline.save_lora_weights(
+        folder,
+        **{
+            f"{learner.part}_lora_layers": convert_state_dict_to_diffusers(state),
+            f"{learner.part}_lora_adapter_metadata": learner.lora.to_dict(),
+        },
+    )
+
+
+def tuned_folders(run: Path) -> list[Path]:
+    """The folders of what a run tuned."""
+    paths = [path for part in PARTS for path in (run / part, run / f"{part}_lora")]
+    return [path for path in paths if path.is_dir()]
+
+
+def load_tuned(model: StableDiffusion, run: Path, name: str) -> None:
+    """Add what a run tuned to a model, frozen: its text encoder under `name`, its UNet in the model's place.
+
+    Raises:
+        UsageError: the folder holds no tuned part, or one for another model.
+    """
+    found = tuned_folders(run)
+    if not found:
+        raise UsageError(f"{run} holds no {', '.join(PARTS)} or their _lora: give the folder of a finished run")
+    for path in found:
+        if path.name == "text_encoder":
+            load_text_encoder(model, path, name)
+        elif path.name == "unet":
+            unet = UNet2DConditionModel.from_pretrained(path, dtype=model.unet.dtype, use_safetensors=True)
+            model.unet = unet.to(model.device).eval().requires_grad_(False)
+        else:
+            load_lora(model, path, name)
+
+
+def load_lora(model: StableDiffusion, folder: Path, name: str) -> None:
+    """Add adapters from a folder: to a text encoder of that name beside the original, or to the UNet."""
+    if not (folder / LORA_FILE).exists():
+        raise UsageError(f"{folder} holds no {LORA_FILE}: give the folder of a finished run")
+    state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
+        folder, return_lora_metadata=True, use_safetensors=True
+    )
+    options = {"network_alphas": alphas, "metadata": metadata, "adapter_name": name}
+    if folder.name == "text_encoder_lora":
+        original = model.text_encoders["original"]
+        part = copy.deepcopy(original, {id(parameter): parameter for parameter in original.parameters()})
+        StableDiffusionPipeline.load_lora_into_text_encoder(state, text_encoder=part, **options)
+        model.text_encoders[name] = part
+    else:
+        part = model.unet
+        StableDiffusionPipeline.load_lora_into_unet(state, unet=part, **options)
+    part.eval().requires_grad_(False)
+    loaded = sum(key.count("lora_A") for key, _ in part.named_parameters() if f".{name}." in key)
+    wanted = sum("lora_A" in key or "lora.down" in key or "lora_linear_layer.down" in key for key in state)
+    if loaded != wanted:
+        raise UsageError(f"{folder}: {wanted - loaded} of {wanted} adapters do not fit this model: another base model?")
 
 
 def load_text_encoder(model: StableDiffusion, folder: Path, name: str) -> None:
@@ -59,3 +245,20 @@ def load_text_encoder(model: StableDiffusion, folder: Path, name: str) -> None:
     if info["missing_keys"]:
         raise UsageError(f"{folder}: key {sorted(info['missing_keys'])[0]} is missing from model.safetensors")
     model.text_encoders[name] = encoder.to(model.device).eval().requires_grad_(False)
+
+
+def state_of(learners: Sequence[Learner]) -> dict[str, Tensor]:
+    """A copy of everything that learns, by part and name."""
+    return {
+        f"{learner.part}.{name}": parameter.detach().clone()
+        for learner in learners
+        for name, parameter in learner.named_parameters()
+    }
+
+
+@torch.no_grad()
+def load_state(learners: Sequence[Learner], state: Mapping[str, Tensor]) -> None:
+    """Put back what `state_of` copied."""
+    for learner in learners:
+        for name, parameter in learner.named_parameters():
+            parameter.copy_(state[f"{learner.part}.{name}"])

@@ -26,6 +26,7 @@ class RewardMix(nn.Module):
         rewards: modules or functions `reward(images, prompts) -> (batch,)`.
         weights: one for each; a scorer with weight 0 is measured and adds nothing.
         normalize: standardise every score before it is weighted, so that weights compare scorers of any scale.
+        targets: of some scorers; training raises such a score up to its target and no further.
         momentum: of the running mean and variance.
     """
 
@@ -39,6 +40,7 @@ class RewardMix(nn.Module):
         rewards: Mapping[str, nn.Module | Callable],
         weights: Mapping[str, float],
         normalize: bool = False,
+        targets: Mapping[str, float] | None = None,
         momentum: float = 0.99,
     ) -> None:
         super().__init__()
@@ -50,6 +52,7 @@ class RewardMix(nn.Module):
         }
         self.rewards = nn.ModuleDict(modules).eval().requires_grad_(False)
         self.weights, self.normalize, self.momentum = dict(weights), normalize, momentum
+        self.targets = dict(targets or {})
         for name in ("", "first_"):
             self.register_buffer(f"{name}mean", torch.zeros(len(modules)))
             self.register_buffer(f"{name}variance", torch.ones(len(modules)))
@@ -72,16 +75,25 @@ class RewardMix(nn.Module):
         return self._weighted(scores, self.first_mean, self.first_variance)
 
     def objective(self, scores: Scores) -> Float[Tensor, " batch"]:
-        """What training raises: `total`, but with `normalize` by running statistics, which this batch joins."""
-        if self.normalize:
-            self._observe(scores)
-        return self._weighted(scores, self.mean, self.variance)
+        """What training raises: `total`, but with `normalize` by running statistics, see `observe`.
 
-    def _weighted(self, scores: Scores, mean: Tensor, variance: Tensor) -> Float[Tensor, " batch"]:
-        parts = [
-            self.weights[name] * ((score - mean[i]) / variance[i].sqrt() if self.normalize else score)
-            for i, (name, score) in enumerate(scores.items())
-        ]
+        A scorer with a target adds minus its hinge, max(0, target - score), instead of its score: ReFL's loss
+        (Xu et al. 2023, eq. 4).
+        """
+        capped = {
+            name: score.clamp(max=self.targets[name]) if name in self.targets else score
+            for name, score in scores.items()
+        }
+        return self._weighted(capped, self.mean, self.variance, self.targets)
+
+    def _weighted(
+        self, scores: Scores, mean: Tensor, variance: Tensor, targets: Mapping[str, float] | None = None
+    ) -> Float[Tensor, " batch"]:
+        parts = []
+        for i, (name, score) in enumerate(scores.items()):
+            origin = (targets or {}).get(name, mean[i] if self.normalize else 0.0)
+            scale = variance[i].sqrt() if self.normalize else 1.0
+            parts.append(self.weights[name] * (score - origin) / scale)
         return torch.stack(parts).sum(0)
 
     @torch.no_grad()
@@ -89,14 +101,23 @@ class RewardMix(nn.Module):
         """Take mean and variance from these scores: of the untuned model's pictures, before training."""
         each = torch.stack([score.to(self.mean) for score in scores.values()])
         self.first_mean, self.first_variance = each.mean(1), each.var(1).clamp_min(1e-12)
-        self.mean, self.variance = self.first_mean, self.first_variance
+        self.mean, self.variance = self.first_mean.clone(), self.first_variance.clone()
+
+    @staticmethod
+    @torch.no_grad()
+    def moments(scores: Scores) -> Float[Tensor, " twice_rewards"]:
+        """Every score's mean and then every score's mean square, in float64: what processes average and `observe`."""
+        each = torch.stack([score.detach().double() for score in scores.values()])
+        return torch.cat([each.mean(1), each.square().mean(1)])
 
     @torch.no_grad()
-    def _observe(self, scores: Scores) -> None:
-        each = torch.stack([score.detach().to(self.mean) for score in scores.values()])
-        self.mean = self.mean.lerp(each.mean(1), 1 - self.momentum)
-        spread = (each - self.mean[:, None]).pow(2).mean(1)
-        self.variance = self.variance.lerp(spread, 1 - self.momentum).clamp_min(1e-12)
+    def observe(self, moments: Float[Tensor, " twice_rewards"]) -> None:
+        """Let the running statistics take in one step's scores, by their `moments`."""
+        mean, mean_square = moments.chunk(2)
+        running = self.mean.double().lerp(mean, 1 - self.momentum)
+        spread = mean_square - 2 * running * mean + running**2
+        self.mean.copy_(running)
+        self.variance.copy_(self.variance.double().lerp(spread, 1 - self.momentum).clamp_min(1e-12))
 
     def check(self, prompts: Sequence[str]) -> None:
         """Refuse prompts that a scorer cannot judge."""
@@ -124,6 +145,8 @@ def check_mix(config: Mapping) -> None:
     for name, part in parts_of(config).items():
         if "reward" not in part or "weight" not in part:
             raise UsageError(f"rewards.{name} needs both reward._target_ and weight")
+        if unknown := set(part) - {"reward", "weight", "target"}:
+            raise UsageError(f"rewards.{name}.{min(unknown)} is unknown: reward, weight and target are not")
         for key, value in part.reward.items():
             local = isinstance(value, str) and not str(key).startswith("_") and not is_address(value)
             if local and looks_local(value) and not Path(value).expanduser().exists():
@@ -150,4 +173,7 @@ def load_mix(config: Mapping, normalize: bool = False) -> RewardMix:
                 raise error.__cause__ from error
             reason = " ".join(str(error).split())
             raise UsageError(f"rewards.{name}: {part.reward.get('_target_')} cannot be loaded: {reason}") from error
-    return RewardMix(rewards, {name: float(part.weight) for name, part in parts_of(config).items()}, normalize)
+    parts = parts_of(config)
+    weights = {name: float(part.weight) for name, part in parts.items()}
+    targets = {name: float(part.target) for name, part in parts.items() if part.get("target") is not None}
+    return RewardMix(rewards, weights, normalize, targets)

@@ -9,24 +9,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from textcraftor.errors import UsageError
-from textcraftor.sampling.chain import Chain, ConditioningAt, denoise
+from textcraftor.sampling.chain import Chain, ConditioningAt, denoise, output_at, predicted_x0
 
 
 @runtime_checkable
 class Rollout(Protocol):
-    """From initial noise to final latents, with gradients where the policy lets them flow."""
+    """From initial noise to final latents, with gradients where the policy lets them flow.
+
+    Some policies return several latents for each prompt: all prompts in order, then all again.
+    """
 
     def __call__(
         self, chain: Chain, latents: Float[Tensor, "batch channels h w"], conditioning_at: ConditioningAt
-    ) -> Float[Tensor, "batch channels h w"]: ...
+    ) -> Float[Tensor, "results channels h w"]: ...
 
 
 def last_k(
     chain: Chain, latents: Float[Tensor, "batch channels h w"], conditioning_at: ConditioningAt, *, k: int
 ) -> Float[Tensor, "batch channels h w"]:
-    """Through the last k steps (DRaFT-K, Clark et al. 2023, section 4.2; TextCraftor uses k=5 of 25)."""
+    """Through the last k calls of the denoiser (DRaFT-K, Clark et al. 2023, section 4.2; TextCraftor: 5 of 25)."""
     if not 1 <= k <= len(chain.timesteps):
-        raise UsageError(f"gradient.k={k} must lie between 1 and sampling.steps={len(chain.timesteps)}")
+        raise UsageError(f"gradient.k={k} must lie between 1 and the sampler's {len(chain.timesteps)} calls")
     with torch.no_grad():
         latents = denoise(chain, latents, chain.timesteps[:-k], conditioning_at)
     return denoise(chain, latents, chain.timesteps[-k:], conditioning_at)
@@ -37,3 +40,78 @@ def full(
 ) -> Float[Tensor, "batch channels h w"]:
     """Through the whole chain (DRaFT, Clark et al. 2023, section 4.1)."""
     return denoise(chain, latents, chain.timesteps, conditioning_at)
+
+
+def random_k(
+    chain: Chain,
+    latents: Float[Tensor, "batch channels h w"],
+    conditioning_at: ConditioningAt,
+    *,
+    mean: float,
+    sd: float,
+) -> Float[Tensor, "batch channels h w"]:
+    """Through the steps from a random one to the end, one draw a batch (AlignProp, Prabhudesai et al. 2023, section 4).
+
+    Args:
+        mean, sd: of the normal draw of the first step with a gradient, as shares of the chain; the paper's 42 and 5 of
+            50 steps are .84 and .1.
+    """
+    steps = len(chain.timesteps)
+    first = round(steps * chain.rng.normal(mean, sd))
+    return last_k(chain, latents, conditioning_at, k=min(max(steps - first, 1), steps))
+
+
+def low_variance(
+    chain: Chain, latents: Float[Tensor, "batch channels h w"], conditioning_at: ConditioningAt, *, n: int
+) -> Float[Tensor, "results channels h w"]:
+    """Through the last step, and again from n fresh noisings of its result (DRaFT-LV, Clark et al. 2023, section 4.3).
+
+    Returns:
+        (batch * (n + 1), ...): the mean over them has less variance than the chain's own result.
+    """
+    results = [last_k(chain, latents, conditioning_at, k=1)]
+    t, clean = chain.timesteps[-1], results[0].detach()
+    for copy in range(n):
+        noisy = chain.model.add_noise(clean, chain.noise(copy + 1).to(clean), t)
+        results.append(predicted_x0(chain, noisy, t, conditioning_at))
+    return torch.cat(results)
+
+
+def refl(
+    chain: Chain,
+    latents: Float[Tensor, "batch channels h w"],
+    conditioning_at: ConditioningAt,
+    *,
+    first: float,
+    last: float,
+) -> Float[Tensor, "batch channels h w"]:
+    """To a random late step, then in one jump to the x0 that it predicts (ReFL, Xu et al. 2023, algorithm 1).
+
+    Args:
+        first, last: the steps to draw from, as shares of the chain; the paper's 30 to 39 of 40 are .75 and .975.
+    """
+    steps = len(chain.timesteps)
+    index = int(chain.rng.integers(round(steps * first), min(round(steps * last), steps - 1) + 1))
+    with torch.no_grad():
+        latents = denoise(chain, latents, chain.timesteps[:index], conditioning_at)
+        latents = chain.scheduler.scale_model_input(latents, chain.timesteps[index])
+    return predicted_x0(chain, latents, chain.timesteps[index], conditioning_at)
+
+
+def drtune(
+    chain: Chain, latents: Float[Tensor, "batch channels h w"], conditioning_at: ConditioningAt, *, k: int
+) -> Float[Tensor, "batch channels h w"]:
+    """Through k evenly spaced steps, none through the denoiser's latent input (DRTune, Wu et al. 2024, algorithm 1).
+
+    The gradient reaches early steps by the sampler's own sum alone, so that it cannot explode.
+    """
+    steps = len(chain.timesteps)
+    if not 1 <= k <= steps:
+        raise UsageError(f"gradient.k={k} must lie between 1 and the sampler's {steps} calls")
+    offset = chain.rng.uniform()
+    learning = {int((i + offset) * steps / k) for i in range(k)}
+    for index, t in enumerate(chain.timesteps):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and index in learning):
+            output = output_at(chain, chain.scheduler.scale_model_input(latents, t).detach(), t, conditioning_at)
+        latents = chain.scheduler.step(output, t, latents).prev_sample
+    return latents

@@ -13,7 +13,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from textcraftor.training.fitting import FitSettings, autocast, fit, processes_of_this_run
+from textcraftor.training.fitting import FitSettings, autocast, fit
+from textcraftor.training.processes import processes_of_this_run
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+
+from textcraftor.training.processes import average_gradients, processes_of_this_run
 
 
 @dataclass(frozen=True)
@@ -106,21 +107,3 @@ def fit(
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Compute in this dtype; float32 leaves everything as it is."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-
-def processes_of_this_run() -> PartialState:
-    """Rank and number of processes, over gloo where there is no GPU."""
-    return PartialState(cpu=not torch.cuda.is_available())
-
-
-def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """The mean over processes, in one exchange; nothing to do for a single one."""
-    processes = processes_of_this_run()
-    if processes.num_processes == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    torch.distributed.all_reduce(flat)
-    flat /= processes.num_processes
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))

@@ -6,112 +6,155 @@ prompts -> text encoder -> sampling chain -> decoder -> images -> rewards, and t
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-from accelerate import Accelerator
-from diffusers.optimization import get_scheduler
-from torch import nn
+from torch import Tensor
 from tqdm import tqdm
 
-from textcraftor.data.prompts import PromptDraw
-from textcraftor.inference.generate import Sampling
-from textcraftor.models.stable_diffusion import StableDiffusion
-from textcraftor.models.tuning import add_trainable_text_encoder
-from textcraftor.rewards.mix import RewardMix
-from textcraftor.sampling.conditioning import ConditioningSchedule
-from textcraftor.sampling.gradients import Rollout
+from textcraftor.training.interrupt import Interrupt, InterruptedRunError
+from textcraftor.training.memory import out_of_memory
+from textcraftor.training.method import Method
+from textcraftor.training.phases import Phases
+from textcraftor.training.processes import average, processes_of_this_run
+from textcraftor.training.state import TrainingState
 
 
 @dataclass(frozen=True)
 class RewardTuning:
-    """How long and how fast the encoder learns.
+    """How long the model learns, and how often it is looked at.
 
     Args:
         steps: optimiser steps.
-        batch_size: prompts per step.
-        lr_schedule: any name that `diffusers.optimization.get_scheduler` knows.
-        warmup: steps over which the learning rate rises from 0.
+        batch_size: prompts per step, all processes together.
         max_grad_norm: the gradient is clipped to this norm.
-        recompute: trade time for memory: keep each step's input only and recompute it in the backward pass.
-        watch_every: steps between looks at the held-out prompts.
+        watch_every, checkpoint_every: steps.
+        skip_broken: how many updates may be left out because something was not finite before the run stops.
     """
 
     steps: int
     batch_size: int
-    lr_schedule: str = "constant_with_warmup"
-    warmup: int = 0
     max_grad_norm: float = 1.0
-    recompute: bool = False
     watch_every: int = 50
+    checkpoint_every: int = 50
+    skip_broken: int = 0
+
+
+class NotFiniteError(FloatingPointError):
+    """A loss, score or gradient is not finite; `record` holds what a replay needs."""
+
+    def __init__(
+        self, state: TrainingState, figures: dict[str, float], prompts: Sequence[str], seeds: Sequence[int]
+    ) -> None:
+        cause = next((name for name, value in figures.items() if not math.isfinite(value)), "gradient")
+        if cause in ("grad_norm", "gradient"):
+            cause = f"the gradient of {state.broken_tensor()}"
+        super().__init__(f"step {state.step}: {cause} is not finite")
+        self.record = {
+            "step": state.step,
+            "cause": cause,
+            "figures": {name: str(value) for name, value in figures.items()},
+            "prompts": list(prompts),
+            "seeds": list(seeds),
+        }
+
+
+def gradient_of(
+    method: Method, state: TrainingState, rows: Sequence[int], settings: RewardTuning, phases: Phases
+) -> tuple[Tensor, dict[str, int]]:
+    """Add the gradient of minus the mean reward over these rows of the step's batch.
+
+    Returns:
+        (1 + 2 * rewards,), the loss and the rewards' moments, this process's part of the batch's mean; and how often
+        the denoiser was called, and how often with a gradient.
+    """
+    prompts, seeds = method.draw(state.step, settings.batch_size)
+    sums = torch.zeros(1 + 2 * len(method.mix.rewards), dtype=torch.float64, device=method.model.device)
+    for part in state.plan.micro_batches(rows):
+        said = [prompts[row] for row in part]
+        numbers = [seeds[row] for row in part]
+        images, chain = method.pictures(said, numbers, state.step, state.plan.kept_steps, phases)
+        share = len(part) * processes_of_this_run().num_processes / settings.batch_size
+        with phases("reward"):
+            scores = method.mix(images, said * (len(images) // len(said)))
+            loss = -share * method.mix.objective(scores).mean()
+            moments = method.mix.moments(scores)
+            finite = torch.where(moments.isfinite().all(), 1.0, math.nan)  # a broken score must not teach anything
+        with phases("backward"):
+            state.scaler.scale(loss * finite).backward()
+        sums += torch.cat([loss.detach()[None].double(), share * moments])
+    return sums, {"unet_calls": chain.calls, "gradient_steps": chain.gradient_steps}
 
 
 def tune_by_reward(
-    model: StableDiffusion,
-    mix: RewardMix,
-    rollout: Rollout,
-    schedule: ConditioningSchedule,
-    sampling: Sampling,
-    draw: PromptDraw,
-    new_optimizer: Callable[..., torch.optim.Optimizer],
+    method: Method,
+    state: TrainingState,
     settings: RewardTuning,
-    accelerator: Accelerator,
     log: Callable[[int, dict[str, float]], None],
-    watch: Callable[[int], None],
-) -> nn.Module:
-    """Train `model.text_encoders["tuned"]`; returns it.
+    watch: Callable[[TrainingState], Sequence[str]],
+    checkpoint: Callable[[TrainingState], None],
+    interrupt: Interrupt,
+) -> Sequence[str]:
+    """Train what `state` holds, from the step that it has reached; returns the alarms that stopped it early.
 
     Args:
-        rollout: the gradient policy.
-        schedule: which encoder conditions which step, here and wherever the encoder is used later.
         log: called with each step's figures.
         watch: called every `settings.watch_every` steps and after the last.
+        checkpoint: called every `settings.checkpoint_every` steps, after the last, and before an interruption.
 
     Raises:
-        FloatingPointError: the loss or its gradient is not finite; the encoder keeps its last good weights.
+        NotFiniteError: a loss, score or gradient is not; what learns keeps its last good weights.
+        InterruptedRunError: by a signal, once the checkpoint is written.
     """
-    chain = sampling.chain(model, settings.recompute)
-    encoder = add_trainable_text_encoder(model, "tuned")
-    optimizer = new_optimizer(encoder.parameters())
-    lr_schedule = get_scheduler(
-        settings.lr_schedule, optimizer, num_warmup_steps=settings.warmup, num_training_steps=settings.steps
+    processes, phases = processes_of_this_run(), Phases(method.model.device)
+    rows = range(settings.batch_size)[processes.process_index :: processes.num_processes]
+    method.model.checkpoint_blocks(unet=state.plan.blocks, decoder=not state.plan.decoder)
+    rewards = [f"reward/{name}" for name in method.mix.rewards]
+    progress = tqdm(
+        range(settings.steps),
+        desc="tuning",
+        unit="step",
+        initial=state.step,
+        disable=not processes.is_main_process,
     )
-    encoder, optimizer, lr_schedule = accelerator.prepare(encoder, optimizer, lr_schedule)
-    model.text_encoders["tuned"] = encoder
-    progress = tqdm(range(settings.steps), desc="tuning", unit="step", disable=not accelerator.is_main_process)
-    for step in progress:
+    ringing: Sequence[str] = []
+    while state.step < settings.steps and not ringing:
         began = time.perf_counter()
-        prompts, seeds = draw(step, settings.batch_size)
-        negative_prompts = [sampling.negative_prompt] * len(prompts)
-        encoded = {name: model.encode(prompts, negative_prompts, name) for name in schedule.encoders}
-
-        latents = model.noise(seeds, sampling.height, sampling.width)
-        latents = rollout(chain, latents, partial(schedule.at, encoded))
-        scores = mix(model.decode(latents), prompts)
-        loss = -mix.objective(scores).mean()
-
-        optimizer.zero_grad()
-        accelerator.backward(loss)
-        grad_norm = accelerator.clip_grad_norm_(encoder.parameters(), settings.max_grad_norm)
+        state.learn(state.step / settings.steps)
+        try:
+            sums, calls = gradient_of(method, state, rows, settings, phases)
+        except RuntimeError as error:
+            if not out_of_memory(error) or state.plan.micro_batch == 1 or state.plan.replanned:
+                raise
+            state.plan = state.plan.halved()
+            said = f"out of memory: accumulating gradients of {state.plan.micro_batch} prompts from here on"
+            progress.write(said, file=sys.stderr)
+            continue
+        norm = state.update(settings.max_grad_norm)
 
         # One read of the device per step, once the backward pass is queued.
-        names = ["loss", "grad_norm", *(f"reward/{name}" for name in scores)]
-        values = torch.stack([loss.detach(), grad_norm, *(score.detach().mean() for score in scores.values())])
-        figures = dict(zip(names, values.tolist(), strict=True))
-        broken = [name for name, value in figures.items() if not math.isfinite(value)]
-        if broken:
-            raise FloatingPointError(
-                f"step {step}: {broken[0]} is {figures[broken[0]]}; prompts {prompts}, seeds {seeds}"
-            )
-        optimizer.step()
-        lr_schedule.step()
+        sums = average(torch.cat([sums, sums.new_tensor([interrupt.received])]))
+        loss, *values, interrupted, grad_norm = torch.cat([sums, norm[None].double()]).tolist()
+        figures = dict(zip(rewards, values, strict=False)) | {"loss": loss, "grad_norm": grad_norm}
+        if all(map(math.isfinite, figures.values())):
+            method.mix.observe(sums[1:-1])
+        elif state.skip(figures) > settings.skip_broken:
+            raise NotFiniteError(state, figures, *method.draw(state.step, settings.batch_size))
+        state.step += 1
 
-        figures |= {"learning_rate": lr_schedule.get_last_lr()[0], "seconds": time.perf_counter() - began}
-        log(step + 1, figures)
+        figures |= {f"learning_rate/{one.part}": lr for one, lr in zip(state.learners, state.rates, strict=True)}
+        figures |= {**calls, "seconds": time.perf_counter() - began, **phases.read()}
+        log(state.step, figures)
         progress.set_postfix(total=f"{-figures['loss']:.3f}")
-        if (step + 1) % settings.watch_every == 0 or step + 1 == settings.steps:
-            watch(step + 1)
-    return accelerator.unwrap_model(encoder)
+        progress.update()
+        last = state.step == settings.steps
+        if state.step % settings.watch_every == 0 or last:
+            ringing = watch(state)
+        if state.step % settings.checkpoint_every == 0 or last or interrupted or ringing:
+            checkpoint(state)
+        if interrupted and not last:
+            raise InterruptedRunError(interrupt.received, state.step)
+    return ringing

@@ -2,200 +2,286 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import resource
-import time
-from collections.abc import Callable
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from textcraftor.data.prompts import PromptDraw, read_prompts
+from textcraftor.data.prompts import PromptDraw
 from textcraftor.errors import UsageError
-from textcraftor.evaluation.evaluate import Evaluation, compare, evaluate
+from textcraftor.evaluation.evaluate import Evaluation, Judge, compare, evaluate, held_out
 from textcraftor.evaluation.report import before_after_sheet, write_report
 from textcraftor.inference.generate import Sampling
-from textcraftor.inference.pictures import contact_sheet, to_pil
-from textcraftor.models.loading import dtype_of, load_model
-from textcraftor.models.stable_diffusion import StableDiffusion
-from textcraftor.models.tuning import save_text_encoder
-from textcraftor.rewards.mix import check_mix, load_mix, parts_of
+from textcraftor.models.loading import dtype_of, freeze, load_model
+from textcraftor.models.tuning import Learner, add_learners, load_state, load_tuned, tuned_folders
+from textcraftor.rewards.mix import load_mix
 from textcraftor.sampling.conditioning import ConditioningSchedule
-from textcraftor.training.reward_tuning import RewardTuning, tune_by_reward
+from textcraftor.training.checkpoint import Checkpoints
+from textcraftor.training.checks import check, split_prompts
+from textcraftor.training.forecast import forecast
+from textcraftor.training.interrupt import Interrupt, InterruptedRunError
+from textcraftor.training.memory import plan_memory
+from textcraftor.training.method import Method
+from textcraftor.training.phases import GB
+from textcraftor.training.processes import processes_of_this_run
+from textcraftor.training.reward_tuning import NotFiniteError, RewardTuning, tune_by_reward
+from textcraftor.training.state import TrainingState
+from textcraftor.training.tracking import MetricsFile, Stopwatch
+from textcraftor.training.watch import Alarm, Watch
+
+__all__ = ["check", "run"]
 
 
-def split_prompts(config: DictConfig) -> tuple[list[str], list[str], list[str]]:
-    """Prompts to train on, to evaluate with and to watch, which never overlap.
+@dataclass
+class Job:
+    """What a configuration means, loaded.
 
-    The last two come from `prompts.held_out` where that is given, else from the end of `prompts.path`.
-    """
-    wanted, watched = config.evaluation.prompts, config.evaluation.watch
-    prompts = list(dict.fromkeys(read_prompts(config.prompts.path)))
-    if config.prompts.held_out:
-        held_out = list(dict.fromkeys(read_prompts(config.prompts.held_out)))[: wanted + watched]
-        prompts = [prompt for prompt in prompts if prompt not in set(held_out)]
-    else:
-        count = min(wanted + watched, len(prompts) // 2)
-        prompts, held_out = prompts[: len(prompts) - count], prompts[len(prompts) - count :]
-    if not prompts or len(held_out) < 2:
-        raise UsageError(
-            f"prompts.path={config.prompts.path}: too few different prompts; 4 are needed, 2 of them held out"
-        )
-    share = max(1, min(watched, len(held_out) // 2))
-    return prompts, held_out[:-share], held_out[-share:]
-
-
-def check(config: DictConfig, folder: Path) -> None:
-    """Refuse what cannot work before any model is loaded and before anything is written."""
-    steps = config.sampling.steps
-    k = config.gradient.get("k")
-    if k is not None and not 1 <= k <= steps:
-        raise UsageError(
-            f"gradient.k={k} must lie between 1 and sampling.steps={steps}: lower gradient.k or use gradient=full"
-        )
-    if config.conditioning.tuned_on == "last_n" and not 1 <= config.conditioning.n <= steps:
-        raise UsageError(f"conditioning.n={config.conditioning.n} must lie between 1 and sampling.steps={steps}")
-    for name in ("steps", "batch_size"):
-        if config.training[name] < 1:
-            raise UsageError(f"training.{name}={config.training[name]} must be at least 1")
-    check_mix(config.rewards)
-    if not any(part.weight for part in parts_of(config.rewards).values()):
-        raise UsageError("rewards: every weight is 0, so there is nothing to learn from")
-    for key in ("dtype", "scorer_dtype"):
-        dtype_of(config, key)
-    split_prompts(config)
-    if (folder / "summary.json").exists():
-        raise UsageError(f"run_dir={folder} holds a finished run: choose another run_dir= or name=, or delete it")
-
-
-def peak_memory_gb() -> float:
-    """Peak memory of this process: of the GPU where one is used, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-class Stopwatch:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name], self._last = round(now - self._last, 2), now
-
-
-class MetricsFile:
-    """One JSON line per step, and the same figures to the tracker."""
-
-    def __init__(self, path: Path, accelerator: Accelerator) -> None:
-        self.path, self.accelerator = path, accelerator
-        self.lines: list[dict[str, float]] = []
-
-    def write(self, step: int, figures: dict[str, float]) -> None:
-        self.lines.append({"step": step, **figures})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self.lines[-1]) + "\n")
-        self.accelerator.log(figures, step=step)
-
-
-class Watch:
-    """Looks at held-out prompts during training: keeps the figures, a strip of pictures and the best encoder.
-
-    Its prompts are neither trained on nor in the final evaluation, so choosing the best does not flatter it.
+    Args:
+        start: the conditioning before training: the original encoder, or that of the run that `tuned` names.
+        evaluated, watched: held-out prompts, for the end and for on the way.
     """
 
-    def __init__(self, look: Callable[[], Evaluation], model: StableDiffusion, folder: Path) -> None:
-        self.look, self.model, self.folder = look, model, folder
-        self.points: list[dict[str, float]] = []
-        self.best_state: dict[str, torch.Tensor] = {}
-        folder.mkdir(parents=True, exist_ok=True)
+    config: DictConfig
+    method: Method
+    learners: list[Learner]
+    start: ConditioningSchedule
+    judge: Judge | None
+    evaluated: list[str]
+    watched: list[str]
+    precision: str
 
-    def __call__(self, step: int) -> None:
-        seen = self.look()
-        point = {"step": step, **seen.means()}
-        if all(point["total"] > other["total"] for other in self.points):
-            self.best_state = copy.deepcopy(self.model.text_encoders["tuned"].state_dict())
-        self.points.append(point)
-        contact_sheet([[to_pil(image) for image in seen.images[:, 0]]]).save(self.folder / f"step_{step:06d}.png")
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(self.config.evaluation.seeds)
+
+    def look(self, schedule: ConditioningSchedule, prompts: list[str], before: Evaluation | None = None) -> Evaluation:
+        seeds = self.seeds if prompts is self.evaluated else tuple(self.config.watch.seeds)
+        method, size = self.method, self.config.evaluation.batch_size
+        return evaluate(method.model, schedule, method.sampling, method.mix, self.judge, prompts, seeds, size, before)
+
+    def state(self) -> TrainingState:
+        """What training starts from, its memory planned."""
+        config, method = self.config, self.method
+        share = -(-config.training.batch_size // processes_of_this_run().num_processes)
+        longest = max(method.draw.prompts, key=len)
+        plan = plan_memory(config.memory.budget, method, self.learners, longest, share)
+        training = config.training
+        half = method.model.compute_dtype == torch.float16
+        return TrainingState(
+            self.learners,
+            method.mix,
+            plan,
+            instantiate(config.optim),
+            training.lr_schedule,
+            training.warmup,
+            training.steps,
+            training.ema_decay,
+            half,
+        )
+
+    @property
+    def settings(self) -> RewardTuning:
+        chosen = ("steps", "batch_size", "max_grad_norm", "checkpoint_every", "skip_broken")
+        return RewardTuning(
+            **{name: self.config.training[name] for name in chosen}, watch_every=self.config.watch.every
+        )
 
 
-def run(config: DictConfig, folder: Path) -> float:
-    """Evaluate, tune, evaluate again, report. Returns the held-out total after tuning, for sweeps."""
-    check(config, folder)
-    clock = Stopwatch()
-    train_prompts, held_out, watched = split_prompts(config)
+def prepare(config: DictConfig) -> Job:
+    """Load everything; what learns is float32, the rest is stored as `dtype` says."""
+    train_prompts, evaluated, watched = split_prompts(config)
     torch.manual_seed(config.seed)
     model = load_model(config)
-    model.check_prompts([*train_prompts, *held_out, *watched, config.sampling.negative_prompt])
-    mix = load_mix(config.rewards, config.normalize_rewards).to(model.device)
-    mix.rewards.to(dtype_of(config, "scorer_dtype"))
-    mix.check([*train_prompts, *held_out, *watched])
-    judge = instantiate(config.model.judge)
+    model.check_prompts([*train_prompts, *evaluated, *watched, config.sampling.negative_prompt])
     sampling = Sampling(**config.sampling)
-    schedule = ConditioningSchedule.tuned_on(
-        config.conditioning.tuned_on, config.conditioning.n, model.timesteps(sampling.steps)
-    )
-    seeds = tuple(config.evaluation.seeds)
-    look = partial(evaluate, model, sampling=sampling, mix=mix, judge=judge, batch_size=config.evaluation.batch_size)
-
-    OmegaConf.save(config, folder / "config.yaml", resolve=True)
-    clock.lap("load")
-    before = look(schedule=ConditioningSchedule.original(), prompts=held_out, seeds=seeds)
-    if config.normalize_rewards:
-        scores = {name: torch.from_numpy(before.measures[name].ravel()).to(model.device) for name in mix.rewards}
-        mix.start(scores)
-        before.measures["total"] = mix.total(scores).cpu().numpy().reshape(len(held_out), len(seeds))
-    clock.lap("before")
-
-    accelerator = Accelerator(cpu=model.device.type == "cpu", log_with=config.tracker, project_dir=folder)
-    accelerator.init_trackers("tensorboard")
-    metrics = MetricsFile(folder / "metrics.jsonl", accelerator)
-    watch = Watch(partial(look, schedule=schedule, prompts=watched, seeds=seeds[:1]), model, folder / "samples")
-    encoder = tune_by_reward(
+    start = ConditioningSchedule.original()
+    for folder in config.tuned.values():
+        load_tuned(model, Path(folder), "tuned")
+        start = ConditioningSchedule(**json.loads((Path(folder) / "conditioning.json").read_text()))
+    learners = add_learners(model, config.tune)
+    dtype, reason = dtype_of(config, "dtype")
+    freeze(model, dtype)
+    schedule = start
+    if config.tune.get("text_encoder") is not None:
+        conditioning = config.conditioning
+        schedule = ConditioningSchedule.tuned_on(conditioning.tuned_on, conditioning.n, sampling.timesteps(model))
+    mix = load_mix(config.rewards, config.normalize_rewards).to(model.device)
+    scorer_dtype = dtype_of(config, "scorer_dtype")[0]
+    mix.rewards.to(scorer_dtype)
+    mix.check([*train_prompts, *evaluated, *watched])
+    precision = f"precision: what learns in float32, the rest in {dtype} ({reason}), scorers in {scorer_dtype}"
+    method = Method(
         model,
         mix,
         instantiate(config.gradient),
         schedule,
         sampling,
         PromptDraw(train_prompts, config.seed),
-        instantiate(config.optim),
-        RewardTuning(**config.training),
-        accelerator,
-        metrics.write,
-        watch,
+        config.conditioning.detach_negative,
     )
-    accelerator.end_training()
-    save_text_encoder(encoder, folder / "last" / "text_encoder")
-    encoder.load_state_dict(watch.best_state)
-    save_text_encoder(encoder, folder / "text_encoder")
-    (folder / "conditioning.json").write_text(json.dumps(schedule.to_dict(), indent=2))
-    clock.lap("tuning")
-    after = look(schedule=schedule, prompts=held_out, seeds=seeds)
-    clock.lap("after")
+    judge = instantiate(config.model.judge)
+    return Job(config, method, learners, start, judge, evaluated, watched, precision)
 
+
+def say(line: str) -> None:
+    """One line to the terminal, from the first process alone."""
+    if processes_of_this_run().is_main_process:
+        print(f"textcraftor: {line}", file=sys.stderr, flush=True)
+
+
+def run(config: DictConfig, folder: Path) -> float | str:
+    """Evaluate, tune, evaluate again, report. Returns the held-out figure after tuning, for sweeps."""
+    check(config, folder)
+    accelerator = Accelerator(cpu=config.device == "cpu", log_with=config.tracker, project_dir=folder)
+    folder = Path(broadcast_object_list([str(folder)])[0])
+    clock, job = Stopwatch(), prepare(config)
+    if config.dry_run:
+        return forecast(job)
+    checkpoints = Checkpoints(folder, config.training.keep_checkpoints)
+    state = job.state()
+    say(job.precision)
+    say(str(state.plan))
+    clock.lap("load")
+    before = before_training(job, folder)
+    clock.lap("before")
+
+    if config.resume:
+        checkpoints.load(state)
+        say(f"goes on after step {state.step} of {config.training.steps}")
+    elif accelerator.is_main_process:
+        OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    trackers = {"tensorboard": {"purge_step": state.step + 1}} if config.tracker == "tensorboard" else {}
+    accelerator.init_trackers("tensorboard", init_kwargs=trackers)
+    metrics = MetricsFile(folder / "metrics.jsonl", accelerator, state.step)
+    watch = Watch(
+        partial(job.look, job.method.schedule, job.watched, before["watched"]),
+        before["watched"],
+        job.method.mix.weights,
+        {name: Alarm(**limits) for name, limits in config.watch.alarms.items()},
+        config.stop_on,
+        folder / "samples",
+    )
+    yaml = OmegaConf.to_yaml(config, resolve=True)
+    try:
+        with Interrupt() as interrupt:
+            ringing = tune_by_reward(
+                job.method,
+                state,
+                job.settings,
+                metrics.write,
+                watch,
+                lambda state: checkpoints.save(state, yaml),
+                interrupt,
+            )
+    except NotFiniteError as error:
+        (folder / "not_finite.json").write_text(json.dumps(error.record, indent=2))
+        raise UsageError(f"{error}; prompts and seeds are in {folder / 'not_finite.json'}") from error
+    except InterruptedRunError as error:
+        say(f"{error}; textcraftor train resume={folder} goes on")
+        raise SystemExit(error.exit_code) from error
+    clock.lap("tuning")
+    figure = finish(job, folder, state, before, watch, metrics, ringing, clock)
+    accelerator.end_training()
+    return figure
+
+
+def before_training(job: Job, folder: Path) -> dict[str, Evaluation]:
+    """The figures of the model that training starts from; a resumed run reads them."""
+    names = {"evaluated": job.evaluated, "watched": job.watched}
+    files = {name: folder / f"before_{name}.npz" for name in names}
+    if job.config.resume and all(file.exists() for file in files.values()):
+        return {name: Evaluation.load(file) for name, file in files.items()}
+    found = {name: job.look(job.start, prompts) for name, prompts in names.items()}
+    mix = job.method.mix
+    if job.config.normalize_rewards:
+        scores = {name: torch.from_numpy(found["evaluated"].measures[name].ravel()) for name in mix.rewards}
+        mix.start({name: score.to(job.method.model.device) for name, score in scores.items()})
+        for evaluation in found.values():
+            shape = evaluation.measures["total"].shape
+            parts = {name: torch.from_numpy(evaluation.measures[name].ravel()).to(mix.mean) for name in mix.rewards}
+            evaluation.measures["total"] = mix.total(parts).cpu().numpy().reshape(shape)
+    if processes_of_this_run().is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, file in files.items():
+            found[name].save(file)
+    return found
+
+
+def finish(
+    job: Job,
+    folder: Path,
+    state: TrainingState,
+    before: Mapping[str, Evaluation],
+    watch: Watch,
+    metrics: MetricsFile,
+    ringing: Sequence[str],
+    clock: Stopwatch,
+) -> float:
+    """Save the last and the best weights, evaluate the best, write the report; returns the held-out figure."""
+    schedule, processes = job.method.schedule, processes_of_this_run()
+    with state.averaged():
+        if processes.is_main_process:
+            save_parts(job, folder / "last")
+        load_state(state.learners, state.watched["best"])
+        if processes.is_main_process:
+            save_parts(job, folder)
+            (folder / "conditioning.json").write_text(json.dumps(schedule.to_dict(), indent=2))
+        after = job.look(schedule, job.evaluated, before["evaluated"])
+    clock.lap("after")
+    figure = held_out(after, before["evaluated"], job.method.mix.weights)
+    peak = max((line[key] for line in metrics.lines for key in line if key.startswith("gb/")), default=0.0)
     summary = {
-        "before": before.means(),
+        "before": before["evaluated"].means(),
         "after": after.means(),
-        "difference": compare(before, after),
-        "prompts": len(held_out),
-        "seeds": seeds,
-        "steps": config.training.steps,
-        "batch_size": config.training.batch_size,
+        "held_out": figure,
+        "difference": compare(before["evaluated"], after),
+        "prompts": len(job.evaluated),
+        "seeds": job.seeds,
+        "steps": state.step,
+        "batch_size": job.config.training.batch_size,
+        "stopped_by": list(ringing),
+        "skipped_updates": state.skipped,
         "conditioning": schedule.to_dict(),
-        "watched": watch.points,
+        "watched": [watch.point(0, watch.before) | {"alarms": []}, *state.watched["points"]],
+        "phases": phase_means(metrics.lines),
         "seconds": clock.laps | {"total": sum(clock.laps.values())},
-        "peak_memory_gb": peak_memory_gb(),
+        "memory": {"predicted_gb": state.plan.predicted / GB, "measured_gb": peak, "plan": str(state.plan)},
+        "peak_memory_gb": peak,
     }
-    before_after_sheet(before, after, rows=8).save(folder / "before_after.png")
-    yaml = (folder / "config.yaml").read_text()
-    write_report(folder / "report.html", f"TextCraftor: {folder.name}", summary, metrics.lines, before, after, yaml)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
-    return summary["after"]["total"]
+    say(f"memory: measured peak {peak:.2f} GB, predicted {state.plan.predicted / GB:.2f} GB")
+    if processes.is_main_process:
+        before_after_sheet(before["evaluated"], after, rows=8).save(folder / "before_after.png")
+        grids = sorted((folder / "samples").glob("step_*.png"))
+        title = f"TextCraftor: {folder.name}"
+        yaml = (folder / "config.yaml").read_text()
+        write_report(folder / "report.html", title, summary, metrics.lines, before["evaluated"], after, yaml, grids)
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    processes.wait_for_everyone()
+    return figure
+
+
+def phase_means(lines: list[dict[str, float]]) -> dict[str, float]:
+    """Each phase's mean seconds a step, and the most memory."""
+    names = {name for line in lines for name in line if name.startswith(("seconds/", "gb/"))}
+    found = {name: [line[name] for line in lines if name in line] for name in sorted(names)}
+    return {name: max(v) if name.startswith("gb/") else sum(v) / len(v) for name, v in found.items()}
+
+
+def save_parts(job: Job, folder: Path) -> None:
+    """Everything tuned that pictures need: what learned here, and the text encoder of the run that it began from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for run_folder in job.config.tuned.values():
+        for path in tuned_folders(Path(run_folder)):
+            if path.name.startswith("text_encoder"):
+                shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
+    for learner in job.learners:
+        learner.save(folder)

@@ -1,0 +1,109 @@
+"""Looks for runs in which the reward rises while the judge falls: `python scripts/search_hacking.py`.
+
+One preference model, no constraint, a fixed number of steps, a grid of what is tuned and how fast; then the worst run
+is done again with each remedy alone, and the worst LoRA is weakened. Prints what the watch saw, when its alarms rang,
+and what each remedy changed. Finished runs are skipped, unfinished ones resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from compare_methods import train
+from diffusers.utils.peft_utils import scale_lora_layers
+from omegaconf import OmegaConf
+
+from textcraftor.evaluation.evaluate import Evaluation
+from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.models.tuning import load_tuned
+from textcraftor.training.run import prepare
+
+GRID = [
+    ("text_encoder", "1e-4"),
+    ("text_encoder", "1e-3"),
+    ("text_encoder_lora", "1e-2"),
+    ("unet", "3e-5"),
+    ("unet", "1e-4"),
+    ("unet", "3e-4"),
+    ("unet_lora", "1e-3"),
+    ("unet_lora", "1e-2"),
+]
+REWARD = ("rewards=hpsv2", "+reward@rewards.pickscore=pickscore", "rewards.pickscore.weight=0")
+WATCHED = ("+reward@rewards.clip=clip", "rewards.clip.weight=0", "watch.every=10")
+REMEDIES = {
+    "CLIP constraint": ("rewards.clip.weight=20",),
+    "EMA and hinge": ("training.ema_decay=0.98", "rewards.hpsv2.weight=100", "+rewards.hpsv2.target=0.4"),
+    "early stop": ("stop_on=[held_out,gap,diversity,clip]",),
+}
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+MEASURES = ("hpsv2", "pickscore", "clip", "judge/taste", "judge/faithfulness", "judge/letters", "diversity")
+
+
+def search(folder: Path, steps: int, tune: str, rate: str, name: str = "", *extra: str) -> dict:
+    """One run of the grid, or of a remedy; its last weights are what is judged, not its best."""
+    overrides = (*REWARD, *WATCHED, f"tune={tune}", f"optim.lr={rate}", f"training.steps={steps}", *extra)
+    return train(folder / f"{tune}_{rate}{name}", *overrides)
+
+
+def change(summary: dict, measure: str, index: int = -1) -> float:
+    """From before training to a look on the way, on the watched prompts."""
+    return summary["watched"][index][measure] - summary["watched"][0][measure]
+
+
+def hacked(summary: dict) -> float:
+    """How far the judge fell in the end while the reward rose; 0 where either did not happen."""
+    fell = -(change(summary, "judge/taste") + change(summary, "judge/faithfulness"))
+    return max(0.0, fell) if change(summary, "hpsv2") > 0 else 0.0
+
+
+@torch.no_grad()
+def weakened(run: Path) -> dict[float, dict[str, float]]:
+    """Each measure's change on the watched prompts, by the strength of a run's last adapters."""
+    job = prepare(OmegaConf.load(run / "config.yaml"))
+    before = Evaluation.load(run / "before_watched.npz")
+    found = {}
+    for strength in STRENGTHS:
+        job.method.model.unet = StableDiffusion.load(job.config.model.path).unet
+        load_tuned(job.method.model, run / "last", "tuned")
+        for part in (job.method.model.unet, job.method.model.text_encoders.get("tuned")):
+            if part is not None:
+                scale_lora_layers(part, strength)
+        after = job.look(job.method.schedule, job.watched, before).means()
+        found[strength] = {name: after[name] - before.means()[name] for name in MEASURES}
+    return found
+
+
+def describe(name: str, summary: dict) -> str:
+    rang = [f"{alarm} at {point['step']}" for point in summary["watched"] for alarm in point["alarms"]]
+    first = dict(reversed([one.split(" at ") for one in rang]))
+    alarms = ", ".join(f"{alarm} at {step}" for alarm, step in first.items()) or "none"
+    cells = [f"{change(summary, measure):+.3f}" for measure in MEASURES]
+    return f"| {name} | {summary['watched'][-1]['step']} | {' | '.join(cells)} | {alarms} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/hacking"))
+    parser.add_argument("--steps", type=int, default=150)
+    arguments = parser.parse_args()
+    found = {(tune, rate): search(arguments.folder, arguments.steps, tune, rate) for tune, rate in GRID}
+    print(f"| run | steps | {' | '.join(MEASURES)} | alarms, first rung |\n|{' --- |' * (len(MEASURES) + 3)}")
+    for (tune, rate), summary in found.items():
+        print(describe(f"{tune}, {rate}", summary))
+    worst = max(found, key=lambda key: hacked(found[key]))
+    if not hacked(found[worst]):
+        print(f"\nNo run of this grid hacks within {arguments.steps} steps: that is the bound that was searched.")
+        return
+    print(f"\nThe judge fell most, while the reward rose, in {worst[0]} at {worst[1]}. With one remedy each:\n")
+    for name, extra in REMEDIES.items():
+        print(describe(name, search(arguments.folder, arguments.steps, *worst, f"_{name.replace(' ', '_')}", *extra)))
+    lora = max((key for key in found if key[0].endswith("lora")), key=lambda key: hacked(found[key]))
+    print(f"\nThe worst LoRA, {lora[0]} at {lora[1]}, with its last adapters at a fraction of their strength:\n")
+    for strength, measures in weakened(arguments.folder / f"{lora[0]}_{lora[1]}").items():
+        print(f"| strength {strength} | {' | '.join(f'{measures[name]:+.3f}' for name in MEASURES)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Every gradient policy against finite differences of the function whose gradient it claims to be."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import PROMPTS
+from textcraftor.errors import UsageError
+from textcraftor.inference.generate import Sampling
+from textcraftor.sampling.chain import Chain, denoise
+from textcraftor.sampling.conditioning import ConditioningSchedule
+from textcraftor.sampling.gradients import drtune, full, last_k, low_variance, random_k, refl
+
+SAMPLING = Sampling(3, 2.0, 64, 64)
+POLICIES = {
+    "full": full,
+    "last_k": partial(last_k, k=2),
+    "random_k": partial(random_k, mean=0.5, sd=0.3),
+    "low_variance": partial(low_variance, n=2),
+    "refl": partial(refl, first=0.4, last=0.9),
+    "drtune": partial(drtune, k=2),
+}
+
+
+@pytest.fixture
+def doubled(model, monkeypatch):
+    """The model in float64 with a trainable encoder.
+
+    diffusers rounds one softmax (attention pooling) to float32 by `.float()`; finite differences need it whole.
+    """
+    rounded = torch.Tensor.float
+    monkeypatch.setattr(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else rounded(x))
+    for part in (model.unet, model.vae, model.text_encoders["original"]):
+        part.double()
+    model.compute_dtype = torch.float64
+    model.text_encoders["tuned"] = copy.deepcopy(model.text_encoders["original"]).requires_grad_(True)
+    return model
+
+
+def new_chain(model, **options) -> Chain:
+    return SAMPLING.chain(model, [1, 2], rng=np.random.default_rng(5), **options)
+
+
+def reward_of(model, rollout, **options) -> torch.Tensor:
+    """A smooth function of the pictures that two prompts give, with gradients into the tuned encoder."""
+    chain = new_chain(model, **options)
+    encoded = {"tuned": model.encode(PROMPTS[:2], ["", ""], "tuned")}
+    schedule = ConditioningSchedule.tuned_on("all", 0, chain.timesteps)
+    latents = rollout(chain, chain.start(), partial(schedule.at, encoded))
+    images = model.vae.decode(latents / model.vae.config.scaling_factor).sample
+    return images.pow(2).mean()
+
+
+def encoder_gradient(model, rollout, **options) -> torch.Tensor:
+    parameters = list(model.text_encoders["tuned"].parameters())
+    gradients = torch.autograd.grad(reward_of(model, rollout, **options), parameters, allow_unused=True)
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, gradients, strict=True)]
+    )
+
+
+class Constants:
+    """Replays, for an objective in which some values are constants, what the first pass found at those places.
+
+    A policy cuts the gradient where it detaches the denoiser's input or runs without a gradient. The function whose
+    exact gradient it then computes has constants there; finite differences must not move them either.
+    """
+
+    def __init__(self, model) -> None:
+        self.model, self.found, self.at = model, [], 0
+        self._predict, self._add_noise = model.predict, model.add_noise
+
+    def install(self, monkeypatch) -> None:
+        monkeypatch.setattr(self.model, "predict", self.predict)
+        monkeypatch.setattr(self.model, "add_noise", lambda *a: self.constant(lambda: self._add_noise(*a)))
+
+    def constant(self, compute):
+        """The value of the first pass."""
+        if self.at == len(self.found):
+            self.found.append(compute())
+        self.at += 1
+        return self.found[self.at - 1]
+
+    def predict(self, latents, t, prompt_embeds):
+        if not self.moves[self.calls % len(self.moves)]:  # without a gradient: its whole output is a constant
+            self.calls += 1
+            return self.constant(lambda: self._predict(latents, t, prompt_embeds).detach())
+        self.calls += 1
+        if self.cut:  # the latent input is a constant, the output is not
+            latents = self.constant(lambda: latents.detach())
+        return self._predict(latents, t, prompt_embeds)
+
+    def value(self, rollout) -> torch.Tensor:
+        self.at = self.calls = 0
+        with torch.no_grad():
+            return reward_of(self.model, rollout)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_gradient_equals_finite_differences(doubled, name, monkeypatch):
+    rollout = POLICIES[name]
+    analytic = encoder_gradient(doubled, rollout)
+    constants = Constants(doubled)
+    constants.cut, moves = name == "drtune", []
+    original = doubled.predict
+    monkeypatch.setattr(doubled, "predict", lambda *a: (moves.append(torch.is_grad_enabled()), original(*a))[1])
+    reward_of(doubled, rollout)
+    constants.moves = moves
+    assert any(moves)
+    constants.install(monkeypatch)
+    constants.value(rollout)  # finds the constants
+    parameters = list(doubled.text_encoders["tuned"].parameters())
+    flat = torch.nn.utils.parameters_to_vector(parameters).detach()
+    direction = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    direction /= direction.norm()
+    values = []
+    for sign in (1, -1):
+        torch.nn.utils.vector_to_parameters(flat + sign * 1e-5 * direction, parameters)
+        values.append(constants.value(rollout))
+    numeric = (values[0] - values[1]) / 2e-5
+    torch.testing.assert_close(analytic @ direction, numeric, rtol=1e-5, atol=1e-10)
+
+
+def test_recomputing_activations_changes_no_gradient(doubled):
+    """Stepwise, and block by block with the decoder picture by picture."""
+    kept = encoder_gradient(doubled, POLICIES["last_k"])
+    stepwise = encoder_gradient(doubled, POLICIES["last_k"], kept_steps=1)
+    torch.testing.assert_close(stepwise, kept, rtol=1e-12, atol=1e-15)
+    doubled.checkpoint_blocks(unet=True, decoder=True)
+    torch.testing.assert_close(
+        encoder_gradient(doubled, POLICIES["last_k"], kept_steps=0), kept, rtol=1e-10, atol=1e-14
+    )
+
+
+def test_last_k_over_every_step_is_the_full_chain(doubled):
+    torch.testing.assert_close(
+        encoder_gradient(doubled, partial(last_k, k=3)), encoder_gradient(doubled, full), rtol=1e-12, atol=1e-15
+    )
+
+
+def test_last_k_equals_the_full_chain_whose_early_latents_are_detached(doubled):
+    """The gradient through the last step alone, from a second definition: every earlier latent is a constant."""
+
+    def detached(chain, latents, conditioning_at):
+        latents = denoise(chain, latents, chain.timesteps[:-1], conditioning_at).detach()
+        return denoise(chain, latents, chain.timesteps[-1:], conditioning_at)
+
+    torch.testing.assert_close(
+        encoder_gradient(doubled, partial(last_k, k=1)), encoder_gradient(doubled, detached), rtol=1e-12, atol=1e-15
+    )
+
+
+def test_drtune_over_every_step_has_the_full_chains_picture_and_another_gradient(doubled):
+    with torch.no_grad():
+        torch.testing.assert_close(reward_of(doubled, partial(drtune, k=3)), reward_of(doubled, full))
+    every, whole = (encoder_gradient(doubled, rollout) for rollout in (partial(drtune, k=3), full))
+    assert (every - whole).norm() > 1e-3 * whole.norm()
+
+
+def test_detaching_the_unconditional_branch_is_another_objective_with_the_same_pictures(doubled):
+    last = POLICIES["last_k"]
+    torch.testing.assert_close(reward_of(doubled, last, detach_negative=True), reward_of(doubled, last))
+    detached, whole = encoder_gradient(doubled, last, detach_negative=True), encoder_gradient(doubled, last)
+    assert (detached - whole).norm() > 1e-3 * whole.norm()
+
+
+def test_random_k_draws_once_a_batch_and_always_a_suffix(model):
+    counts = set()
+    for seed in range(12):
+        chain = Sampling(8, 1.0, 64, 64).chain(model, [1], rng=np.random.default_rng(seed))
+        moves = []
+        chain.model = Spy(model, moves)
+        random_k(chain, chain.start(), lambda t: model.encode(PROMPTS[:1], [""]), mean=0.6, sd=0.2)
+        assert moves == sorted(moves), "a step without a gradient after one with"
+        counts.add(sum(moves))
+    assert len(counts) > 2
+
+
+def test_refl_jumps_from_late_steps_alone(model):
+    for seed in range(6):
+        chain = Sampling(8, 1.0, 64, 64).chain(model, [1], rng=np.random.default_rng(seed))
+        refl(chain, chain.start(), lambda t: model.encode(PROMPTS[:1], [""]), first=0.5, last=0.9)
+        assert chain.gradient_steps == 1
+        assert 5 <= chain.calls <= 8
+
+
+def test_low_variance_re_noises_every_sample_by_its_own_seed(model):
+    """Results are all prompts, then all again; they do not depend on who else is in the batch."""
+
+    def results(seeds, prompts):
+        chain = Sampling(3, 2.0, 64, 64).chain(model, seeds)
+        encoded = model.encode(prompts, [""] * len(prompts))
+        with torch.no_grad():
+            return low_variance(chain, chain.start(), lambda t: encoded, n=2)
+
+    both, second = results([1, 2], PROMPTS[:2]), results([2], PROMPTS[1:2])
+    assert both.shape[0] == 6
+    torch.testing.assert_close(both[1::2], second, atol=1e-4, rtol=0)
+    assert (both[1] - both[3]).abs().max() > 1e-3, "no fresh noise"
+
+
+class Spy:
+    """A model that notes, call by call, whether a gradient is wanted."""
+
+    def __init__(self, model, moves) -> None:
+        self._model, self._moves = model, moves
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def predict(self, *arguments):
+        self._moves.append(torch.is_grad_enabled())
+        return torch.zeros_like(arguments[0])
+
+
+def test_k_beyond_the_chain_is_refused_with_both_numbers(model):
+    for policy in (last_k, drtune):
+        chain = SAMPLING.chain(model, [0])
+        with pytest.raises(UsageError, match=r"gradient.k=4 .* 3 calls"):
+            policy(chain, chain.start(), lambda t: None, k=4)

@@ -1,0 +1,97 @@
+"""The memory plan: what it predicts against what is measured, under every kind of plan, with one gradient."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.conftest import QUICK
+from textcraftor.training.interrupt import Interrupt
+from textcraftor.training.memory import Activations, LiveBytes, plan_memory
+from textcraftor.training.phases import GB, Phases, resident_bytes
+from textcraftor.training.reward_tuning import gradient_of, tune_by_reward
+from textcraftor.training.run import prepare
+
+BATCH = 8
+SETTINGS = (*QUICK, "sampling.steps=4", "gradient.k=3", f"training.batch_size={BATCH}", "memory.budget=64")
+
+
+@pytest.fixture
+def job(configure):
+    return prepare(configure("train", *SETTINGS))
+
+
+def gradient(job, state) -> torch.Tensor:
+    model = job.method.model
+    state.learn(0)
+    model.checkpoint_blocks(state.plan.blocks, not state.plan.decoder)
+    gradient_of(job.method, state, range(BATCH), job.settings, Phases(model.device))
+    return torch.cat([p.grad.flatten() for p in state.parameters if p.grad is not None])
+
+
+def test_every_plan_predicts_its_peak_within_15_percent_and_changes_no_gradient(job):
+    """Peaks of live tensors, which exclude what the process holds anyway; a prediction of the whole is closer still."""
+    state = job.state()
+    assert (state.plan.kept_steps, state.plan.decoder, state.plan.micro_batch) == (3, True, BATCH)
+    activations = Activations(job.method, max(job.method.draw.prompts, key=len))
+    plans = [
+        state.plan,
+        replace(state.plan, decoder=False),
+        replace(state.plan, decoder=False, kept_steps=1),
+        replace(state.plan, decoder=False, kept_steps=0),
+        replace(state.plan, decoder=False, kept_steps=0, blocks=True),
+        replace(state.plan, decoder=False, kept_steps=0, blocks=True, micro_batch=2),
+    ]
+    whole, peaks = gradient(job, state), []
+    for plan in plans:
+        state.plan = plan
+        with LiveBytes() as live:
+            torch.testing.assert_close(gradient(job, state), whole, rtol=1e-3, atol=1e-4 * whole.abs().max().item())
+        peaks.append(live.peak)
+        predicted = activations.peak(plan.kept_steps, plan.blocks, plan.decoder, plan.micro_batch)
+        if plan.micro_batch < BATCH:  # the first part's gradients of the weights, which a plan counts as always there
+            predicted += 4 * sum(parameter.numel() for parameter in state.parameters)
+        assert predicted == pytest.approx(live.peak, rel=0.15), plan
+    assert peaks == sorted(peaks, reverse=True), "a plan that keeps less needs more"
+
+
+def test_a_smaller_budget_keeps_less_and_says_so(job):
+    method, here = job.method, resident_bytes(job.method.model.device)
+    prompt = method.draw.prompts[0]
+    plans = [plan_memory((here + extra) / GB, method, job.learners, prompt, BATCH) for extra in (4e9, 3e8, 1.6e8)]
+    assert plans[0].kept_steps == 3
+    assert plans[0].decoder
+    assert plans[2].kept_steps < plans[1].kept_steps or plans[2].micro_batch < plans[1].micro_batch
+    for plan in plans:
+        assert plan.predicted <= plan.budget
+        assert f"predicted peak {plan.predicted / GB:.2f} GB of" in str(plan)
+
+
+def test_running_out_of_memory_all_the_same_re_plans_once_and_accumulates(job, monkeypatch, capsys):
+    """The decoder refuses more than four pictures once; the step is done again in halves, with the same gradient."""
+    model, decode, state = job.method.model, job.method.model.decode, job.state()
+    whole = gradient(job, state)
+
+    def tight(latents):
+        if len(latents) > BATCH // 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(latents)
+
+    monkeypatch.setattr(model, "decode", tight)
+    norms = []
+    settings = replace(job.settings, steps=2, watch_every=99, checkpoint_every=99)
+    tune_by_reward(
+        job.method,
+        state,
+        settings,
+        lambda step, line: norms.append(line["grad_norm"]),
+        lambda _: [],
+        lambda _: None,
+        Interrupt(),
+    )
+    assert state.plan.micro_batch == BATCH // 2
+    assert state.plan.replanned
+    assert norms[0] == pytest.approx(whole.norm().item(), rel=1e-3)
+    assert "out of memory: accumulating gradients of 4 prompts" in capsys.readouterr().err

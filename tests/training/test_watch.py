@@ -1,0 +1,108 @@
+"""The watch against figures that are known: alarms, the early stop, the best point; looking leaves no trace."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from textcraftor.evaluation.evaluate import Evaluation, held_out, standardised
+from textcraftor.evaluation.image_statistics import image_statistics
+from textcraftor.models.tuning import prefixed
+from textcraftor.training.watch import Alarm
+
+
+def evaluation(**measures) -> Evaluation:
+    images = torch.zeros(2, 2, 3, 4, 4, dtype=torch.uint8)
+    return Evaluation(("a", "b"), (0, 1), images, {name: np.array(values) for name, values in measures.items()})
+
+
+def test_held_out_is_the_mean_change_of_what_was_not_trained_on():
+    before = evaluation(trained=[[0.0, 2.0], [0.0, 2.0]], kept=[[0.0, 2.0], [0.0, 2.0]], total=[[0.0, 2.0], [0.0, 2.0]])
+    after = evaluation(trained=[[9.0, 9.0], [9.0, 9.0]], kept=[[2.0, 4.0], [2.0, 4.0]], total=[[4.0, 4.0], [4.0, 4.0]])
+    assert held_out(after, before, {"trained": 1.0, "kept": 0.0}) == pytest.approx(2.0)
+    assert held_out(after, before, {"trained": 1.0}) == pytest.approx(3.0), "no scorer is held out: the total counts"
+    assert standardised(after, before, "trained") == pytest.approx(8.0)
+
+
+def test_alarms_ring_outside_their_limits():
+    assert Alarm(low=-1.0).rings(-1.1)
+    assert not Alarm(low=-1.0).rings(5.0)
+    assert Alarm(high=0.5).rings(0.6)
+    assert not Alarm(low=-1.0, high=0.5).rings(0.0)
+
+
+def test_image_statistics_of_pictures_that_are_known():
+    pictures = torch.zeros(3, 3, 8, 8)
+    pictures[1] = 1
+    pictures[2, 0, :, ::2] = 1  # red and black columns
+    found = {name: values.tolist() for name, values in image_statistics(pictures).items()}
+    assert found["near_black"] == [1, 0, 0.5]
+    assert found["near_white"] == [0, 1, 0]
+    assert found["saturation"] == [0, 0, 0.5]
+    assert found["contrast"] == pytest.approx([0, 0, 1 / 6])
+    assert found["edges"] == pytest.approx([0, 0, 1 / 6])
+
+
+def test_an_alarm_ends_the_run_and_the_best_point_is_what_is_saved(go):
+    """A learning rate that wrecks the encoder: the drift alarm ends the run at its first look, the last look's weights
+    are kept beside the best ones, and every watched measure has its curve."""
+    folder = go(
+        "wrecked",
+        "rewards=aesthetic",
+        "optim.lr=0.3",
+        "training.warmup=0",
+        "training.steps=6",
+        "watch.every=2",
+        "stop_on=[drift]",
+        "watch.alarms.drift.high=0.05",
+    )
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["stopped_by"] == ["drift"]
+    assert summary["steps"] < 6
+    points = summary["watched"]
+    assert [point["step"] for point in points][:2] == [0, 2]
+    assert {"held_out", "gap", "drift", "diversity", "saturation", "near_black", "total"} <= set(points[-1])
+    assert "drift" in points[-1]["alarms"]
+    best = max(points[1:], key=lambda point: point["held_out"])["step"]
+    state = torch.load(folder / "checkpoints" / f"step_{summary['steps']:06d}" / "state.pt", weights_only=True)
+    saved = load_file(folder / "text_encoder" / "model.safetensors")
+    for name, value in state["watched"]["best"].items():
+        torch.testing.assert_close(saved[prefixed(name.removeprefix("text_encoder."))], value, rtol=0, atol=0)
+    assert (folder / "samples" / f"step_{best:06d}.png").exists()
+    html = (folder / "report.html").read_text()
+    assert "Stopped by: drift" in html
+    assert f"<h3>Step {best}</h3>" in html
+
+
+def test_looking_every_step_or_once_leads_to_the_same_weights(go):
+    """Also with a scorer that draws random numbers while it looks, as a user's own may."""
+    noisy = (
+        "rewards=aesthetic",
+        "+rewards.noisy.weight=0",
+        "+rewards.noisy.reward._partial_=true",
+        "+rewards.noisy.reward._target_=tests.training.test_watch.noise",
+    )
+    often, once = go("often", "watch.every=1", *noisy), go("once", "watch.every=100", *noisy)
+    ours, theirs = (load_file(run / "last" / "text_encoder" / "model.safetensors") for run in (often, once))
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+    lines = [
+        [json.loads(line)["reward/noisy"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (often, once)
+    ]
+    assert lines[0] == lines[1]
+
+
+def noise(images, prompts):
+    return images.mean((1, 2, 3)) + torch.rand(len(images))
+
+
+def test_the_grid_is_captioned_with_scores(go):
+    with Image.open(go("grid", "rewards=aesthetic", "training.steps=1") / "samples" / "step_000001.png") as grid:
+        assert grid.height > 128
+        below = np.asarray(grid.convert("L"))[130:]
+    assert below.min() < 128 < below.max(), "no text under the pictures"

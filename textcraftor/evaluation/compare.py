@@ -1,0 +1,101 @@
+"""`textcraftor compare runs/a runs/b`: one table and one picture of many runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from omegaconf import DictConfig
+
+from textcraftor.errors import UsageError
+
+
+def check(config: DictConfig, folder: Path) -> None:
+    """Refuse folders that hold no finished run, and measures that a run has not."""
+    if len(config.runs) < 2:
+        raise UsageError(f"runs={list(config.runs)}: give at least two folders, textcraftor compare runs/a runs/b")
+    for summary in read_runs(config.runs).values():
+        for axis in ("x", "y"):
+            figure(summary, config[axis])
+    if (folder / "table.md").exists():
+        raise UsageError(f"run_dir={folder} already holds a comparison: choose another run_dir= or name=")
+
+
+def read_runs(runs: list[str]) -> dict[str, dict]:
+    """The summaries of runs by the shortest ends of their paths that tell them apart."""
+    summaries = {}
+    for run in runs:
+        file = Path(run) / "summary.json"
+        if not file.exists():
+            raise UsageError(f"{run} holds no summary.json: give the folder of a finished run")
+        summaries[Path(run)] = json.loads(file.read_text())
+    names = [path.parts for path in summaries]
+    length = next(n for n in range(1, 99) if len({parts[-n:] for parts in names}) == len(set(names)))
+    return {"/".join(path.parts[-length:]): summary for path, summary in summaries.items()}
+
+
+def figure(summary: dict, name: str) -> float:
+    """One figure of a run: a measure's change from before to after, or what the run cost."""
+    costs = {
+        "held_out": summary["held_out"],
+        "seconds": summary["seconds"]["tuning"],
+        "gb": summary["peak_memory_gb"],
+        "steps": summary["steps"],
+    }
+    if name not in costs and name not in summary["difference"]:
+        raise UsageError(f"no measure {name} in a run; there are {', '.join([*costs, *summary['difference']])}")
+    return costs[name] if name in costs else summary["difference"][name]["mean"]
+
+
+def table(summaries: dict[str, dict]) -> str:
+    """Every measure's change that all runs have, with its 95 % interval, as Markdown."""
+    first = next(iter(summaries.values()))
+    measures = [name for name in first["difference"] if all(name in one["difference"] for one in summaries.values())]
+    costs = ["held_out", "steps", "seconds", "gb"]
+    lines = [f"| run | {' | '.join([*costs, *measures])} |", f"| --- |{' --- |' * (len(costs) + len(measures))}"]
+    for run, summary in summaries.items():
+        cells = [f"{figure(summary, name):.4g}" for name in costs]
+        for name in measures:
+            change = summary["difference"][name]
+            cells.append(f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]")
+        lines.append(f"| {run} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def pareto_front(points: np.ndarray) -> np.ndarray:
+    """Which of the points (n, 2) no other one beats in both coordinates."""
+    at_least, above = points[None] >= points[:, None], points[None] > points[:, None]
+    return ~np.any(np.all(at_least, 2) & np.any(above, 2), 1)
+
+
+def draw(summaries: dict[str, dict], x: str, y: str, file: Path) -> None:
+    """A picture of two figures, higher better in both, with the front that no run is beyond."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    points = np.array([[figure(summary, axis) for axis in (x, y)] for summary in summaries.values()])
+    front = pareto_front(points)
+    canvas, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
+    axes.scatter(*points[~front].T, color="#999", label="another run is better in both")
+    line = points[front][np.argsort(points[front][:, 0])]
+    axes.plot(*line.T, "o-", color="#1f5fbf", label="Pareto front")
+    for name, point in zip(summaries, points, strict=True):
+        axes.annotate(name, point, xytext=(4, 4), textcoords="offset points", fontsize=8)
+    axes.set_xlabel(f"{x}, change")
+    axes.set_ylabel(f"{y}, change")
+    axes.legend(fontsize=8)
+    canvas.savefig(file, dpi=120)
+    pyplot.close(canvas)
+
+
+def run(config: DictConfig, folder: Path) -> str:
+    """Write `table.md` and `pareto.png`; returns the table."""
+    check(config, folder)
+    summaries = read_runs(config.runs)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = table(summaries)
+    (folder / "table.md").write_text(text + "\n")
+    draw(summaries, config.x, config.y, folder / "pareto.png")
+    return f"wrote {folder / 'table.md'} and {folder / 'pareto.png'}\n\n{text}"

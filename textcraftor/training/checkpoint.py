@@ -1,0 +1,131 @@
+"""Checkpoints: whole or not there, newest few kept, every byte checked before use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from textcraftor.errors import UsageError
+from textcraftor.training.processes import processes_of_this_run
+from textcraftor.training.state import TrainingState, random_state, set_random_state
+
+SUMS = "sha256.json"
+
+
+class Checkpoints:
+    """A run's `checkpoints/` folder: one folder a step with `state.pt`, each process's `random_<rank>.pt`, and sums.
+
+    Args:
+        folder: of the run.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder / "checkpoints", keep
+
+    def save(self, state: TrainingState, config: str) -> None:
+        """Write under another name, then rename: what is there under its own name is whole.
+
+        Raises:
+            UsageError: no room, or no right to write; nothing half-written remains.
+        """
+        processes = processes_of_this_run()
+        final = self.folder / f"step_{state.step:06d}"
+        partial = final.with_suffix(".partial")
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            _write(random_state(), partial / f"random_{processes.process_index}.pt")
+            processes.wait_for_everyone()
+            if processes.is_main_process:
+                _write({**state.state_dict(), "processes": processes.num_processes}, partial / "state.pt")
+                (partial / "config.yaml").write_text(config)
+                sums = {file.name: _sum(file) for file in sorted(partial.iterdir())}
+                (partial / SUMS).write_text(json.dumps(sums, indent=2))
+                if final.exists():
+                    shutil.rmtree(final)
+                partial.rename(final)
+                for old in self.steps()[: -self.keep]:
+                    shutil.rmtree(old)
+        except (OSError, RuntimeError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            good = self.steps()
+            last = f"{good[-1]} is the last good one" if good else "there is none yet"
+            raise UsageError(f"checkpoint {final} could not be written ({_first_line(error)}); {last}") from error
+        processes.wait_for_everyone()
+
+    def steps(self) -> list[Path]:
+        """The folders of whole checkpoints, oldest first."""
+        return sorted(path for path in self.folder.glob("step_*") if not path.suffix)
+
+    def newest(self) -> Path:
+        """The newest checkpoint.
+
+        Raises:
+            UsageError: there is none, or it is damaged; says which one is not.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UsageError(f"resume: {self.folder} holds no checkpoint: the run has to start again")
+        if damage := _damage(steps[-1]):
+            whole = [path for path in steps if not _damage(path)]
+            remedy = f"delete it to go on from {whole[-1].name}" if whole else "no other one is whole: start again"
+            raise UsageError(f"resume: {steps[-1]} is damaged ({damage}); {remedy}")
+        return steps[-1]
+
+    def check_resume(self, steps: int) -> None:
+        """Refuse to resume a run that has done all its steps, or whose newest checkpoint is damaged."""
+        done = int(self.newest().name.removeprefix("step_"))
+        if done >= steps and (self.folder.parent / "summary.json").exists():
+            raise UsageError(
+                f"resume={self.folder.parent}: the run is finished at step {done}; raise training.steps to go on"
+            )
+
+    def load(self, state: TrainingState) -> None:
+        """Bring a state to the newest checkpoint, this process's random states along with it."""
+        path, processes = self.newest(), processes_of_this_run()
+        for stale in self.folder.glob("*.partial"):
+            shutil.rmtree(stale, ignore_errors=True)
+        stored = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        if stored["processes"] != processes.num_processes:
+            raise UsageError(
+                f"resume: the run had {stored['processes']} processes, this launch has {processes.num_processes}: "
+                "start as many"
+            )
+        state.load_state_dict(stored)
+        set_random_state(torch.load(path / f"random_{processes.process_index}.pt", weights_only=True))
+
+
+def _write(content: Any, file: Path) -> None:
+    with file.open("wb") as stream:
+        torch.save(content, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sum(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _damage(folder: Path) -> str:
+    """What is wrong with a checkpoint; nothing if every file is as it was written."""
+    try:
+        sums = json.loads((folder / SUMS).read_text())
+    except (OSError, ValueError):
+        return f"{SUMS} cannot be read"
+    for name, expected in sums.items():
+        if not (folder / name).exists():
+            return f"{name} is missing"
+        if _sum(folder / name) != expected:
+            return f"{name} is truncated or altered"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

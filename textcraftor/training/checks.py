@@ -1,0 +1,123 @@
+"""What cannot work is refused before any model is loaded and before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate.tracking import get_available_trackers
+from omegaconf import DictConfig
+
+from textcraftor.data.prompts import read_prompts
+from textcraftor.errors import UsageError
+from textcraftor.models.loading import device_of, dtype_of
+from textcraftor.models.stable_diffusion import SCHEDULERS
+from textcraftor.models.tuning import PARTS
+from textcraftor.rewards.mix import check_mix, parts_of
+from textcraftor.training.checkpoint import Checkpoints
+
+
+def split_prompts(config: DictConfig) -> tuple[list[str], list[str], list[str]]:
+    """Prompts to train on, to evaluate with and to watch, which never overlap.
+
+    The last two come from `prompts.held_out` where that is given, else from the end of `prompts.path`.
+    """
+    wanted, watched = config.evaluation.prompts, config.watch.prompts
+    prompts = list(dict.fromkeys(read_prompts(config.prompts.path)))
+    if config.prompts.held_out:
+        held_out = list(dict.fromkeys(read_prompts(config.prompts.held_out)))[: wanted + watched]
+        prompts = [prompt for prompt in prompts if prompt not in set(held_out)]
+    else:
+        count = min(wanted + watched, len(prompts) // 2)
+        prompts, held_out = prompts[: len(prompts) - count], prompts[len(prompts) - count :]
+    if not prompts or len(held_out) < 2:
+        raise UsageError(
+            f"prompts.path={config.prompts.path}: too few different prompts; 4 are needed, 2 of them held out"
+        )
+    share = max(1, min(watched, len(held_out) // 2))
+    return prompts, held_out[:-share], held_out[-share:]
+
+
+def check(config: DictConfig, folder: Path) -> None:
+    """Refuse a configuration of `train` with the value, the rule and the remedy."""
+    _check_gradient(config)
+    _check_tune(config)
+    for name in ("steps", "batch_size", "checkpoint_every", "keep_checkpoints"):
+        if config.training[name] < 1:
+            raise UsageError(f"training.{name}={config.training[name]} must be at least 1")
+    if config.watch.every < 1:
+        raise UsageError(f"watch.every={config.watch.every} must be at least 1")
+    if not 0 <= config.training.ema_decay < 1:
+        raise UsageError(f"training.ema_decay={config.training.ema_decay} must lie in [0, 1)")
+    if config.memory.budget != "auto" and not (
+        isinstance(config.memory.budget, int | float) and config.memory.budget > 0
+    ):
+        raise UsageError(f"memory.budget={config.memory.budget} must be auto or a number of GB")
+    unknown = sorted(set(config.stop_on) - set(config.watch.alarms))
+    if unknown:
+        raise UsageError(f"stop_on={unknown[0]} names no alarm; watch.alarms has {', '.join(config.watch.alarms)}")
+    trackers = sorted(str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers())
+    if config.tracker is not None and config.tracker not in trackers:
+        raise UsageError(f"tracker={config.tracker} is not installed; there are {', '.join(trackers)}, or null")
+    check_mix(config.rewards)
+    if not any(part.weight for part in parts_of(config.rewards).values()):
+        raise UsageError("rewards: every weight is 0, so there is nothing to learn from")
+    device_of(config.device)
+    for key in ("dtype", "scorer_dtype"):
+        dtype_of(config, key)
+    split_prompts(config)
+    if config.resume:
+        Checkpoints(folder, 1).check_resume(config.training.steps)
+    elif (folder / "summary.json").exists():
+        raise UsageError(f"run_dir={folder} holds a finished run: choose another run_dir= or name=, or delete it")
+    elif (folder / "checkpoints").exists():
+        raise UsageError(
+            f"run_dir={folder} holds an unfinished run: resume={folder} goes on with it; or choose another run_dir="
+        )
+
+
+def _check_gradient(config: DictConfig) -> None:
+    steps = config.sampling.steps
+    if config.sampling.scheduler not in SCHEDULERS:
+        raise UsageError(f"sampling.scheduler={config.sampling.scheduler} must be one of {', '.join(SCHEDULERS)}")
+    k = config.gradient.get("k")
+    if k is not None and not 1 <= k <= steps:
+        raise UsageError(
+            f"gradient.k={k} must lie between 1 and sampling.steps={steps}: lower gradient.k or use gradient=full"
+        )
+    n = config.gradient.get("n")
+    if n is not None and n < 1:
+        raise UsageError(f"gradient.n={n} must be at least 1: gradient=last_k gradient.k=1 is the same without noise")
+    first, last = config.gradient.get("first", 0), config.gradient.get("last", 1)
+    if not 0 <= first <= last <= 1:
+        raise UsageError(f"gradient.first={first} and gradient.last={last} must rise within [0, 1]")
+    if config.conditioning.tuned_on not in ("all", "last_n"):
+        raise UsageError(f"conditioning.tuned_on={config.conditioning.tuned_on} must be all or last_n")
+    if config.conditioning.tuned_on == "last_n" and not 1 <= config.conditioning.n <= steps:
+        raise UsageError(f"conditioning.n={config.conditioning.n} must lie between 1 and sampling.steps={steps}")
+
+
+def _check_tune(config: DictConfig) -> None:
+    chosen = [part for part in PARTS if config.tune.get(part) is not None]
+    if not chosen:
+        raise UsageError("tune names nothing to learn: choose tune=text_encoder, unet, both, or a form with _lora")
+    for part in chosen:
+        options = config.tune[part]
+        if not options.lr > 0:
+            raise UsageError(f"tune.{part}.lr={options.lr} must be above 0")
+        start, end = options.span
+        if not 0 <= start < end <= 1:
+            raise UsageError(f"tune.{part}.span={list(options.span)} must be a share of the steps, within [0, 1]")
+        if options.lora and options.lora.rank < 1:
+            raise UsageError(f"tune.{part}.lora.rank={options.lora.rank} must be at least 1")
+    spans = sorted(tuple(config.tune[part].span) for part in chosen)
+    if spans[0][0] > 0 or max(end for _, end in spans) < 1 or (len(spans) > 1 and spans[1][0] > spans[0][1]):
+        raise UsageError(f"tune: the spans {spans} leave steps in which nothing learns; they must cover [0, 1]")
+    if len(config.tuned) > 1:
+        raise UsageError(f"tuned names {len(config.tuned)} runs ({', '.join(config.tuned)}): training starts from one")
+    for name, run in config.tuned.items():
+        if not (Path(run) / "conditioning.json").exists():
+            raise UsageError(f"tuned.{name}={run} holds no conditioning.json: give the folder of a finished run")
+        if "text_encoder" in chosen:
+            raise UsageError(
+                f"tuned.{name}={run} stays frozen while a UNet learns beside it: use tune=unet or tune=unet_lora"
+            )

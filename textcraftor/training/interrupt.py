@@ -1,0 +1,41 @@
+"""Signals that ask a run to end: it finishes its step, saves and exits."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class InterruptedRunError(Exception):
+    """A run ended early because of a signal; its checkpoint is written."""
+
+    def __init__(self, number: int, step: int) -> None:
+        name = signal.Signals(number).name if number else "a signal to another process"
+        super().__init__(f"stopped by {name} after step {step}")
+        self.exit_code = 128 + (number or signal.SIGTERM)
+
+
+class Interrupt:
+    """Within it, the first SIGINT or SIGTERM is only noted in `received`; a second one ends the process as usual."""
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def __enter__(self) -> Interrupt:
+        listens = threading.current_thread() is threading.main_thread()  # Python hears signals nowhere else
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS if listens}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        for each, handler in self._before.items():
+            signal.signal(each, handler)

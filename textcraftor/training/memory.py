@@ -1,0 +1,239 @@
+"""What fits into memory: one step is measured, then as many activations are kept as the budget allows."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import psutil
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from textcraftor.errors import UsageError
+from textcraftor.models.base import Conditioning, DiffusionModel
+from textcraftor.models.tuning import Learner
+from textcraftor.sampling.chain import guided
+from textcraftor.training.method import Method
+from textcraftor.training.phases import GB, resident_bytes
+
+SHARE = {"cuda": 0.92, "cpu": 0.8}  # of what is free that `auto` takes
+UPDATE_BYTES = 12  # a parameter's gradient and Adam's two moments, in float32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is kept for the backward pass, and how many prompts are computed at a time.
+
+    Args:
+        kept_steps: so many steps with a gradient keep their activations; the others compute them again.
+        blocks: ... block by block.
+        decoder: the decoder keeps its activations; else it computes them again, picture by picture.
+        micro_batch: prompts at a time; a smaller one than the batch accumulates gradients.
+        gradient_steps: how many steps carry a gradient.
+        predicted, budget: bytes.
+        replanned: memory ran out all the same, once.
+    """
+
+    kept_steps: int
+    blocks: bool
+    decoder: bool
+    micro_batch: int
+    gradient_steps: int
+    predicted: float
+    budget: float
+    replanned: bool = False
+
+    def __str__(self) -> str:
+        steps = f"{min(self.kept_steps, self.gradient_steps)} of {self.gradient_steps} gradient steps"
+        unit = "block by block" if self.blocks else "step by step"
+        again = "" if self.kept_steps >= self.gradient_steps else f", the others again {unit}"
+        decoder = "decoder kept" if self.decoder else "decoder again picture by picture"
+        sizes = f"predicted peak {self.predicted / GB:.2f} GB of {self.budget / GB:.2f} GB"
+        return f"memory: keeps {steps}{again}; {decoder}; {self.micro_batch} prompts at a time; {sizes}"
+
+    def halved(self) -> Plan:
+        """The same with half as many prompts at a time, after memory ran out all the same."""
+        return replace(self, micro_batch=-(-self.micro_batch // 2), replanned=True)
+
+    def micro_batches(self, rows: Sequence[int]) -> Iterator[Sequence[int]]:
+        return (rows[i : i + self.micro_batch] for i in range(0, len(rows), self.micro_batch))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes that stay for the backward pass, and the most that exist at once through both passes."""
+
+    kept: float
+    peak: float
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make, on any device, from when it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: dict[int, weakref.finalize] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for tensor in tree_leaves((args, kwargs)):
+            self._meet(tensor, made_here=False)
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            self._meet(tensor, made_here=True)
+        return result
+
+    def _meet(self, tensor: object, made_here: bool) -> None:
+        if not isinstance(tensor, Tensor):
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = storage.nbytes() if made_here else 0
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        self._known[key] = weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.pop(key, None)
+        self.now -= size
+
+
+def cost_of(compute: Callable[[], Tensor]) -> Cost:
+    """Run something with its backward pass, and count."""
+    gc.collect()
+    with LiveBytes() as live:
+        result = compute()
+        kept = live.now
+        if result.requires_grad:
+            result.float().sum().backward()
+        del result
+    return Cost(kept, live.peak)
+
+
+class Activations:
+    """What one prompt costs on the real model, each part measured when it is first asked for."""
+
+    def __init__(self, method: Method, prompt: str) -> None:
+        self.method = method
+        sampling, schedule = method.sampling, method.schedule
+        self.prompt = prompt
+        self.chain = sampling.chain(method.model, [0], detach_negative=method.detach_negative, kept_steps=0)
+        with torch.no_grad():
+            encoded = self._encode()
+        self.conditioning_at = partial(schedule.at, {name: one.map(_leaf) for name, one in encoded.items()})
+        self.latents = method.rollout(self.chain, self.chain.start(), self.conditioning_at).detach()
+        self.pictures, self.gradient_steps = len(self.latents), self.chain.gradient_steps
+
+    def _encode(self) -> dict[str, Conditioning]:
+        negative_prompts, model = [self.method.sampling.negative_prompt], self.method.model
+        return {name: model.encode([self.prompt], negative_prompts, name) for name in self.method.schedule.encoders}
+
+    def _step(self, blocks: bool) -> Cost:
+        t, start = self.chain.timesteps[-1], self.chain.noise()
+        with _recomputing(self.method.model, unet=blocks):
+            return cost_of(lambda: guided(self.chain, _leaf(start), t, self.conditioning_at(t)))
+
+    def _decoding(self, recompute: bool) -> Cost:
+        with _recomputing(self.method.model, decoder=recompute):
+            return cost_of(lambda: self.method.model.decode(_leaf(self.latents[:1])))
+
+    @cached_property
+    def encoding(self) -> Cost:
+        return cost_of(lambda: torch.cat([one.prompt_embeds for one in self._encode().values()]))
+
+    @cached_property
+    def step(self) -> Cost:
+        return self._step(blocks=False)
+
+    @cached_property
+    def step_by_blocks(self) -> Cost:
+        return self._step(blocks=True)
+
+    @cached_property
+    def decoding(self) -> Cost:
+        return self._decoding(recompute=False)
+
+    @cached_property
+    def decoding_again(self) -> Cost:
+        return self._decoding(recompute=True)
+
+    @cached_property
+    def reward(self) -> Cost:
+        with torch.no_grad():
+            images = self.method.model.decode(self.latents[:1])
+        mix = self.method.mix
+        return cost_of(lambda: mix.objective(mix(_leaf(images), [self.prompt])))
+
+    def peak(self, kept: int, blocks: bool, decoder: bool, prompts: int) -> float:
+        """The most bytes that exist at once beside what is always there, for so many prompts at a time."""
+        texts = self.encoding.kept * (prompts + 1) / 2  # the negative prompt is encoded once for all
+        held, pictures = texts + kept * self.step.kept * prompts, self.pictures * prompts
+        decoded = self.decoding.kept * pictures if decoder else 0.0
+        rewarding = held + decoded + self.reward.peak * pictures
+        decoding = held + (self.decoding.peak * pictures if decoder else self.decoding_again.peak)
+        if kept < self.gradient_steps:
+            stepping = held + (self.step_by_blocks if blocks else self.step).peak * prompts
+        else:
+            stepping = held + (self.step.peak - self.step.kept) * prompts
+        return max(rewarding, decoding, stepping)
+
+
+def plan_memory(budget: str | float, method: Method, learners: Sequence[Learner], prompt: str, batch: int) -> Plan:
+    """Measure one prompt's activations and choose what to keep of a batch: all, else the more the better.
+
+    Args:
+        budget: GB in all, what is in use now included; `auto` takes most of what is free.
+        batch: prompts of a step, of this process alone.
+
+    Raises:
+        UsageError: not even one prompt fits.
+    """
+    device = method.model.device
+    limit = available_bytes(device) if budget == "auto" else float(budget) * GB
+    activations = Activations(method, prompt)
+    steps = activations.gradient_steps
+    fixed = resident_bytes(device) + UPDATE_BYTES * sum(p.numel() for one in learners for p in one.parameters)
+    choices = [(steps, False, True), *((kept, False, False) for kept in range(steps, -1, -1)), (0, True, False)]
+    size = batch
+    while True:
+        for kept, blocks, decoder in choices:
+            need = fixed + activations.peak(kept, blocks, decoder, size)
+            if need <= limit:
+                return Plan(kept, blocks, decoder, size, steps, need, limit)
+        if size == 1:
+            raise UsageError(
+                f"memory.budget={limit / GB:.2f} GB, but one prompt at a time needs {need / GB:.2f} GB: "
+                "raise it, tune with LoRA, choose fewer scorers or smaller pictures"
+            )
+        size = -(-size // 2)
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_(True)
+
+
+@contextlib.contextmanager
+def _recomputing(model: DiffusionModel, unet: bool = False, decoder: bool = False) -> Iterator[None]:
+    model.checkpoint_blocks(unet, decoder)
+    try:
+        yield
+    finally:
+        model.checkpoint_blocks(unet=False, decoder=False)
+
+
+def available_bytes(device: torch.device) -> float:
+    """What `auto` may use in all: what this process holds, and most of what is free."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return resident_bytes(device) + SHARE[device.type] * free
+
+
+def out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

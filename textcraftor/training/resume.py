@@ -1,0 +1,62 @@
+"""`train resume=<run folder>`: the run's own configuration, and the few keys of it that may change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from textcraftor.errors import UsageError
+
+MAY_CHANGE = ("training.steps", "training.checkpoint_every", "device", "tracker")
+TRUSTED = ("textcraftor.", "torch.optim.")  # what a run folder may name to be imported
+
+
+def resumed_config(overrides: Sequence[str]) -> DictConfig:
+    """The configuration of the run that `resume=` names, with what may change changed.
+
+    Raises:
+        UsageError: no such run, a key that may not change, or code of others that the folder names.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    typed = {override.key_or_group: override.value() for override in parsed}
+    folder = Path(str(typed.pop("resume")))
+    file = folder / "config.yaml"
+    if not file.exists():
+        raise UsageError(f"resume={folder} holds no config.yaml: give the folder of a run")
+    config = OmegaConf.load(file)
+    assert isinstance(config, DictConfig)
+    different = [key for key, value in typed.items() if key not in MAY_CHANGE and _stored(config, key) != value]
+    if different:
+        raise UsageError(
+            f"resume={folder}: {', '.join(different)} cannot change in a run that has begun; "
+            f"{', '.join(MAY_CHANGE)} can. Leave the others out, or start a new run"
+        )
+    for key, target in _targets(OmegaConf.to_container(config)):
+        if not target.startswith(TRUSTED) and typed.get(key) != target:
+            raise UsageError(
+                f"resume={folder}: its config.yaml names code that is not TextCraftor's; if you trust it, "
+                f"repeat {key}={target}"
+            )
+    for key in MAY_CHANGE:
+        if key in typed:
+            OmegaConf.update(config, key, typed[key])
+    config.resume, config.run_dir = str(folder), str(folder)
+    return config
+
+
+def _stored(config: DictConfig, key: str) -> Any:
+    value = OmegaConf.select(config, key)
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def _targets(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every `_target_` below a node with its key."""
+    for name, value in node.items() if isinstance(node, dict) else ():
+        if name == "_target_":
+            yield f"{key}{name}", str(value)
+        else:
+            yield from _targets(value, f"{key}{name}.")

@@ -1,0 +1,171 @@
+"""Everything that changes while training: what learns, its optimiser and averages, counters and random states."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from textcraftor.models.tuning import Learner, load_state, state_of
+from textcraftor.rewards.mix import RewardMix
+from textcraftor.training.memory import Plan
+from textcraftor.training.processes import average_gradients
+
+HALF_SCALE = 2.0**16  # of gradients where float16 would lose small ones
+HALF_INTERVAL = 2000  # steps without overflow after which the scale doubles
+NEVER = 2**31 - 1
+
+
+class TrainingState:
+    """What a checkpoint holds.
+
+    Args:
+        learners: the networks that learn.
+        plan: what is kept for the backward pass; changes once where memory runs out all the same.
+        new_optimizer: called with parameter groups.
+        lr_schedule: any name that `diffusers.optimization.get_scheduler` knows.
+        ema_decay: 0 keeps the last weights, otherwise those that are watched and saved are this moving average.
+        half: whether gradients pass through float16, and so need scaling.
+    """
+
+    def __init__(
+        self,
+        learners: Sequence[Learner],
+        mix: RewardMix,
+        plan: Plan,
+        new_optimizer: Callable[..., torch.optim.Optimizer],
+        lr_schedule: str,
+        warmup: int,
+        steps: int,
+        ema_decay: float = 0.0,
+        half: bool = False,
+    ) -> None:
+        self.learners, self.mix, self.plan, self.half = list(learners), mix, plan, half
+        self.optimizer = new_optimizer([{"params": one.parameters, "lr": one.lr} for one in learners])
+        self.lr_schedule = get_scheduler(lr_schedule, self.optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+        # Skips the update on the device where a gradient is not finite; scaling by 1 changes no number.
+        scale, interval = (HALF_SCALE, HALF_INTERVAL) if half else (1.0, NEVER)
+        self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, init_scale=scale, growth_interval=interval)
+        self.ema = EMAModel(self.parameters, decay=ema_decay, use_ema_warmup=True, power=0.75) if ema_decay else None
+        self.step = self.skipped = 0
+        self._norms = torch.zeros(0)
+        self.watched: dict[str, Any] = {"points": [], "best": {}}
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for learner in self.learners for parameter in learner.parameters]
+
+    def learn(self, progress: float) -> None:
+        """Switch gradients on for what learns at this point of the training."""
+        self.optimizer.zero_grad()
+        for learner in self.learners:
+            learner.learn(progress)
+
+    def update(self, max_grad_norm: float) -> Tensor:
+        """One optimiser step, left out on the device where a gradient is not finite; returns the gradient's norm."""
+        average_gradients(self.parameters)
+        self.scaler.unscale_(self.optimizer)
+        learning = [parameter for parameter in self.parameters if parameter.grad is not None]
+        self._norms = torch.stack([parameter.grad.norm() for parameter in learning])  # type: ignore[union-attr]
+        norm = self._norms.norm()
+        nn.utils.clip_grads_with_norm_(learning, max_grad_norm, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.lr_schedule.step()
+        if self.ema:
+            self.ema.step(self.parameters)
+        return norm
+
+    def skip(self, figures: Mapping[str, float]) -> int:
+        """Count an update that was left out, and return the count; not one that only float16's range made necessary."""
+        in_range = all(math.isfinite(value) for name, value in figures.items() if name != "grad_norm")
+        if not (self.half and in_range and self.scaler.get_scale() >= 1):
+            self.skipped += 1
+        return self.skipped
+
+    def broken_tensor(self) -> str:
+        """The name of the first weight whose last gradient was not finite."""
+        names = [
+            f"{learner.part}.{name}"
+            for learner in self.learners
+            for name, parameter in learner.named_parameters()
+            if parameter.grad is not None
+        ]
+        return next(name for name, norm in zip(names, self._norms.tolist(), strict=True) if not math.isfinite(norm))
+
+    @property
+    def rates(self) -> list[float]:
+        """The learners' present learning rates."""
+        return self.lr_schedule.get_last_lr()
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, what learns has its moving average for weights, and drawing random numbers leaves no trace."""
+        drawn = random_state()
+        if self.ema:
+            self.ema.store(self.parameters)
+            self.ema.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            if self.ema:
+                self.ema.restore(self.parameters)
+            set_random_state(drawn)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "learned": state_of(self.learners),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_schedule": self.lr_schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else {},
+            "mix": {name: value.clone() for name, value in self.mix.named_buffers(recurse=False)},
+            "step": self.step,
+            "skipped": self.skipped,
+            "watched": self.watched,
+            "plan": asdict(self.plan),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        load_state(self.learners, state["learned"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_schedule.load_state_dict(state["lr_schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+            self.ema.to(self.parameters[0].device)
+        for name, value in self.mix.named_buffers(recurse=False):
+            value.copy_(state["mix"][name])
+        self.step, self.skipped, self.watched = state["step"], state["skipped"], state["watched"]
+        self.plan = Plan(**state["plan"])
+
+
+def random_state() -> dict[str, Any]:
+    """Every random state of this process, as tensors and plain values."""
+    name, keys, *rest = np.random.get_state()  # type: ignore[misc]
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put back what `random_state` returned."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))

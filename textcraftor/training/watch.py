@@ -1,0 +1,90 @@
+"""The over-optimisation watch: held-out figures during training, alarms, the best point, the grid of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from textcraftor.evaluation.evaluate import Evaluation, held_out, standardised
+from textcraftor.inference.pictures import contact_sheet, to_pil
+from textcraftor.models.tuning import state_of
+from textcraftor.training.processes import processes_of_this_run
+from textcraftor.training.state import TrainingState
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Rings below `low` or above `high`.
+
+    Limits are changes since before training in standard deviations over the untuned model's pictures; of `drift`, which
+    is 0 before training, the value itself.
+    """
+
+    low: float | None = None
+    high: float | None = None
+
+    def rings(self, change: float) -> bool:
+        return (self.low is not None and change < self.low) or (self.high is not None and change > self.high)
+
+
+class Watch:
+    """Looks at prompts that are neither trained on nor in the final evaluation: choosing the best flatters no one.
+
+    Args:
+        look: evaluates the model as it is.
+        before: the same prompts and seeds before training.
+        weights: of the mix; a scorer with weight 0 is held out.
+        alarms: by measure; `held_out` and `gap` (how much further the trained total rose than it) are measures too.
+        stop_on: measures whose alarm ends the run.
+        folder: for the grids of pictures.
+    """
+
+    def __init__(
+        self,
+        look: Callable[[], Evaluation],
+        before: Evaluation,
+        weights: Mapping[str, float],
+        alarms: Mapping[str, Alarm],
+        stop_on: Sequence[str],
+        folder: Path,
+    ) -> None:
+        self.look, self.before, self.weights = look, before, dict(weights)
+        self.alarms, self.stop_on, self.folder = dict(alarms), set(stop_on), folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, state: TrainingState) -> list[str]:
+        """Look, keep the figures and the best weights in the state; returns the alarms that ring to stop the run."""
+        with state.averaged():
+            seen = self.look()
+            point = self.point(state.step, seen)
+            points = state.watched["points"]
+            if all(point["held_out"] > other["held_out"] for other in points):
+                state.watched["best"] = state_of(state.learners)
+        ringing = [name for name in self.alarms if self.alarms[name].rings(self.change(name, point, seen))]
+        points.append(point | {"alarms": ringing})
+        if processes_of_this_run().is_main_process:
+            self.grid(seen).save(self.folder / f"step_{state.step:06d}.png")
+        return [name for name in ringing if name in self.stop_on]
+
+    def point(self, step: int, seen: Evaluation) -> dict[str, float]:
+        figure = held_out(seen, self.before, self.weights)
+        gap = standardised(seen, self.before, "total") - figure
+        return {"step": step, **seen.means(), "held_out": figure, "gap": gap}
+
+    def change(self, name: str, point: Mapping[str, float], seen: Evaluation) -> float:
+        if name in ("held_out", "gap", "drift"):
+            return point[name]
+        return standardised(seen, self.before, name) if name in seen.measures else 0.0
+
+    def grid(self, seen: Evaluation, columns: int = 8):
+        """The first picture of each prompt, captioned with its total and held-out scores."""
+        names = ["total", *(name for name, weight in self.weights.items() if weight == 0)]
+        captions = [
+            "\n".join(f"{name} {seen.measures[name][row, 0]:.3f}" for name in names) for row in range(len(seen.prompts))
+        ]
+        pictures = [to_pil(image) for image in seen.images[:, 0]]
+        rows = np.array_split(np.arange(len(pictures)), -(-len(pictures) // columns))
+        return contact_sheet([[pictures[i] for i in row] for row in rows], [[captions[i] for i in row] for row in rows])
