@@ -85,9 +85,13 @@ def uninterrupted(configure, tmp_path):
 
 
 def test_a_run_killed_twice_ends_with_the_weights_of_one_that_was_not(uninterrupted, tmp_path):
-    """SIGKILL at two arbitrary points, one between and one after checkpoints; then SIGTERM, which saves first."""
+    """SIGKILL before the first checkpoint and between two of them; then SIGTERM, which saves first."""
     folder = tmp_path / "killed"
     process = start("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path)
+    wait_for_step(process, folder, 1)
+    process.kill()
+    process.communicate()
+    process = start("train", f"resume={folder}", cwd=tmp_path)
     wait_for_step(process, folder, 3)
     time.sleep(0.13)
     process.kill()

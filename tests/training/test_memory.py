@@ -15,7 +15,14 @@ from textcraftor.training.reward_tuning import gradient_of, tune_by_reward
 from textcraftor.training.run import prepare
 
 BATCH = 8
-SETTINGS = (*QUICK, "sampling.steps=4", "gradient.k=3", f"training.batch_size={BATCH}", "memory.budget=64")
+SETTINGS = (
+    *QUICK,
+    "sampling.steps=4",
+    "gradient.k=3",
+    f"training.batch_size={BATCH}",
+    "memory.budget=64",
+    "rewards=aesthetic",
+)
 
 
 @pytest.fixture
@@ -60,7 +67,7 @@ def test_every_plan_predicts_its_peak_within_15_percent_and_changes_no_gradient(
 def test_a_smaller_budget_keeps_less_and_says_so(job):
     method, here = job.method, resident_bytes(job.method.model.device)
     prompt = method.draw.prompts[0]
-    plans = [plan_memory((here + extra) / GB, method, job.learners, prompt, BATCH) for extra in (4e9, 3e8, 1.6e8)]
+    plans = [plan_memory((here + extra) / GB, method, prompt, BATCH, 0) for extra in (4e9, 3e8, 1.6e8)]
     assert plans[0].kept_steps == 3
     assert plans[0].decoder
     assert plans[2].kept_steps < plans[1].kept_steps or plans[2].micro_batch < plans[1].micro_batch

@@ -248,9 +248,9 @@ def load_text_encoder(model: StableDiffusion, folder: Path, name: str) -> None:
 
 
 def state_of(learners: Sequence[Learner]) -> dict[str, Tensor]:
-    """A copy of everything that learns, by part and name."""
+    """A copy of everything that learns, by part and name, on the CPU."""
     return {
-        f"{learner.part}.{name}": parameter.detach().clone()
+        f"{learner.part}.{name}": parameter.detach().to("cpu", copy=True)
         for learner in learners
         for name, parameter in learner.named_parameters()
     }

@@ -63,15 +63,15 @@ class Checkpoints:
         """The folders of whole checkpoints, oldest first."""
         return sorted(path for path in self.folder.glob("step_*") if not path.suffix)
 
-    def newest(self) -> Path:
-        """The newest checkpoint.
+    def newest(self) -> Path | None:
+        """The newest checkpoint, if the run got as far as one.
 
         Raises:
-            UsageError: there is none, or it is damaged; says which one is not.
+            UsageError: it is damaged; says which one is not.
         """
         steps = self.steps()
         if not steps:
-            raise UsageError(f"resume: {self.folder} holds no checkpoint: the run has to start again")
+            return None
         if damage := _damage(steps[-1]):
             whole = [path for path in steps if not _damage(path)]
             remedy = f"delete it to go on from {whole[-1].name}" if whole else "no other one is whole: start again"
@@ -80,17 +80,20 @@ class Checkpoints:
 
     def check_resume(self, steps: int) -> None:
         """Refuse to resume a run that has done all its steps, or whose newest checkpoint is damaged."""
-        done = int(self.newest().name.removeprefix("step_"))
+        newest = self.newest()
+        done = int(newest.name.removeprefix("step_")) if newest else 0
         if done >= steps and (self.folder.parent / "summary.json").exists():
             raise UsageError(
                 f"resume={self.folder.parent}: the run is finished at step {done}; raise training.steps to go on"
             )
 
-    def load(self, state: TrainingState) -> None:
-        """Bring a state to the newest checkpoint, this process's random states along with it."""
+    def load(self, state: TrainingState) -> bool:
+        """Bring a state to the newest checkpoint, this process's random states along with it; whether there is one."""
         path, processes = self.newest(), processes_of_this_run()
         for stale in self.folder.glob("*.partial"):
             shutil.rmtree(stale, ignore_errors=True)
+        if path is None:
+            return False
         stored = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         if stored["processes"] != processes.num_processes:
             raise UsageError(
@@ -99,6 +102,7 @@ class Checkpoints:
             )
         state.load_state_dict(stored)
         set_random_state(torch.load(path / f"random_{processes.process_index}.pt", weights_only=True))
+        return True
 
 
 def _write(content: Any, file: Path) -> None:

@@ -17,13 +17,11 @@ from torch.utils._pytree import tree_leaves
 
 from textcraftor.errors import UsageError
 from textcraftor.models.base import Conditioning, DiffusionModel
-from textcraftor.models.tuning import Learner
 from textcraftor.sampling.chain import guided
 from textcraftor.training.method import Method
 from textcraftor.training.phases import GB, resident_bytes
 
 SHARE = {"cuda": 0.92, "cpu": 0.8}  # of what is free that `auto` takes
-UPDATE_BYTES = 12  # a parameter's gradient and Adam's two moments, in float32
 
 
 @dataclass(frozen=True)
@@ -186,12 +184,13 @@ class Activations:
         return max(rewarding, decoding, stepping)
 
 
-def plan_memory(budget: str | float, method: Method, learners: Sequence[Learner], prompt: str, batch: int) -> Plan:
+def plan_memory(budget: str | float, method: Method, prompt: str, batch: int, updating: float) -> Plan:
     """Measure one prompt's activations and choose what to keep of a batch: all, else the more the better.
 
     Args:
         budget: GB in all, what is in use now included; `auto` takes most of what is free.
         batch: prompts of a step, of this process alone.
+        updating: bytes of gradients and optimiser that come to what is in use now.
 
     Raises:
         UsageError: not even one prompt fits.
@@ -200,7 +199,7 @@ def plan_memory(budget: str | float, method: Method, learners: Sequence[Learner]
     limit = available_bytes(device) if budget == "auto" else float(budget) * GB
     activations = Activations(method, prompt)
     steps = activations.gradient_steps
-    fixed = resident_bytes(device) + UPDATE_BYTES * sum(p.numel() for one in learners for p in one.parameters)
+    fixed = resident_bytes(device) + updating
     choices = [(steps, False, True), *((kept, False, False) for kept in range(steps, -1, -1)), (0, True, False)]
     size = batch
     while True:

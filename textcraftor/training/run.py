@@ -38,6 +38,7 @@ from textcraftor.training.state import TrainingState
 from textcraftor.training.tracking import MetricsFile, Stopwatch
 from textcraftor.training.watch import Alarm, Watch
 
+ADAM_BYTES, EMA_BYTES = 12, 4  # a parameter's gradient and Adam's two moments; its moving average
 __all__ = ["check", "run"]
 
 
@@ -73,7 +74,9 @@ class Job:
         config, method = self.config, self.method
         share = -(-config.training.batch_size // processes_of_this_run().num_processes)
         longest = max(method.draw.prompts, key=len)
-        plan = plan_memory(config.memory.budget, method, self.learners, longest, share)
+        update_bytes = ADAM_BYTES + (EMA_BYTES if config.training.ema_decay else 0)
+        updating = update_bytes * sum(p.numel() for learner in self.learners for p in learner.parameters)
+        plan = plan_memory(config.memory.budget, method, longest, share, updating)
         training = config.training
         half = method.model.compute_dtype == torch.float16
         return TrainingState(
@@ -143,6 +146,11 @@ def run(config: DictConfig, folder: Path) -> float | str:
     check(config, folder)
     accelerator = Accelerator(cpu=config.device == "cpu", log_with=config.tracker, project_dir=folder)
     folder = Path(broadcast_object_list([str(folder)])[0])
+    if config.training.batch_size < accelerator.num_processes:
+        raise UsageError(
+            f"training.batch_size={config.training.batch_size} is that of all {accelerator.num_processes} processes: "
+            "give each at least one prompt"
+        )
     clock, job = Stopwatch(), prepare(config)
     if config.dry_run:
         return forecast(job)
@@ -150,17 +158,15 @@ def run(config: DictConfig, folder: Path) -> float | str:
     state = job.state()
     say(job.precision)
     say(str(state.plan))
+    if accelerator.is_main_process and not config.resume:
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, folder / "config.yaml", resolve=True)
     clock.lap("load")
     before = before_training(job, folder)
     clock.lap("before")
-
-    if config.resume:
-        checkpoints.load(state)
+    if config.resume and checkpoints.load(state):
         say(f"goes on after step {state.step} of {config.training.steps}")
-    elif accelerator.is_main_process:
-        OmegaConf.save(config, folder / "config.yaml", resolve=True)
-    trackers = {"tensorboard": {"purge_step": state.step + 1}} if config.tracker == "tensorboard" else {}
-    accelerator.init_trackers("tensorboard", init_kwargs=trackers)
+    start_tracker(accelerator, config, state.step)
     metrics = MetricsFile(folder / "metrics.jsonl", accelerator, state.step)
     watch = Watch(
         partial(job.look, job.method.schedule, job.watched, before["watched"]),
@@ -198,9 +204,11 @@ def before_training(job: Job, folder: Path) -> dict[str, Evaluation]:
     """The figures of the model that training starts from; a resumed run reads them."""
     names = {"evaluated": job.evaluated, "watched": job.watched}
     files = {name: folder / f"before_{name}.npz" for name in names}
-    if job.config.resume and all(file.exists() for file in files.values()):
-        return {name: Evaluation.load(file) for name, file in files.items()}
-    found = {name: job.look(job.start, prompts) for name, prompts in names.items()}
+    stored = job.config.resume and all(file.exists() for file in files.values())
+    found = {
+        name: Evaluation.load(files[name]) if stored else job.look(job.start, prompts)
+        for name, prompts in names.items()
+    }
     mix = job.method.mix
     if job.config.normalize_rewards:
         scores = {name: torch.from_numpy(found["evaluated"].measures[name].ravel()) for name in mix.rewards}
@@ -209,11 +217,18 @@ def before_training(job: Job, folder: Path) -> dict[str, Evaluation]:
             shape = evaluation.measures["total"].shape
             parts = {name: torch.from_numpy(evaluation.measures[name].ravel()).to(mix.mean) for name in mix.rewards}
             evaluation.measures["total"] = mix.total(parts).cpu().numpy().reshape(shape)
-    if processes_of_this_run().is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
+    if processes_of_this_run().is_main_process and not stored:
         for name, file in files.items():
             found[name].save(file)
     return found
+
+
+def start_tracker(accelerator: Accelerator, config: DictConfig, step: int) -> None:
+    """TensorBoard writes into the run's folder and forgets what a resumed run makes again; others get the settings."""
+    if config.tracker == "tensorboard":
+        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": step + 1}})
+    elif config.tracker is not None:
+        accelerator.init_trackers("textcraftor", config=OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
 
 
 def finish(
