@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from compare_methods import train
-from diffusers.utils.peft_utils import scale_lora_layers
 from omegaconf import OmegaConf
 
 from textcraftor.evaluation.evaluate import Evaluation
@@ -66,10 +65,7 @@ def weakened(run: Path) -> dict[float, dict[str, float]]:
     found = {}
     for strength in STRENGTHS:
         job.method.model.unet = StableDiffusion.load(job.config.model.path).unet
-        load_tuned(job.method.model, run / "last", "tuned")
-        for part in (job.method.model.unet, job.method.model.text_encoders.get("tuned")):
-            if part is not None:
-                scale_lora_layers(part, strength)
+        load_tuned(job.method.model, run / "last", "tuned", strength)
         after = job.look(job.method.schedule, job.watched, before).means()
         found[strength] = {name: after[name] - before.means()[name] for name in MEASURES}
     return found

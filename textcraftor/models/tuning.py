@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
+from diffusers.utils.peft_utils import scale_lora_layers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
@@ -182,8 +183,11 @@ def tuned_folders(run: Path) -> list[Path]:
     return [path for path in paths if path.is_dir()]
 
 
-def load_tuned(model: StableDiffusion, run: Path, name: str) -> None:
+def load_tuned(model: StableDiffusion, run: Path, name: str, strength: float = 1.0) -> None:
     """Add what a run tuned to a model, frozen: its text encoder under `name`, its UNet in the model's place.
+
+    Args:
+        strength: of adapters; below 1 they change less.
 
     Raises:
         UsageError: the folder holds no tuned part, or one for another model.
@@ -198,11 +202,11 @@ def load_tuned(model: StableDiffusion, run: Path, name: str) -> None:
             unet = UNet2DConditionModel.from_pretrained(path, dtype=model.unet.dtype, use_safetensors=True)
             model.unet = unet.to(model.device).eval().requires_grad_(False)
         else:
-            load_lora(model, path, name)
+            load_lora(model, path, name, strength)
 
 
-def load_lora(model: StableDiffusion, folder: Path, name: str) -> None:
-    """Add adapters from a folder: to a text encoder of that name beside the original, or to the UNet."""
+def load_lora(model: StableDiffusion, folder: Path, name: str, strength: float) -> None:
+    """Add adapters from a folder: to a text encoder of that name beside the original, or into the UNet's weights."""
     if not (folder / LORA_FILE).exists():
         raise UsageError(f"{folder} holds no {LORA_FILE}: give the folder of a finished run")
     state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
@@ -222,6 +226,11 @@ def load_lora(model: StableDiffusion, folder: Path, name: str) -> None:
     wanted = sum("lora_A" in key or "lora.down" in key or "lora_linear_layer.down" in key for key in state)
     if loaded != wanted:
         raise UsageError(f"{folder}: {wanted - loaded} of {wanted} adapters do not fit this model: another base model?")
+    if part is model.unet:
+        part.fuse_lora(lora_scale=strength)
+        part.unload_lora()
+    else:
+        scale_lora_layers(part, strength)
 
 
 def load_text_encoder(model: StableDiffusion, folder: Path, name: str) -> None:
