@@ -40,7 +40,7 @@ def rates_of(method: str) -> tuple[float, ...]:
 def train(folder: Path, *overrides: str) -> dict:
     """The summary of a run, made or gone on with where it is not there yet."""
     if not (folder / "summary.json").exists():
-        begun = (folder / "checkpoints").is_dir() and any((folder / "checkpoints").glob("step_*[0-9]"))
+        begun = (folder / "config.yaml").exists()
         command = str(Path(sys.executable).with_name("textcraftor"))
         arguments = [f"resume={folder}"] if begun else [f"run_dir={folder}", *overrides, "training.checkpoint_every=20"]
         subprocess.run([command, "train", *arguments], check=True)
@@ -64,8 +64,11 @@ def row(folder: Path, method: str) -> str:
     cells = [f"{rate:g}", spread([one["held_out"] for one in runs], 2)]
     cells += [spread([one["difference"][name]["mean"] for one in runs], digits) for name, digits in COLUMNS.items()]
     costs = [one["phases"] for one in runs]
-    lines = [json.loads((folder / f"{method}_{rate:g}_0" / "metrics.jsonl").read_text().splitlines()[-1])]
-    cells.append(f"{lines[0]['unet_calls']:.0f}, {lines[0]['gradient_steps']:.0f}")
+    text = (folder / f"{method}_{rate:g}_0" / "metrics.jsonl").read_text()
+    calls = np.mean(
+        [[line[n] for n in ("unet_calls", "gradient_steps")] for line in map(json.loads, text.splitlines())], 0
+    )
+    cells.append(f"{calls[0]:.1f}, {calls[1]:.1f}")
     seconds = [sum(value for name, value in cost.items() if name.startswith("seconds/")) for cost in costs]
     cells += [f"{np.mean(seconds):.2f}", f"{np.mean([one['peak_memory_gb'] for one in runs]):.2f}"]
     return f"| {method} | {' | '.join(cells)} |"

@@ -15,6 +15,7 @@ from compare_methods import train
 from omegaconf import OmegaConf
 
 from textcraftor.evaluation.evaluate import Evaluation
+from textcraftor.models.loading import device_of
 from textcraftor.models.stable_diffusion import StableDiffusion
 from textcraftor.models.tuning import load_tuned
 from textcraftor.training.run import prepare
@@ -64,7 +65,7 @@ def weakened(run: Path) -> dict[float, dict[str, float]]:
     before = Evaluation.load(run / "before_watched.npz")
     found = {}
     for strength in STRENGTHS:
-        job.method.model.unet = StableDiffusion.load(job.config.model.path).unet
+        job.method.model.unet = StableDiffusion.load(job.config.model.path, device_of(job.config.device)).unet
         load_tuned(job.method.model, run / "last", "tuned", strength)
         after = job.look(job.method.schedule, job.watched, before).means()
         found[strength] = {name: after[name] - before.means()[name] for name in MEASURES}

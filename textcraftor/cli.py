@@ -132,6 +132,7 @@ def launch(command: str, overrides: list[str]) -> None:
     quiet_libraries()
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
     register()
     sys.path.append(os.getcwd())  # so that a user's own scorer in the working folder is found
@@ -162,7 +163,15 @@ def launch(command: str, overrides: list[str]) -> None:
             config = compose(command, overrides)
             module.check(config, Path(config.run_dir))
     sys.argv = [f"textcraftor {command}", *overrides]
-    task = lambda config: work(config, Path(HydraConfig.get().runtime.output_dir))  # noqa: E731
+
+    def task(config) -> float | str | None:
+        try:
+            return work(config, Path(HydraConfig.get().runtime.output_dir))
+        except SystemExit as ended:  # a sweep goes on where one of its jobs fails, if its sweeper allows that
+            if ended.code == 2 and HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise RuntimeError("this job ended with an error, see above") from ended
+            raise
+
     hydra.main(config_path=str(config_dir()), config_name=command, version_base="1.3")(task)()
 
 

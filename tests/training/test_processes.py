@@ -54,7 +54,7 @@ def test_two_processes_have_one_processs_gradient_and_resume(configure, tmp_path
     one, two = (json.loads((folder / "summary.json").read_text())["before"] for folder in (alone, both))
     assert one.keys() == two.keys()
     assert all(abs(one[name] - two[name]) < 1e-4 for name in one), "shared evaluation differs"
-    assert (both / "checkpoints" / "step_000001" / "random_1.pt").exists()
+    assert (both / "checkpoints" / "step_000001" / "process_1.pt").exists()
 
     done = launch("train", f"resume={both}", "training.steps=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

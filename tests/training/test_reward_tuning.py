@@ -267,6 +267,8 @@ def test_training_and_held_out_prompts_never_overlap(configure, tmp_path):
     [
         ("gradient.k=16", r"gradient.k=16 .* sampling.steps=15"),
         ("training.steps=0", "training.steps=0 must be at least 1"),
+        ("gradient=refl; conditioning.tuned_on=last_n; conditioning.n=2", "conditioning.n must be at least 4 here"),
+        ("gradient=drtune; conditioning.tuned_on=last_n; conditioning.n=2", "conditioning.n must be at least 3 here"),
         ("conditioning={tuned_on: last_n, n: 20}", "conditioning.n=20"),
         ("prompts.path=/nowhere.txt", "does not exist"),
         ("rewards.hpsv2.reward.checkpoint=/nowhere.pt", r"rewards.hpsv2.reward.checkpoint=/nowhere.pt does not exist"),
@@ -280,7 +282,7 @@ def test_training_and_held_out_prompts_never_overlap(configure, tmp_path):
 )
 def test_what_cannot_work_is_refused_before_any_model_loads(configure, tmp_path, override, message):
     with pytest.raises(UsageError, match=message):
-        check(configure("train", override), tmp_path)
+        check(configure("train", *override.split("; ")), tmp_path)
 
 
 def test_the_training_function_fits_on_a_page():

@@ -15,16 +15,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def load_model(config: DictConfig) -> StableDiffusion:
     """Build `config.model` on `config.device`, in float32: what learns starts from that."""
-    return instantiate(config.model.load, device=device_of(config.device))
+    device = device_of(config.device)
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)
+    return instantiate(config.model.load, device=device)
 
 
 def freeze(model: StableDiffusion, dtype: torch.dtype) -> None:
-    """Store whatever does not learn in this dtype.
+    """Store whatever was never tuned and does not learn in this dtype: what tuning changed, rounding would lose.
 
     The VAE stays in float32 beside float16: activations of Stable Diffusion's own leave its range.
     """
     model.compute_dtype = dtype
-    cast_frozen([model.unet, *model.text_encoders.values()], dtype)
+    cast_frozen([model.text_encoders["original"]] + ([] if model.tuned_unet else [model.unet]), dtype)
     cast_frozen([model.vae], torch.float32 if dtype == torch.float16 else dtype)
 
 

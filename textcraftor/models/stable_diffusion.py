@@ -50,6 +50,7 @@ class StableDiffusion:
         self.alphas_cumprod = DDIMScheduler.from_config(self.scheduler_config).alphas_cumprod.double().numpy()
         self.vae_scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.compute_dtype = torch.float32
+        self.tuned_unet = False  # whether its weights are those of a run
         self._negative_embeds: dict[str, Tensor] = {}
 
     @classmethod

@@ -136,10 +136,10 @@ def _adapt(module: Any, lora: LoraConfig, part: str) -> None:
 
 
 def cast_frozen(modules: Sequence[nn.Module], dtype: torch.dtype) -> None:
-    """Store in this dtype whatever does not learn."""
+    """Store in this dtype whatever does not learn; adapters stay as they are."""
     for module in modules:
-        for parameter in module.parameters():
-            if not parameter.requires_grad and parameter.is_floating_point():
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad and parameter.is_floating_point() and "lora_" not in name:
                 parameter.data = parameter.data.to(dtype)
 
 
@@ -199,10 +199,24 @@ def load_tuned(model: StableDiffusion, run: Path, name: str, strength: float = 1
         if path.name == "text_encoder":
             load_text_encoder(model, path, name)
         elif path.name == "unet":
-            unet = UNet2DConditionModel.from_pretrained(path, dtype=model.unet.dtype, use_safetensors=True)
-            model.unet = unet.to(model.device).eval().requires_grad_(False)
+            load_unet(model, path)
         else:
             load_lora(model, path, name, strength)
+
+
+def load_unet(model: StableDiffusion, folder: Path) -> None:
+    """Put a tuned UNet in the model's place.
+
+    Raises:
+        UsageError: it has another shape than the model's own.
+    """
+    unet = UNet2DConditionModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    for key in ("in_channels", "block_out_channels", "cross_attention_dim"):
+        theirs, ours = getattr(unet.config, key), getattr(model.unet.config, key)
+        if theirs != ours:
+            raise UsageError(f"{folder}: {key}={theirs} but the model's UNet has {ours}: another base model?")
+    model.unet = unet.to(model.device).eval().requires_grad_(False)
+    model.tuned_unet = True
 
 
 def load_lora(model: StableDiffusion, folder: Path, name: str, strength: float) -> None:
@@ -229,6 +243,7 @@ def load_lora(model: StableDiffusion, folder: Path, name: str, strength: float) 
     if part is model.unet:
         part.fuse_lora(lora_scale=strength)
         part.unload_lora()
+        model.tuned_unet = True
     else:
         scale_lora_layers(part, strength)
 
@@ -249,7 +264,7 @@ def load_text_encoder(model: StableDiffusion, folder: Path, name: str) -> None:
                 "this encoder was tuned for another base model"
             )
     encoder, info = CLIPTextModel.from_pretrained(
-        folder, dtype=model.unet.dtype, output_loading_info=True, use_safetensors=True
+        folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
     )
     if info["missing_keys"]:
         raise UsageError(f"{folder}: key {sorted(info['missing_keys'])[0]} is missing from model.safetensors")

@@ -13,13 +13,13 @@ import torch
 
 from textcraftor.errors import UsageError
 from textcraftor.training.processes import processes_of_this_run
-from textcraftor.training.state import TrainingState, random_state, set_random_state
+from textcraftor.training.state import TrainingState
 
 SUMS = "sha256.json"
 
 
 class Checkpoints:
-    """A run's `checkpoints/` folder: one folder a step with `state.pt`, each process's `random_<rank>.pt`, and sums.
+    """A run's `checkpoints/` folder: one folder a step with `state.pt`, each process's `process_<rank>.pt`, and sums.
 
     Args:
         folder: of the run.
@@ -40,7 +40,7 @@ class Checkpoints:
         partial = final.with_suffix(".partial")
         try:
             partial.mkdir(parents=True, exist_ok=True)
-            _write(random_state(), partial / f"random_{processes.process_index}.pt")
+            _write(state.process_state(), partial / f"process_{processes.process_index}.pt")
             processes.wait_for_everyone()
             if processes.is_main_process:
                 _write({**state.state_dict(), "processes": processes.num_processes}, partial / "state.pt")
@@ -80,9 +80,11 @@ class Checkpoints:
 
     def check_resume(self, steps: int) -> None:
         """Refuse to resume a run that has done all its steps, or whose newest checkpoint is damaged."""
-        newest = self.newest()
+        newest, summary = self.newest(), self.folder.parent / "summary.json"
         done = int(newest.name.removeprefix("step_")) if newest else 0
-        if done >= steps and (self.folder.parent / "summary.json").exists():
+        if summary.exists() and json.loads(summary.read_text())["stopped_by"]:
+            raise UsageError(f"resume={self.folder.parent}: an alarm ended the run at step {done}, see its report")
+        if done > steps or (done == steps and summary.exists()):
             raise UsageError(
                 f"resume={self.folder.parent}: the run is finished at step {done}; raise training.steps to go on"
             )
@@ -101,7 +103,7 @@ class Checkpoints:
                 "start as many"
             )
         state.load_state_dict(stored)
-        set_random_state(torch.load(path / f"random_{processes.process_index}.pt", weights_only=True))
+        state.load_process_state(torch.load(path / f"process_{processes.process_index}.pt", weights_only=True))
         return True
 
 

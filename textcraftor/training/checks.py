@@ -92,8 +92,21 @@ def _check_gradient(config: DictConfig) -> None:
         raise UsageError(f"gradient.first={first} and gradient.last={last} must rise within [0, 1]")
     if config.conditioning.tuned_on not in ("all", "last_n"):
         raise UsageError(f"conditioning.tuned_on={config.conditioning.tuned_on} must be all or last_n")
-    if config.conditioning.tuned_on == "last_n" and not 1 <= config.conditioning.n <= steps:
-        raise UsageError(f"conditioning.n={config.conditioning.n} must lie between 1 and sampling.steps={steps}")
+    if config.conditioning.tuned_on == "last_n":
+        _check_last_n(config, steps)
+
+
+def _check_last_n(config: DictConfig, steps: int) -> None:
+    """Whatever a policy draws, the tuned encoder must condition a step that carries a gradient."""
+    n, policy, k = config.conditioning.n, config.gradient._target_.rpartition(".")[2], config.gradient.get("k", 1)
+    if not 1 <= n <= steps:
+        raise UsageError(f"conditioning.n={n} must lie between 1 and sampling.steps={steps}")
+    needed = {"refl": steps - round(steps * config.gradient.get("first", 0)), "drtune": -(-steps // k)}.get(policy, 1)
+    if n < needed and config.tune.get("unet") is None:
+        raise UsageError(
+            f"conditioning.n={n}: gradient={policy} may put its gradient where the tuned encoder has no say; "
+            f"conditioning.n must be at least {needed} here"
+        )
 
 
 def _check_tune(config: DictConfig) -> None:

@@ -21,7 +21,7 @@ def forecast(job: Job) -> str:
     settings = RewardTuning(2, config.training.batch_size, config.training.max_grad_norm, 3, 3)
     with Interrupt() as interrupt:
         tune_by_reward(
-            method, state, settings, lambda step, line: steps.append(line), lambda s: [], lambda s: None, interrupt
+            method, state, settings, lambda step, line: steps.append(line), lambda s: None, lambda s: None, interrupt
         )
     jobs = grid(job.evaluated, job.seeds)[: config.evaluation.batch_size]
     began = time.perf_counter()

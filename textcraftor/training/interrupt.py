@@ -19,7 +19,10 @@ class InterruptedRunError(Exception):
 
 
 class Interrupt:
-    """Within it, the first SIGINT or SIGTERM is only noted in `received`; a second one ends the process as usual."""
+    """Within it, SIGINT and SIGTERM are only noted in `received`; a second SIGINT ends the process as usual.
+
+    A second SIGTERM does not: launchers forward the one that they get, and so a process may get it twice.
+    """
 
     def __init__(self) -> None:
         self.received = 0
@@ -37,5 +40,5 @@ class Interrupt:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        for each, handler in self._before.items():
-            signal.signal(each, handler)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, self._before[signal.SIGINT])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 
 import psutil
 import torch
@@ -20,6 +22,7 @@ from textcraftor.models.base import Conditioning, DiffusionModel
 from textcraftor.sampling.chain import guided
 from textcraftor.training.method import Method
 from textcraftor.training.phases import GB, resident_bytes
+from textcraftor.training.processes import processes_of_this_run
 
 SHARE = {"cuda": 0.92, "cpu": 0.8}  # of what is free that `auto` takes
 
@@ -105,14 +108,19 @@ class LiveBytes(TorchDispatchMode):
 
 
 def cost_of(compute: Callable[[], Tensor]) -> Cost:
-    """Run something with its backward pass, and count."""
+    """Run something with its backward pass, and count; what does not even fit alone costs infinitely much."""
     gc.collect()
-    with LiveBytes() as live:
-        result = compute()
-        kept = live.now
-        if result.requires_grad:
-            result.float().sum().backward()
-        del result
+    try:
+        with LiveBytes() as live:
+            result = compute()
+            kept = live.now
+            if result.requires_grad:
+                result.float().sum().backward()
+            del result
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return Cost(math.inf, math.inf)
     return Cost(kept, live.peak)
 
 
@@ -121,8 +129,13 @@ class Activations:
 
     def __init__(self, method: Method, prompt: str) -> None:
         self.method = method
-        sampling, schedule = method.sampling, method.schedule
+        sampling, schedule, unet = method.sampling, method.schedule, method.model.unet
         self.prompt = prompt
+        for part in (unet, *method.model.text_encoders.values()):
+            for parameter in part.parameters():  # gradients are there before anything is counted
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        mixed = unet.dtype != method.model.compute_dtype
+        self.cast = sum(p.numel() for p in unet.parameters()) * method.model.compute_dtype.itemsize if mixed else 0
         self.chain = sampling.chain(method.model, [0], detach_negative=method.detach_negative, kept_steps=0)
         with torch.no_grad():
             encoded = self._encode()
@@ -137,7 +150,8 @@ class Activations:
     def _step(self, blocks: bool) -> Cost:
         t, start = self.chain.timesteps[-1], self.chain.noise()
         with _recomputing(self.method.model, unet=blocks):
-            return cost_of(lambda: guided(self.chain, _leaf(start), t, self.conditioning_at(t)))
+            cost = cost_of(lambda: guided(self.chain, _leaf(start), t, self.conditioning_at(t)))
+        return Cost(cost.kept - self.cast, cost.peak - self.cast)
 
     def _decoding(self, recompute: bool) -> Cost:
         with _recomputing(self.method.model, decoder=recompute):
@@ -173,7 +187,8 @@ class Activations:
     def peak(self, kept: int, blocks: bool, decoder: bool, prompts: int) -> float:
         """The most bytes that exist at once beside what is always there, for so many prompts at a time."""
         texts = self.encoding.kept * (prompts + 1) / 2  # the negative prompt is encoded once for all
-        held, pictures = texts + kept * self.step.kept * prompts, self.pictures * prompts
+        casts = (kept + 1) * self.cast  # each step under autocast keeps a copy of the weights, whatever the batch
+        held, pictures = casts + texts + kept * self.step.kept * prompts, self.pictures * prompts
         decoded = self.decoding.kept * pictures if decoder else 0.0
         rewarding = held + decoded + self.reward.peak * pictures
         decoding = held + (self.decoding.peak * pictures if decoder else self.decoding_again.peak)
@@ -230,9 +245,22 @@ def _recomputing(model: DiffusionModel, unet: bool = False, decoder: bool = Fals
 
 def available_bytes(device: torch.device) -> float:
     """What `auto` may use in all: what this process holds, and most of what is free."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        free = float(torch.cuda.mem_get_info(device)[0])
+    else:
+        free = min(psutil.virtual_memory().available, _container_bytes()) / processes_of_this_run().num_processes
     return resident_bytes(device) + SHARE[device.type] * free
 
 
+def _container_bytes() -> float:
+    """What a container's limit leaves, where there is one (cgroup v2)."""
+    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    with contextlib.suppress(OSError, ValueError):
+        return float(limit.read_text()) - float(used.read_text())
+    return math.inf
+
+
 def out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    said = ("not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)

@@ -37,11 +37,6 @@ class Phases:
         event.record()
         return event
 
-    @property
-    def peak(self) -> float:
-        """Bytes, the most of all phases."""
-        return max(self._peaks.values())
-
     def read(self) -> dict[str, float]:
         """The figures since the last reading, by `seconds/<phase>` and `gb/<phase>`; call when the device is idle."""
 

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from textcraftor.errors import UsageError
 
-MAY_CHANGE = ("training.steps", "training.checkpoint_every", "device", "tracker")
+# What rescues a run that meets the same trouble again each time that it is resumed.
+RESCUE = ("memory.budget", "training.skip_broken")
+MAY_CHANGE = ("training.steps", "training.checkpoint_every", "device", "tracker", *RESCUE)
 TRUSTED = ("textcraftor.", "torch.optim.")  # what a run folder may name to be imported
 
 
@@ -36,7 +39,7 @@ def resumed_config(overrides: Sequence[str]) -> DictConfig:
             f"{', '.join(MAY_CHANGE)} can. Leave the others out, or start a new run"
         )
     for key, target in _targets(OmegaConf.to_container(config)):
-        if not target.startswith(TRUSTED) and typed.get(key) != target:
+        if typed.get(key) != target and not _is_trusted(target):
             raise UsageError(
                 f"resume={folder}: its config.yaml names code that is not TextCraftor's; if you trust it, "
                 f"repeat {key}={target}"
@@ -53,8 +56,15 @@ def _stored(config: DictConfig, key: str) -> Any:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
+def _is_trusted(target: str) -> bool:
+    """Whether a target is what it says: `textcraftor.cli.os.system` begins well, and is another's."""
+    return target.startswith(TRUSTED) and get_object(target).__module__.startswith(TRUSTED)
+
+
 def _targets(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Every `_target_` below a node with its key."""
+    if isinstance(node, list):
+        node = dict(enumerate(node))
     for name, value in node.items() if isinstance(node, dict) else ():
         if name == "_target_":
             yield f"{key}{name}", str(value)

@@ -94,11 +94,11 @@ def tune_by_reward(
     state: TrainingState,
     settings: RewardTuning,
     log: Callable[[int, dict[str, float]], None],
-    watch: Callable[[TrainingState], Sequence[str]],
+    watch: Callable[[TrainingState], None],
     checkpoint: Callable[[TrainingState], None],
     interrupt: Interrupt,
-) -> Sequence[str]:
-    """Train what `state` holds, from the step that it has reached; returns the alarms that stopped it early.
+) -> None:
+    """Train what `state` holds, from the step that it has reached, until all steps are done or an alarm stops it.
 
     Args:
         log: called with each step's figures.
@@ -120,8 +120,7 @@ def tune_by_reward(
         initial=state.step,
         disable=not processes.is_main_process,
     )
-    ringing: Sequence[str] = []
-    while state.step < settings.steps and not ringing:
+    while state.step < settings.steps and not state.watched["stopped_by"]:
         began = time.perf_counter()
         state.learn(state.step / settings.steps)
         try:
@@ -152,9 +151,9 @@ def tune_by_reward(
         progress.update()
         last = state.step == settings.steps
         if state.step % settings.watch_every == 0 or last:
-            ringing = watch(state)
-        if state.step % settings.checkpoint_every == 0 or last or interrupted or ringing:
+            watch(state)
+        last = last or bool(state.watched["stopped_by"])
+        if state.step % settings.checkpoint_every == 0 or last or interrupted:
             checkpoint(state)
         if interrupted and not last:
             raise InterruptedRunError(interrupt.received, state.step)
-    return ringing

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,8 @@ from textcraftor.training.state import TrainingState
 from textcraftor.training.tracking import MetricsFile, Stopwatch
 from textcraftor.training.watch import Alarm, Watch
 
-ADAM_BYTES, EMA_BYTES = 12, 4  # a parameter's gradient and Adam's two moments; its moving average
+# Of a parameter: its gradient and Adam's two moments; its moving average; its gradient on the way between processes.
+ADAM_BYTES, EMA_BYTES, EXCHANGE_BYTES = 12, 4, 4
 __all__ = ["check", "run"]
 
 
@@ -74,7 +76,8 @@ class Job:
         config, method = self.config, self.method
         share = -(-config.training.batch_size // processes_of_this_run().num_processes)
         longest = max(method.draw.prompts, key=len)
-        update_bytes = ADAM_BYTES + (EMA_BYTES if config.training.ema_decay else 0)
+        several = processes_of_this_run().num_processes > 1
+        update_bytes = ADAM_BYTES + (EMA_BYTES if config.training.ema_decay else 0) + (EXCHANGE_BYTES if several else 0)
         updating = update_bytes * sum(p.numel() for learner in self.learners for p in learner.parameters)
         plan = plan_memory(config.memory.budget, method, longest, share, updating)
         training = config.training
@@ -89,6 +92,7 @@ class Job:
             training.steps,
             training.ema_decay,
             half,
+            config.memory.budget,
         )
 
     @property
@@ -156,9 +160,7 @@ def run(config: DictConfig, folder: Path) -> float | str:
         return forecast(job)
     checkpoints = Checkpoints(folder, config.training.keep_checkpoints)
     state = job.state()
-    say(job.precision)
-    say(str(state.plan))
-    if accelerator.is_main_process and not config.resume:
+    if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(config, folder / "config.yaml", resolve=True)
     clock.lap("load")
@@ -166,6 +168,8 @@ def run(config: DictConfig, folder: Path) -> float | str:
     clock.lap("before")
     if config.resume and checkpoints.load(state):
         say(f"goes on after step {state.step} of {config.training.steps}")
+    say(job.precision)
+    say(str(state.plan))
     start_tracker(accelerator, config, state.step)
     metrics = MetricsFile(folder / "metrics.jsonl", accelerator, state.step)
     watch = Watch(
@@ -179,7 +183,7 @@ def run(config: DictConfig, folder: Path) -> float | str:
     yaml = OmegaConf.to_yaml(config, resolve=True)
     try:
         with Interrupt() as interrupt:
-            ringing = tune_by_reward(
+            tune_by_reward(
                 job.method,
                 state,
                 job.settings,
@@ -189,13 +193,17 @@ def run(config: DictConfig, folder: Path) -> float | str:
                 interrupt,
             )
     except NotFiniteError as error:
-        (folder / "not_finite.json").write_text(json.dumps(error.record, indent=2))
-        raise UsageError(f"{error}; prompts and seeds are in {folder / 'not_finite.json'}") from error
+        if accelerator.is_main_process:
+            (folder / "not_finite.json").write_text(json.dumps(error.record, indent=2))
+        raise UsageError(
+            f"{error}; prompts and seeds are in {folder / 'not_finite.json'}; "
+            f"train resume={folder} training.skip_broken=N goes on and leaves out up to N such updates"
+        ) from error
     except InterruptedRunError as error:
         say(f"{error}; textcraftor train resume={folder} goes on")
         raise SystemExit(error.exit_code) from error
     clock.lap("tuning")
-    figure = finish(job, folder, state, before, watch, metrics, ringing, clock)
+    figure = finish(job, folder, state, before, watch, metrics, clock)
     accelerator.end_training()
     return figure
 
@@ -219,7 +227,9 @@ def before_training(job: Job, folder: Path) -> dict[str, Evaluation]:
             evaluation.measures["total"] = mix.total(parts).cpu().numpy().reshape(shape)
     if processes_of_this_run().is_main_process and not stored:
         for name, file in files.items():
-            found[name].save(file)
+            partial_file = file.with_suffix(".partial.npz")
+            found[name].save(partial_file)
+            partial_file.replace(file)
     return found
 
 
@@ -238,7 +248,6 @@ def finish(
     before: Mapping[str, Evaluation],
     watch: Watch,
     metrics: MetricsFile,
-    ringing: Sequence[str],
     clock: Stopwatch,
 ) -> float:
     """Save the last and the best weights, evaluate the best, write the report; returns the held-out figure."""
@@ -249,11 +258,11 @@ def finish(
         load_state(state.learners, state.watched["best"])
         if processes.is_main_process:
             save_parts(job, folder)
-            (folder / "conditioning.json").write_text(json.dumps(schedule.to_dict(), indent=2))
         after = job.look(schedule, job.evaluated, before["evaluated"])
     clock.lap("after")
     figure = held_out(after, before["evaluated"], job.method.mix.weights)
     peak = max((line[key] for line in metrics.lines for key in line if key.startswith("gb/")), default=0.0)
+    seconds = clock.laps | {"tuning": round(sum(line["seconds"] for line in metrics.lines), 2)}
     summary = {
         "before": before["evaluated"].means(),
         "after": after.means(),
@@ -263,12 +272,12 @@ def finish(
         "seeds": job.seeds,
         "steps": state.step,
         "batch_size": job.config.training.batch_size,
-        "stopped_by": list(ringing),
+        "stopped_by": state.watched["stopped_by"],
         "skipped_updates": state.skipped,
         "conditioning": schedule.to_dict(),
         "watched": [watch.point(0, watch.before) | {"alarms": []}, *state.watched["points"]],
         "phases": phase_means(metrics.lines),
-        "seconds": clock.laps | {"total": sum(clock.laps.values())},
+        "seconds": seconds | {"total": sum(seconds.values())},
         "memory": {"predicted_gb": state.plan.predicted / GB, "measured_gb": peak, "plan": str(state.plan)},
         "peak_memory_gb": peak,
     }
@@ -294,9 +303,14 @@ def phase_means(lines: list[dict[str, float]]) -> dict[str, float]:
 def save_parts(job: Job, folder: Path) -> None:
     """Everything tuned that pictures need: what learned here, and the text encoder of the run that it began from."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "conditioning.json").write_text(json.dumps(job.method.schedule.to_dict(), indent=2))
     for run_folder in job.config.tuned.values():
         for path in tuned_folders(Path(run_folder)):
             if path.name.startswith("text_encoder"):
                 shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
     for learner in job.learners:
         learner.save(folder)
+    if job.method.model.tuned_unet and (folder / "unet_lora").is_dir():  # these adapters belong to a tuned UNet
+        base = copy.deepcopy(job.method.model.unet)
+        base.unload_lora()
+        base.save_pretrained(folder / "unet")

@@ -35,6 +35,7 @@ class TrainingState:
         lr_schedule: any name that `diffusers.optimization.get_scheduler` knows.
         ema_decay: 0 keeps the last weights, otherwise those that are watched and saved are this moving average.
         half: whether gradients pass through float16, and so need scaling.
+        budget: that the plan is for.
     """
 
     def __init__(
@@ -48,7 +49,9 @@ class TrainingState:
         steps: int,
         ema_decay: float = 0.0,
         half: bool = False,
+        budget: str | float = "auto",
     ) -> None:
+        self.budget = budget
         self.learners, self.mix, self.plan, self.half = list(learners), mix, plan, half
         self.optimizer = new_optimizer([{"params": one.parameters, "lr": one.lr} for one in learners])
         self.lr_schedule = get_scheduler(lr_schedule, self.optimizer, num_warmup_steps=warmup, num_training_steps=steps)
@@ -58,7 +61,7 @@ class TrainingState:
         self.ema = EMAModel(self.parameters, decay=ema_decay, use_ema_warmup=True, power=0.75) if ema_decay else None
         self.step = self.skipped = 0
         self._norms = torch.zeros(0)
-        self.watched: dict[str, Any] = {"points": [], "best": {}}
+        self.watched: dict[str, Any] = {"points": [], "best": {}, "stopped_by": []}
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -82,6 +85,8 @@ class TrainingState:
         self.scaler.update()
         self.lr_schedule.step()
         if self.ema:
+            for parameter in self.parameters:  # diffusers' average would jump to whatever does not learn just now
+                parameter.requires_grad_(True)
             self.ema.step(self.parameters)
         return norm
 
@@ -132,8 +137,21 @@ class TrainingState:
             "step": self.step,
             "skipped": self.skipped,
             "watched": self.watched,
-            "plan": asdict(self.plan),
         }
+
+    def process_state(self) -> dict[str, Any]:
+        """What is each process's own: random states, and its plan with the device and budget that it is for."""
+        return {"random": random_state(), "plan": asdict(self.plan), "planned_for": self._planned_for}
+
+    def load_process_state(self, state: dict[str, Any]) -> None:
+        """Put back what `process_state` returned; a plan for another device or budget is no use."""
+        set_random_state(state["random"])
+        if state["planned_for"] == self._planned_for:
+            self.plan = Plan(**state["plan"])
+
+    @property
+    def _planned_for(self) -> list[str]:
+        return [self.parameters[0].device.type, str(self.budget)]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         load_state(self.learners, state["learned"])
@@ -146,7 +164,6 @@ class TrainingState:
         for name, value in self.mix.named_buffers(recurse=False):
             value.copy_(state["mix"][name])
         self.step, self.skipped, self.watched = state["step"], state["skipped"], state["watched"]
-        self.plan = Plan(**state["plan"])
 
 
 def random_state() -> dict[str, Any]:
@@ -154,7 +171,7 @@ def random_state() -> dict[str, Any]:
     name, keys, *rest = np.random.get_state()  # type: ignore[misc]
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
         "python": random.getstate(),
     }
@@ -163,8 +180,8 @@ def random_state() -> dict[str, Any]:
 def set_random_state(state: dict[str, Any]) -> None:
     """Put back what `random_state` returned."""
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     version, numbers, gauss = state["python"]

@@ -31,14 +31,16 @@ class MetricsFile:
 
     def __init__(self, path: Path, accelerator: Accelerator, step: int = 0) -> None:
         self.path, self.accelerator = path, accelerator
-        written = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self.lines: list[dict[str, float]] = [line for line in map(json.loads, written) if line["step"] <= step]
+        self.lines: list[dict[str, float]] = []
         if accelerator.is_main_process:
+            written = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+            whole = [json.loads(line) for line in written if line.endswith("}\n")]
+            self.lines = [line for line in whole if line["step"] <= step]
             path.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
-        self.lines.append({"step": step, **figures})
         if self.accelerator.is_main_process:
+            self.lines.append({"step": step, **figures})
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(self.lines[-1]) + "\n")
         self.accelerator.log(dict(figures), step=step)

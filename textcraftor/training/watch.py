@@ -55,8 +55,8 @@ class Watch:
         self.alarms, self.stop_on, self.folder = dict(alarms), set(stop_on), folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, state: TrainingState) -> list[str]:
-        """Look, keep the figures and the best weights in the state; returns the alarms that ring to stop the run."""
+    def __call__(self, state: TrainingState) -> None:
+        """Look; keep the figures, the best weights and the alarms that stop the run in the state."""
         with state.averaged():
             seen = self.look()
             point = self.point(state.step, seen)
@@ -67,7 +67,7 @@ class Watch:
         points.append(point | {"alarms": ringing})
         if processes_of_this_run().is_main_process:
             self.grid(seen).save(self.folder / f"step_{state.step:06d}.png")
-        return [name for name in ringing if name in self.stop_on]
+        state.watched["stopped_by"] = [name for name in ringing if name in self.stop_on]
 
     def point(self, step: int, seen: Evaluation) -> dict[str, float]:
         figure = held_out(seen, self.before, self.weights)
