@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
+
+from compare_methods import train
 
 SETTINGS = {
     "default": [],
@@ -43,10 +43,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/sweep"))
     arguments = parser.parse_args()
     for name in arguments.names:
-        folder = arguments.folder / name.replace(" ", "_")
-        if not (folder / "summary.json").exists():
-            command = str(Path(sys.executable).with_name("textcraftor"))
-            subprocess.run([command, "train", f"run_dir={folder}", *SETTINGS[name]], check=True)
+        train(arguments.folder / name.replace(" ", "_"), *SETTINGS[name])
     print(f"| setting | {' | '.join(COLUMNS)} | seconds |\n| --- |{' --- |' * (len(COLUMNS) + 1)}")
     for name in arguments.names:
         print(row(name, arguments.folder / name.replace(" ", "_")))

@@ -43,7 +43,7 @@ QUICK = (
 )
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def _two_threads():
     torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
 
@@ -59,7 +59,7 @@ def sampling() -> Sampling:
     return Sampling(steps=4, guidance_scale=3.0, height=64, width=64)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def configure():
     """Compose a command's configuration from overrides."""
     register()

@@ -77,9 +77,10 @@ def assert_same_run(first: Path, second: Path) -> None:
         assert summaries[0][key] == summaries[1][key], key
 
 
-@pytest.fixture
-def uninterrupted(configure, tmp_path):
-    folder = tmp_path / "whole"
+@pytest.fixture(scope="module")
+def uninterrupted(configure, tmp_path_factory):
+    """The folder of a finished run; to be read only."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
     run(configure("train", *SETTINGS, f"run_dir={folder}"), folder)
     return folder
 
@@ -108,9 +109,8 @@ def test_a_run_killed_twice_ends_with_the_weights_of_one_that_was_not(uninterrup
     assert_same_run(uninterrupted, folder)
 
 
-def copy_of(run_folder: Path, name: str) -> Path:
-    """The run as if it had stopped at its newest checkpoint before the end."""
-    folder = run_folder.parent / name
+def cut(run_folder: Path, folder: Path) -> Path:
+    """A copy of the run as if it had stopped at its newest checkpoint before the end."""
     shutil.copytree(run_folder, folder)
     shutil.rmtree(folder / "checkpoints" / "step_000008")
     (folder / "summary.json").unlink()
@@ -118,7 +118,7 @@ def copy_of(run_folder: Path, name: str) -> Path:
 
 
 def test_resuming_says_what_it_cannot_do_and_does_what_it_can(uninterrupted, configure, tmp_path):
-    folder = copy_of(uninterrupted, "cut")
+    folder = cut(uninterrupted, tmp_path / "cut")
     with pytest.raises(UsageError, match=r"optim.lr, rewards cannot change .* training.steps, "):
         resumed_config([f"resume={folder}", "optim.lr=3", "rewards=hpsv2", "training.steps=9"])
     assert resumed_config([f"resume={folder}", "seed=0", "tracker=null"]).tracker is None, "an equal value is no change"
@@ -139,8 +139,9 @@ def test_resuming_says_what_it_cannot_do_and_does_what_it_can(uninterrupted, con
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
-def test_a_damaged_checkpoint_is_detected_and_the_one_before_offered(uninterrupted, damage):
-    newest, older = (Checkpoints(uninterrupted, 9).steps()[i] for i in (-1, -2))
+def test_a_damaged_checkpoint_is_detected_and_the_one_before_offered(uninterrupted, tmp_path, damage):
+    folder = shutil.copytree(uninterrupted, tmp_path / "damaged")
+    newest, older = (Checkpoints(folder, 9).steps()[i] for i in (-1, -2))
     file = newest / "state.pt"
     content = bytearray(file.read_bytes())
     if damage == "altered":
@@ -148,9 +149,9 @@ def test_a_damaged_checkpoint_is_detected_and_the_one_before_offered(uninterrupt
     file.unlink() if damage == "missing" else file.write_bytes(content[:-10] if damage == "truncated" else content)
     said = rf"{newest.name} is damaged \(state.pt is .*\); delete it to go on from {older.name}"
     with pytest.raises(UsageError, match=said):
-        check(resumed_config([f"resume={uninterrupted}", "training.steps=10"]), uninterrupted)
+        check(resumed_config([f"resume={folder}", "training.steps=10"]), folder)
     shutil.rmtree(newest)
-    assert Checkpoints(uninterrupted, 9).newest() == older
+    assert Checkpoints(folder, 9).newest() == older
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(configure, tmp_path):

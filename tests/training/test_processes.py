@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.conftest import QUICK, ROOT
@@ -40,10 +41,19 @@ def flat(tensors) -> torch.Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors]).double()
 
 
+@pytest.fixture
+def _one_thread():
+    """As the launcher gives each process: how a sum is split changes its rounding."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_one_thread")
 def test_two_processes_have_one_processs_gradient_and_resume(configure, tmp_path):
     """The first moments after one step are the clipped gradient: relative difference below 1e-5."""
     alone, both = tmp_path / "alone", tmp_path / "both"
-    torch.set_num_threads(1)  # as the launcher gives each process: how a sum is split changes its rounding
     run(configure("train", *SETTINGS, f"run_dir={alone}"), alone)
     done = launch("train", *SETTINGS, f"run_dir={both}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

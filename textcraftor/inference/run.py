@@ -11,9 +11,8 @@ from textcraftor.data.prompts import read_prompts
 from textcraftor.errors import UsageError
 from textcraftor.inference.generate import Sampling, generate, grid
 from textcraftor.inference.pictures import contact_sheet, save_png, to_pil
+from textcraftor.inference.tuned import check_tuned, load_runs
 from textcraftor.models.loading import dtype_of, freeze, load_model
-from textcraftor.models.tuning import load_tuned
-from textcraftor.sampling.conditioning import ConditioningSchedule
 
 
 def prompts_of(config: DictConfig) -> list[str]:
@@ -29,9 +28,7 @@ def check(config: DictConfig, folder: Path) -> None:
         raise UsageError("prompt='' is empty: say what the picture shall show")
     if len(config.tuned) > 1:
         raise UsageError(f"tuned names {len(config.tuned)} encoders ({', '.join(config.tuned)}): one at a time so far")
-    for name, run in config.tuned.items():
-        if not (Path(run) / "conditioning.json").exists():
-            raise UsageError(f"tuned.{name}={run} holds no conditioning.json: give the folder of a finished run")
+    check_tuned(config.tuned)
     if not config.seeds:
         raise UsageError("seeds=[] is empty: give at least one")
     if (folder / "contact_sheet.png").exists():
@@ -44,10 +41,7 @@ def run(config: DictConfig, folder: Path) -> None:
     prompts, sampling = prompts_of(config), Sampling(**config.sampling)
     model = load_model(config)
     model.check_prompts([*prompts, sampling.negative_prompt])
-    schedule = ConditioningSchedule.original()
-    for run_folder in config.tuned.values():
-        load_tuned(model, Path(run_folder), "tuned")
-        schedule = ConditioningSchedule(**json.loads((Path(run_folder) / "conditioning.json").read_text()))
+    schedule = load_runs(model, config.tuned)
     freeze(model, dtype_of(config, "dtype")[0])
     jobs = grid(prompts, config.seeds)
     images = generate(model, jobs, schedule, sampling, config.batch_size)

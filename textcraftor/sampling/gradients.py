@@ -28,8 +28,7 @@ def last_k(
     chain: Chain, latents: Float[Tensor, "batch channels h w"], conditioning_at: ConditioningAt, *, k: int
 ) -> Float[Tensor, "batch channels h w"]:
     """Through the last k calls of the denoiser (DRaFT-K, Clark et al. 2023, section 4.2; TextCraftor: 5 of 25)."""
-    if not 1 <= k <= len(chain.timesteps):
-        raise UsageError(f"gradient.k={k} must lie between 1 and the sampler's {len(chain.timesteps)} calls")
+    _check_k(k, len(chain.timesteps))
     with torch.no_grad():
         latents = denoise(chain, latents, chain.timesteps[:-k], conditioning_at)
     return denoise(chain, latents, chain.timesteps[-k:], conditioning_at)
@@ -106,8 +105,7 @@ def drtune(
     The gradient reaches early steps by the sampler's own sum alone, so that it cannot explode.
     """
     steps = len(chain.timesteps)
-    if not 1 <= k <= steps:
-        raise UsageError(f"gradient.k={k} must lie between 1 and the sampler's {steps} calls")
+    _check_k(k, steps)
     offset = chain.rng.uniform()
     learning = {int((i + offset) * steps / k) for i in range(k)}
     for index, t in enumerate(chain.timesteps):
@@ -115,3 +113,8 @@ def drtune(
             output = output_at(chain, chain.scheduler.scale_model_input(latents, t).detach(), t, conditioning_at)
         latents = chain.scheduler.step(output, t, latents).prev_sample
     return latents
+
+
+def _check_k(k: int, calls: int) -> None:
+    if not 1 <= k <= calls:
+        raise UsageError(f"gradient.k={k} must lie between 1 and the sampler's {calls} calls")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +56,7 @@ def fit(
     schedule = get_scheduler(
         settings.schedule, optimizer, num_warmup_steps=settings.warmup, num_training_steps=settings.steps
     )
-    ema = (
-        EMAModel(parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75) if settings.ema_decay else None
-    )
+    ema = new_ema(parameters, settings.ema_decay)
     checkpoint, start = folder / f"{name}.checkpoint.pt", 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location="cpu")
@@ -102,6 +100,11 @@ def fit(
     if ema:
         ema.copy_to(parameters)
     return model
+
+
+def new_ema(parameters: Sequence[nn.Parameter], decay: float) -> EMAModel | None:
+    """A moving average of weights that begins quickly; none with a decay of 0."""
+    return EMAModel(parameters, decay=decay, use_ema_warmup=True, power=0.75) if decay else None
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

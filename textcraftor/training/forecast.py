@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from textcraftor.inference.generate import generate, grid
 from textcraftor.training.interrupt import Interrupt
-from textcraftor.training.phases import GB
+from textcraftor.training.phases import GB, peak_gb
 from textcraftor.training.reward_tuning import RewardTuning, tune_by_reward
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def forecast(job: Job) -> str:
     looks = -(-config.training.steps // config.watch.every) + 1
     pictures = 2 * len(job.evaluated) * len(job.seeds) + looks * len(job.watched) * len(config.watch.seeds)
     seconds = steps[-1]["seconds"] * config.training.steps + each * pictures
-    peak = max(line[key] for line in steps for key in line if key.startswith("gb/"))
+    peak = peak_gb(steps)
     return (
         f"{state.plan}; measured over two steps {peak:.2f} GB (predicted {state.plan.predicted / GB:.2f}); "
         f"{config.training.steps} steps of {steps[-1]['seconds']:.2f} s and {pictures} pictures of {each:.2f} s to "

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from textcraftor.errors import UsageError
+from textcraftor.inference.generate import batches
 from textcraftor.models.base import Conditioning, DiffusionModel
 from textcraftor.sampling.chain import guided
 from textcraftor.training.method import Method
@@ -63,7 +64,7 @@ class Plan:
         return replace(self, micro_batch=-(-self.micro_batch // 2), replanned=True)
 
     def micro_batches(self, rows: Sequence[int]) -> Iterator[Sequence[int]]:
-        return (rows[i : i + self.micro_batch] for i in range(0, len(rows), self.micro_batch))
+        return batches(rows, self.micro_batch)
 
 
 @dataclass(frozen=True)

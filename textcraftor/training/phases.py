@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -48,6 +48,11 @@ class Phases:
         self._spans.clear()
         self._peaks.clear()
         return figures
+
+
+def peak_gb(lines: Iterable[Mapping[str, float]]) -> float:
+    """The most memory of all phases of the steps that these figures are of; 0 without any."""
+    return max((line[key] for line in lines for key in line if key.startswith("gb/")), default=0.0)
 
 
 def resident_bytes(device: torch.device) -> float:

@@ -9,9 +9,9 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 
-def processes_of_this_run(cpu: bool | None = None) -> PartialState:
+def processes_of_this_run() -> PartialState:
     """Rank and number of processes, over gloo where there is no GPU."""
-    return PartialState(cpu=not torch.cuda.is_available() if cpu is None else cpu)
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def average(values: Tensor) -> Tensor:

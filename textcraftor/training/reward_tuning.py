@@ -49,8 +49,8 @@ class NotFiniteError(FloatingPointError):
     def __init__(
         self, state: TrainingState, figures: dict[str, float], prompts: Sequence[str], seeds: Sequence[int]
     ) -> None:
-        cause = next((name for name, value in figures.items() if not math.isfinite(value)), "gradient")
-        if cause in ("grad_norm", "gradient"):
+        cause = next(name for name, value in figures.items() if not math.isfinite(value))
+        if cause == "grad_norm":
             cause = f"the gradient of {state.broken_tensor()}"
         super().__init__(f"step {state.step}: {cause} is not finite")
         self.record = {
@@ -137,7 +137,7 @@ def tune_by_reward(
         # One read of the device per step, once the backward pass is queued.
         sums = average(torch.cat([sums, sums.new_tensor([interrupt.received])]))
         loss, *values, interrupted, grad_norm = torch.cat([sums, norm[None].double()]).tolist()
-        figures = dict(zip(rewards, values, strict=False)) | {"loss": loss, "grad_norm": grad_norm}
+        figures = dict(zip(rewards, values[: len(rewards)], strict=True)) | {"loss": loss, "grad_norm": grad_norm}
         if all(map(math.isfinite, figures.values())):
             method.mix.observe(sums[1:-1])
         elif state.skip(figures) > settings.skip_broken:

@@ -22,8 +22,9 @@ from textcraftor.errors import UsageError
 from textcraftor.evaluation.evaluate import Evaluation, Judge, compare, evaluate, held_out
 from textcraftor.evaluation.report import before_after_sheet, write_report
 from textcraftor.inference.generate import Sampling
+from textcraftor.inference.tuned import load_runs
 from textcraftor.models.loading import dtype_of, freeze, load_model
-from textcraftor.models.tuning import Learner, add_learners, load_state, load_tuned, tuned_folders
+from textcraftor.models.tuning import Learner, add_learners, load_state, tuned_folders
 from textcraftor.rewards.mix import load_mix
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.training.checkpoint import Checkpoints
@@ -32,7 +33,7 @@ from textcraftor.training.forecast import forecast
 from textcraftor.training.interrupt import Interrupt, InterruptedRunError
 from textcraftor.training.memory import plan_memory
 from textcraftor.training.method import Method
-from textcraftor.training.phases import GB
+from textcraftor.training.phases import GB, peak_gb
 from textcraftor.training.processes import processes_of_this_run
 from textcraftor.training.reward_tuning import NotFiniteError, RewardTuning, tune_by_reward
 from textcraftor.training.state import TrainingState
@@ -110,10 +111,7 @@ def prepare(config: DictConfig) -> Job:
     model = load_model(config)
     model.check_prompts([*train_prompts, *evaluated, *watched, config.sampling.negative_prompt])
     sampling = Sampling(**config.sampling)
-    start = ConditioningSchedule.original()
-    for folder in config.tuned.values():
-        load_tuned(model, Path(folder), "tuned")
-        start = ConditioningSchedule(**json.loads((Path(folder) / "conditioning.json").read_text()))
+    start = load_runs(model, config.tuned)
     learners = add_learners(model, config.tune)
     dtype, reason = dtype_of(config, "dtype")
     freeze(model, dtype)
@@ -261,7 +259,7 @@ def finish(
         after = job.look(schedule, job.evaluated, before["evaluated"])
     clock.lap("after")
     figure = held_out(after, before["evaluated"], job.method.mix.weights)
-    peak = max((line[key] for line in metrics.lines for key in line if key.startswith("gb/")), default=0.0)
+    peak = peak_gb(metrics.lines)
     seconds = clock.laps | {"tuning": round(sum(line["seconds"] for line in metrics.lines), 2)}
     summary = {
         "before": before["evaluated"].means(),

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from textcraftor.models.tuning import Learner, load_state, state_of
 from textcraftor.rewards.mix import RewardMix
+from textcraftor.training.fitting import new_ema
 from textcraftor.training.memory import Plan
 from textcraftor.training.processes import average_gradients
 
@@ -58,7 +58,7 @@ class TrainingState:
         # Skips the update on the device where a gradient is not finite; scaling by 1 changes no number.
         scale, interval = (HALF_SCALE, HALF_INTERVAL) if half else (1.0, NEVER)
         self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, init_scale=scale, growth_interval=interval)
-        self.ema = EMAModel(self.parameters, decay=ema_decay, use_ema_warmup=True, power=0.75) if ema_decay else None
+        self.ema = new_ema(self.parameters, ema_decay)
         self.step = self.skipped = 0
         self._norms = torch.zeros(0)
         self.watched: dict[str, Any] = {"points": [], "best": {}, "stopped_by": []}
