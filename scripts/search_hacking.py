@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from textcraftor.evaluation.evaluate import Evaluation
 from textcraftor.models.loading import device_of
 from textcraftor.models.stable_diffusion import StableDiffusion
-from textcraftor.models.tuning import load_tuned
+from textcraftor.models.tuned import load_text_encoder, load_unet, tuned_folders
 from textcraftor.training.run import prepare
 
 GRID = [
@@ -66,7 +66,10 @@ def weakened(run: Path) -> dict[float, dict[str, float]]:
     found = {}
     for strength in STRENGTHS:
         job.method.model.unet = StableDiffusion.load(job.config.model.path, device_of(job.config.device)).unet
-        load_tuned(job.method.model, run / "last", "tuned", strength)
+        if tuned_folders(run / "last", ["unet"]):
+            load_unet(job.method.model, run / "last", strength)
+        else:
+            load_text_encoder(job.method.model, run / "last", "tuned", strength)
         after = job.look(job.method.schedule, job.watched, before).means()
         found[strength] = {name: after[name] - before.means()[name] for name in MEASURES}
     return found

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.conftest import PROMPTS, add_text_encoder
 from textcraftor.errors import UsageError
 from textcraftor.models.stable_diffusion import StableDiffusion
-from textcraftor.models.tuning import load_text_encoder
+from textcraftor.models.tuned import load_text_encoder
 
 
 def test_seeds_give_the_noise_of_their_own_generator(model):
@@ -50,7 +51,8 @@ def test_folders_that_hold_no_pipeline_are_refused(tmp_path):
 
 
 def test_an_encoder_of_another_base_model_is_refused(model, tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    (tmp_path / "config.json").write_text('{"hidden_size": 768}')
-    with pytest.raises(UsageError, match=r"hidden_size=768 .* another base model"):
+    (tmp_path / "text_encoder").mkdir()
+    state = {key: value[..., :-1].contiguous() for key, value in model.text_encoders["original"].state_dict().items()}
+    save_file(state, tmp_path / "text_encoder" / "model.safetensors")
+    with pytest.raises(UsageError, match=r"has the shape .* but the model's own .* another base model"):
         load_text_encoder(model, tmp_path, "other")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from tests.conftest import PROMPTS, WEIGHTS
 from textcraftor.errors import UsageError
 from textcraftor.models.loading import freeze
 from textcraftor.models.stable_diffusion import StableDiffusion
-from textcraftor.models.tuning import add_learners, load_state, load_tuned, state_of
+from textcraftor.models.tuned import load_text_encoder, load_unet
+from textcraftor.models.tuning import add_learners, load_state, state_of
 
 TUNE = {
     "text_encoder": {
@@ -37,6 +39,11 @@ def adapted(model, tmp_path):
     return model, learners, tmp_path
 
 
+def load_tuned(model: StableDiffusion, folder: Path, strength: float = 1.0) -> None:
+    load_text_encoder(model, folder, "again", strength)
+    load_unet(model, folder, strength)
+
+
 @torch.no_grad()
 def outputs(model: StableDiffusion, encoder: str) -> tuple[torch.Tensor, torch.Tensor]:
     embeds = model.encode(PROMPTS, [""] * 3, encoder).prompt_embeds
@@ -47,7 +54,7 @@ def test_adapters_come_back_unchanged_and_leave_the_original_alone(adapted, mode
     tuned, _, folder = adapted
     fresh = StableDiffusion.load(str(WEIGHTS / "pipeline"))
     untouched = outputs(fresh, "original")[0]
-    load_tuned(fresh, folder, "again")
+    load_tuned(fresh, folder)
     (ours, our_output), (theirs, their_output) = outputs(tuned, "tuned"), outputs(fresh, "again")
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     torch.testing.assert_close(our_output, their_output, rtol=0, atol=1e-4)  # merged into the weights
@@ -68,7 +75,7 @@ def test_half_the_strength_is_half_the_adapters(adapted):
     found = []
     for run, strength in ((folder, 0.5), (folder / "halved", 1.0)):
         fresh = StableDiffusion.load(str(WEIGHTS / "pipeline"))
-        load_tuned(fresh, run, "again", strength)
+        load_tuned(fresh, run, strength)
         found.append(outputs(fresh, "again"))
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
@@ -129,10 +136,9 @@ def test_a_state_comes_back_by_name(adapted):
 
 def test_adapters_for_another_model_are_refused(adapted, tmp_path):
     folder = adapted[2]
-    (folder / "text_encoder_lora").rename(tmp_path / "gone")
     (folder / "unet_lora" / "pytorch_lora_weights.safetensors").unlink()
     fresh = StableDiffusion.load(str(WEIGHTS / "pipeline"))
     with pytest.raises(UsageError, match=r"holds no pytorch_lora_weights.safetensors"):
-        load_tuned(fresh, folder, "again")
-    with pytest.raises(UsageError, match="holds no text_encoder, unet or their _lora"):
-        load_tuned(fresh, tmp_path / "gone", "again")
+        load_unet(fresh, folder)
+    with pytest.raises(UsageError, match="holds no text_encoder and no text_encoder_lora"):
+        load_text_encoder(fresh, tmp_path / "elsewhere", "again")

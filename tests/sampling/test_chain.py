@@ -11,7 +11,8 @@ from diffusers import StableDiffusionPipeline
 from tests.conftest import PROMPTS, WEIGHTS, add_text_encoder
 from textcraftor.inference.generate import Sampling, generate
 from textcraftor.models.stable_diffusion import SCHEDULERS
-from textcraftor.models.tuning import load_text_encoder, save_text_encoder
+from textcraftor.models.tuned import load_text_encoder
+from textcraftor.models.tuning import save_text_encoder
 from textcraftor.sampling.conditioning import ConditioningSchedule
 
 SEEDS = [7, 8, 9]
@@ -108,7 +109,7 @@ def test_pictures_do_not_depend_on_batch_size_or_order(model, sampling):
 
 def test_a_saved_encoder_comes_back_unchanged(changed):
     model, folder = changed
-    load_text_encoder(model, folder, "again")
+    load_text_encoder(model, folder.parent, "again")
     saved = model.text_encoders["tuned"].state_dict()
     for key, value in model.text_encoders["again"].state_dict().items():
         assert torch.equal(value, saved[key]), key

@@ -1,17 +1,19 @@
-"""`textcraftor generate`: prompts and seeds to PNGs and a contact sheet."""
+"""`textcraftor generate`: prompts and seeds, over a grid of weights if asked, to PNGs and a contact sheet."""
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from textcraftor.data.prompts import read_prompts
 from textcraftor.errors import UsageError
 from textcraftor.inference.generate import Sampling, generate, grid
+from textcraftor.inference.mix import Mix
 from textcraftor.inference.pictures import contact_sheet, save_png, to_pil
-from textcraftor.inference.tuned import check_tuned, load_runs
 from textcraftor.models.loading import dtype_of, freeze, load_model
 
 
@@ -22,13 +24,23 @@ def prompts_of(config: DictConfig) -> list[str]:
     return [config.prompt] if config.prompt is not None else read_prompts(config.prompts.path)
 
 
+def mixes(config: DictConfig) -> Iterator[tuple[dict[str, float], Mix]]:
+    """The mix of every cell of the grid, row by row, and the weights that tell it from the others."""
+    axes = [[(name, float(weight)) for weight in weights] for name, weights in config.grid.items()]
+    for cell in itertools.product(*axes):
+        yield dict(cell), Mix.of(config, **dict(cell))
+
+
 def check(config: DictConfig, folder: Path) -> None:
     """Refuse what cannot work before any model is loaded and before anything is written."""
     if not all(prompt.strip() for prompt in prompts_of(config)):
         raise UsageError("prompt='' is empty: say what the picture shall show")
-    if len(config.tuned) > 1:
-        raise UsageError(f"tuned names {len(config.tuned)} encoders ({', '.join(config.tuned)}): one at a time so far")
-    check_tuned(config.tuned)
+    if len(config.grid) > 2:
+        raise UsageError(f"grid names {', '.join(config.grid)}: a sheet has two directions, so two at most")
+    for name, weights in config.grid.items():
+        if not OmegaConf.is_list(weights) or not weights:
+            raise UsageError(f"grid.{name}={weights} must be a list of weights, as grid.{name}=[0,.5,1]")
+    list(mixes(config))
     if not config.seeds:
         raise UsageError("seeds=[] is empty: give at least one")
     if (folder / "contact_sheet.png").exists():
@@ -36,19 +48,31 @@ def check(config: DictConfig, folder: Path) -> None:
 
 
 def run(config: DictConfig, folder: Path) -> None:
-    """Write `<prompt number>_<seed>.png` for every prompt and seed, and `contact_sheet.png`, a prompt a row."""
+    """Write `<prompt number>_<seed>[_<weights>].png` for every prompt, seed and cell of the grid, and
+    `contact_sheet.png`: a prompt a row and a seed a column, or with a grid its cells for every prompt and seed."""
     check(config, folder)
     prompts, sampling = prompts_of(config), Sampling(**config.sampling)
     model = load_model(config)
     model.check_prompts([*prompts, sampling.negative_prompt])
-    schedule = load_runs(model, config.tuned)
+    cells = list(mixes(config))
+    cells[0][1].load_unet(model)
+    schedules = [mix.schedule(model, model.scheduler(sampling.scheduler, 1)) for _, mix in cells]
     freeze(model, dtype_of(config, "dtype")[0])
-    jobs = grid(prompts, config.seeds)
-    images = generate(model, jobs, schedule, sampling, config.batch_size)
+    jobs, found = grid(prompts, config.seeds), []
     folder.mkdir(parents=True, exist_ok=True)
-    settings = json.dumps({"model": config.model.path, "tuned": dict(config.tuned), "sampling": dict(config.sampling)})
-    for (prompt, seed), image in zip(jobs, images, strict=True):
-        name = f"{prompts.index(prompt):04d}_{seed}.png"
-        save_png(image, folder / name, {"prompt": prompt, "seed": seed, "settings": settings})
-    rows = images.unflatten(0, (len(prompts), len(config.seeds)))
-    contact_sheet([[to_pil(image) for image in row] for row in rows]).save(folder / "contact_sheet.png")
+    for (cell, _), schedule in zip(cells, schedules, strict=True):
+        images = generate(model, jobs, schedule, sampling, config.batch_size)
+        settings = {key: OmegaConf.to_container(config[key]) for key in ("tuned", "unet", "sampling")}
+        settings |= {"model": config.model.path, "conditioning": schedule.to_dict()}
+        label = " ".join(f"{name}={weight:g}" for name, weight in cell.items())
+        for (prompt, seed), image in zip(jobs, images, strict=True):
+            name = "_".join([f"{prompts.index(prompt):04d}", str(seed), *label.split()])
+            said = {"prompt": prompt, "seed": seed, "settings": json.dumps(settings)}
+            save_png(image, folder / f"{name}.png", said)
+        found.append((label, [to_pil(image) for image in images]))
+    across = len(config.seeds) if not config.grid else len(list(config.grid.values())[-1])
+    pictures = [(picture, label) for i in range(len(jobs)) for label, column in found for picture in [column[i]]]
+    rows = [pictures[i : i + across] for i in range(0, len(pictures), across)]
+    captions = [[label for _, label in row] for row in rows] if config.grid else None
+    sheet = contact_sheet([[picture for picture, _ in row] for row in rows], captions)
+    sheet.save(folder / "contact_sheet.png")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from diffusers import (
     DDIMScheduler,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
@@ -38,10 +39,10 @@ class StableDiffusion:
     """A frozen pipeline's parts and its text encoders by name; `original` is the pipeline's own.
 
     Args:
-        pipeline: any `StableDiffusionPipeline`; of its sampler only the configuration is used.
+        pipeline: `StableDiffusionPipeline` or one of its siblings; of its sampler only the configuration is used.
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline) -> None:
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.tokenizer = pipeline.tokenizer
         self.unet = pipeline.unet.eval().requires_grad_(False)
         self.vae = pipeline.vae.eval().requires_grad_(False)

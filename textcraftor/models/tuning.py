@@ -1,18 +1,16 @@
-"""What learns: text encoder and UNet, whole or by LoRA; how it is saved, and loaded beside the original."""
+"""What learns: text encoder and UNet, whole or by LoRA, and how it is saved."""
 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
-from diffusers.utils.peft_utils import scale_lora_layers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
@@ -175,100 +173,6 @@ def save_lora(learner: Learner, folder: Path) -> None:
             f"{learner.part}_lora_adapter_metadata": learner.lora.to_dict(),
         },
     )
-
-
-def tuned_folders(run: Path) -> list[Path]:
-    """The folders of what a run tuned."""
-    paths = [path for part in PARTS for path in (run / part, run / f"{part}_lora")]
-    return [path for path in paths if path.is_dir()]
-
-
-def load_tuned(model: StableDiffusion, run: Path, name: str, strength: float = 1.0) -> None:
-    """Add what a run tuned to a model, frozen: its text encoder under `name`, its UNet in the model's place.
-
-    Args:
-        strength: of adapters; below 1 they change less.
-
-    Raises:
-        UsageError: the folder holds no tuned part, or one for another model.
-    """
-    found = tuned_folders(run)
-    if not found:
-        raise UsageError(f"{run} holds no {', '.join(PARTS)} or their _lora: give the folder of a finished run")
-    for path in found:
-        if path.name == "text_encoder":
-            load_text_encoder(model, path, name)
-        elif path.name == "unet":
-            load_unet(model, path)
-        else:
-            load_lora(model, path, name, strength)
-
-
-def load_unet(model: StableDiffusion, folder: Path) -> None:
-    """Put a tuned UNet in the model's place.
-
-    Raises:
-        UsageError: it has another shape than the model's own.
-    """
-    unet = UNet2DConditionModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    for key in ("in_channels", "block_out_channels", "cross_attention_dim"):
-        theirs, ours = getattr(unet.config, key), getattr(model.unet.config, key)
-        if theirs != ours:
-            raise UsageError(f"{folder}: {key}={theirs} but the model's UNet has {ours}: another base model?")
-    model.unet = unet.to(model.device).eval().requires_grad_(False)
-    model.tuned_unet = True
-
-
-def load_lora(model: StableDiffusion, folder: Path, name: str, strength: float) -> None:
-    """Add adapters from a folder: to a text encoder of that name beside the original, or into the UNet's weights."""
-    if not (folder / LORA_FILE).exists():
-        raise UsageError(f"{folder} holds no {LORA_FILE}: give the folder of a finished run")
-    state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
-        folder, return_lora_metadata=True, use_safetensors=True
-    )
-    options = {"network_alphas": alphas, "metadata": metadata, "adapter_name": name}
-    if folder.name == "text_encoder_lora":
-        original = model.text_encoders["original"]
-        part = copy.deepcopy(original, {id(parameter): parameter for parameter in original.parameters()})
-        StableDiffusionPipeline.load_lora_into_text_encoder(state, text_encoder=part, **options)
-        model.text_encoders[name] = part
-    else:
-        part = model.unet
-        StableDiffusionPipeline.load_lora_into_unet(state, unet=part, **options)
-    part.eval().requires_grad_(False)
-    loaded = sum(key.count("lora_A") for key, _ in part.named_parameters() if f".{name}." in key)
-    wanted = sum("lora_A" in key or "lora.down" in key or "lora_linear_layer.down" in key for key in state)
-    if loaded != wanted:
-        raise UsageError(f"{folder}: {wanted - loaded} of {wanted} adapters do not fit this model: another base model?")
-    if part is model.unet:
-        part.fuse_lora(lora_scale=strength)
-        part.unload_lora()
-        model.tuned_unet = True
-    else:
-        scale_lora_layers(part, strength)
-
-
-def load_text_encoder(model: StableDiffusion, folder: Path, name: str) -> None:
-    """Add a tuned encoder from a `text_encoder/` folder to a model, frozen.
-
-    Raises:
-        UsageError: no such folder, keys missing, or an encoder of another shape than the model's own.
-    """
-    if not (folder / "model.safetensors").exists():
-        raise UsageError(f"{folder} holds no model.safetensors: give the folder of a finished run")
-    theirs, ours = json.loads((folder / "config.json").read_text()), model.text_encoders["original"].config
-    for key in ("hidden_size", "num_hidden_layers", "vocab_size"):
-        if theirs.get(key) != getattr(ours, key):
-            raise UsageError(
-                f"{folder}: {key}={theirs.get(key)} but the model's text encoder has {getattr(ours, key)}: "
-                "this encoder was tuned for another base model"
-            )
-    encoder, info = CLIPTextModel.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
-    )
-    if info["missing_keys"]:
-        raise UsageError(f"{folder}: key {sorted(info['missing_keys'])[0]} is missing from model.safetensors")
-    model.text_encoders[name] = encoder.to(model.device).eval().requires_grad_(False)
 
 
 def state_of(learners: Sequence[Learner]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from textcraftor.data.prompts import read_prompts
 from textcraftor.errors import UsageError
-from textcraftor.inference.tuned import check_tuned
+from textcraftor.inference.mix import Mix
 from textcraftor.models.loading import device_of, dtype_of
 from textcraftor.models.stable_diffusion import SCHEDULERS
 from textcraftor.models.tuning import PARTS
@@ -128,7 +128,7 @@ def _check_tune(config: DictConfig) -> None:
         raise UsageError(f"tune: the spans {spans} leave steps in which nothing learns; they must cover [0, 1]")
     if len(config.tuned) > 1:
         raise UsageError(f"tuned names {len(config.tuned)} runs ({', '.join(config.tuned)}): training starts from one")
-    check_tuned(config.tuned)
+    Mix(dict(config.tuned))
     for name, run in config.tuned.items():
         if "text_encoder" in chosen:
             raise UsageError(

@@ -22,9 +22,10 @@ from textcraftor.errors import UsageError
 from textcraftor.evaluation.evaluate import Evaluation, Judge, compare, evaluate, held_out
 from textcraftor.evaluation.report import before_after_sheet, write_report
 from textcraftor.inference.generate import Sampling
-from textcraftor.inference.tuned import load_runs
+from textcraftor.inference.mix import Mix
 from textcraftor.models.loading import dtype_of, freeze, load_model
-from textcraftor.models.tuning import Learner, add_learners, load_state, tuned_folders
+from textcraftor.models.tuned import tuned_folders
+from textcraftor.models.tuning import Learner, add_learners, load_state
 from textcraftor.rewards.mix import load_mix
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.training.checkpoint import Checkpoints
@@ -111,7 +112,9 @@ def prepare(config: DictConfig) -> Job:
     model = load_model(config)
     model.check_prompts([*train_prompts, *evaluated, *watched, config.sampling.negative_prompt])
     sampling = Sampling(**config.sampling)
-    start = load_runs(model, config.tuned)
+    begun = Mix(dict(zip(["tuned"], config.tuned.values(), strict=False)))
+    begun.load_unet(model)
+    start = begun.schedule(model, model.scheduler(sampling.scheduler, sampling.steps))
     learners = add_learners(model, config.tune)
     dtype, reason = dtype_of(config, "dtype")
     freeze(model, dtype)

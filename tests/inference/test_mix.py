@@ -1,0 +1,342 @@
+"""Mixed, switched and merged encoders: our chain against the stock pipelines, whole encoders against adapters."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import (
+    ControlNetModel,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    PNDMScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+)
+from random_pipelines import make_pipeline
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import PROMPTS, WEIGHTS
+from textcraftor.errors import UsageError
+from textcraftor.inference.generate import generate
+from textcraftor.inference.mix import Mix, read_schedule
+from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.models.tuning import add_learners
+
+BASE = WEIGHTS / "pipeline"
+JOBS = [(prompt, seed) for seed, prompt in enumerate(PROMPTS)]
+LORA = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj", "fc1"]}
+
+
+def make_run(folder: Path, seed: int, tune: dict, schedule: dict | None = None, base: Path = BASE) -> Path:
+    """The folder of a run whose learners moved at random, far enough to be seen in the pictures."""
+    model = StableDiffusion.load(str(base))
+    learners = add_learners(model, {part: {"lr": 1e-4, "span": [0, 1], "lora": lora} for part, lora in tune.items()})
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for learner in learners:
+            for parameter in learner.parameters:
+                parameter += (0.1 if learner.lora else 0.02) * torch.randn(parameter.shape, generator=generator)
+    folder.mkdir(parents=True)
+    for learner in learners:
+        learner.save(folder)
+    weights = {"tuned" if "text_encoder" in tune else "original": 1.0}
+    schedule = schedule or {"switch_timestep": 999, "late": weights, "early": weights}
+    (folder / "conditioning.json").write_text(json.dumps(schedule))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    late = {"switch_timestep": 400, "late": {"tuned": 1.0}, "early": {"original": 1.0}}
+    return {
+        "a": make_run(folder / "a", 1, {"text_encoder": None}),
+        "b": make_run(folder / "b", 2, {"text_encoder": LORA}),
+        "late": make_run(folder / "late", 3, {"text_encoder": None}, late),
+        "unet": make_run(folder / "unet", 4, {"unet": None}),
+        "unet_lora": make_run(folder / "unet_lora", 5, {"unet": {**LORA, "target_modules": ["to_q", "to_v"]}}),
+    }
+
+
+def of(runs: dict[str, Path], *names: str, **options) -> Mix:
+    return Mix({name: runs[name] for name in names}, **options)
+
+
+def pictures(mix: Mix, model: StableDiffusion, sampling) -> torch.Tensor:
+    mix.load_unet(model)
+    return generate(model, JOBS, mix.schedule(model, model.scheduler(sampling.scheduler, 1)), sampling)
+
+
+def pipeline(kind=StableDiffusionPipeline, scheduler=DDIMScheduler, base: Path = BASE, **parts):
+    pipe = kind.from_pretrained(base, safety_checker=None, requires_safety_checker=False, **parts)
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, clip_sample=False, skip_prk_steps=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def generators() -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for _, seed in JOBS]
+
+
+def embeds(model: StableDiffusion, name: str) -> torch.Tensor:
+    with torch.no_grad():
+        return model.encode(PROMPTS, [""] * len(PROMPTS), name).prompt_embeds
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "pndm", "dpmsolver++"])
+@pytest.mark.parametrize(
+    ("names", "options"),
+    [
+        (("a", "b"), {"weights": {"a": 0.6, "b": 0.7}}),
+        (("a", "b"), {"weights": {"a": 1.5, "b": "rest"}, "last": (2, 5)}),
+        (("a", "b"), {"weights": {"a": 0.5}, "merge": True, "timestep": 500}),
+        (("late",), {}),
+    ],
+)
+def test_an_unmodified_pipeline_makes_our_chains_pictures(runs, model, sampling, names, options, scheduler):
+    mix, sampling = of(runs, *names, **options), replace(sampling, scheduler=scheduler)
+    kind = {"ddim": DDIMScheduler, "pndm": PNDMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}[scheduler]
+    arguments = mix.inputs(pipeline_ := pipeline(scheduler=kind), PROMPTS, num_inference_steps=sampling.steps)
+    theirs = pipeline_(
+        **arguments, guidance_scale=3.0, height=64, width=64, generator=generators(), output_type="pt"
+    ).images
+    torch.testing.assert_close(pictures(mix, model, sampling), theirs, rtol=0, atol=1e-4)
+
+
+def look_up(part, at) -> None:
+    """Let a network take its conditioning from a schedule by timestep, whatever the pipeline gives it."""
+    forward = part.forward
+
+    def substituted(sample, t, encoder_hidden_states, **options):
+        conditioning = at(t)
+        both = torch.cat([conditioning.negative_prompt_embeds, conditioning.prompt_embeds])
+        return forward(sample, t, encoder_hidden_states=both, **options)
+
+    part.forward = substituted
+
+
+@pytest.fixture(scope="module")
+def sd15(tmp_path_factory) -> tuple[Path, Path]:
+    """A small random pipeline laid out as SD 1.5, for pipelines that take no other latents, and a run on it."""
+    folder = tmp_path_factory.mktemp("sd15")
+    make_pipeline("sd15", folder / "base", tiny=True)
+    return folder / "base", make_run(folder / "run", 6, {"text_encoder": None}, base=folder / "base")
+
+
+def control_net(base: Path) -> ControlNetModel:
+    """One with random weights, that changes the pictures."""
+    torch.manual_seed(0)
+    net = ControlNetModel.from_unet(pipeline(base=base).unet)
+    for block in net.controlnet_down_blocks:
+        torch.nn.init.normal_(block.weight, std=0.02)
+    return net
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+@pytest.mark.parametrize(
+    "kind", [StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionControlNetPipeline]
+)
+def test_the_pipelines_siblings_keep_the_noise_level_of_the_switch(sd15, kind, strength):
+    """The same pipeline with networks that look up their conditioning by timestep makes the same pictures."""
+    base, run = sd15
+    picture = torch.linspace(0, 1, 3 * 64 * 64).reshape(1, 3, 64, 64).expand(3, -1, -1, -1)
+    given = {"image": picture, "guidance_scale": 3.0, "output_type": "pt", "num_images_per_prompt": 1}
+    own, parts = {"num_inference_steps": 10, "strength": strength}, {}
+    if kind is StableDiffusionInpaintPipeline:
+        mask = torch.zeros(3, 1, 64, 64)
+        mask[..., 32:] = 1
+        given |= {"mask_image": mask, "height": 64, "width": 64}
+    if kind is StableDiffusionControlNetPipeline:
+        parts = {"controlnet": control_net(base)}
+        del own["strength"]
+        own["num_inference_steps"] = int(10 * strength)
+    mix, pipe, model = (
+        Mix({"a": run}, last=(5, 10)),
+        pipeline(kind, base=base, **parts),
+        StableDiffusion.load(str(base)),
+    )
+    ours = pipe(**given, **mix.inputs(pipe, PROMPTS, **own), generator=generators()).images
+
+    schedule = mix.schedule(model, model.scheduler("ddim", 1))
+    encoded, looked_up = {name: model.encode(PROMPTS, [""] * 3, name) for name in schedule.encoders}, []
+
+    def at(t):
+        looked_up.append(schedule.weights(t))
+        return schedule.at(encoded, t)
+
+    for part in [pipe.unet, *parts.values()]:
+        look_up(part, at)
+    theirs = pipe(PROMPTS, **given, **own, generator=generators()).images
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    assert {"a": 1.0} in looked_up
+    if kind is not StableDiffusionControlNetPipeline:
+        assert ({"original": 1.0} in looked_up) == (strength == 1.0), "at low strength it begins below the switch"
+
+
+def test_several_pictures_a_prompt_and_a_callback_of_ones_own(runs):
+    """Two pictures a prompt from one call are those of two calls; the user's callback still sees the latents."""
+    mix, pipe, seen = of(runs, "a", last=(2, 4)), pipeline(), []
+
+    def look(pipe, step, t, tensors):
+        seen.append(sorted(tensors))
+        return tensors
+
+    def make(prompts, seeds, **options):
+        arguments = mix.inputs(pipe, prompts, "", num_inference_steps=4, callback_on_step_end=look, **options)
+        drawn = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return pipe(**arguments, guidance_scale=3.0, height=64, width=64, generator=drawn, output_type="pt").images
+
+    both = make(PROMPTS[:2], [0, 1, 2, 3], num_images_per_prompt=2)
+    apart = torch.cat([make(PROMPTS[i // 2], [i]) for i in range(4)])
+    torch.testing.assert_close(both, apart, rtol=0, atol=1e-4)
+    assert seen == [["latents", "prompt_embeds"]] * 20
+
+
+def test_weights_mean_a_sum_of_embeddings_or_of_weights(runs, model):
+    mix = of(runs, "a", "b", weights={"a": 1.5, "b": -0.25})
+    assert mix.all_weights == {"a": 1.5, "b": -0.25, "original": -0.25}
+    schedule = mix.schedule(model, model.scheduler("ddim", 1))
+    parts = {name: embeds(model, name) for name in ("original", "a", "b")}
+    with torch.no_grad():
+        encoded = {name: model.encode(PROMPTS, [""] * 3, name) for name in schedule.encoders}
+    mixed = 1.5 * parts["a"] - 0.25 * parts["b"] - 0.25 * parts["original"]
+    torch.testing.assert_close(schedule.at(encoded, 500).prompt_embeds, mixed, rtol=0, atol=1e-5)
+
+    merged = of(runs, "a", "b", weights={"a": 0.5, "b": "rest"}, merge=True)
+    (name,) = merged.schedule(model, model.scheduler("ddim", 1)).encoders
+    lora = load_file(runs["b"] / "text_encoder_lora" / "pytorch_lora_weights.safetensors")
+    layer = "text_model.encoder.layers.0.self_attn.q_proj"
+    down, up = (lora[f"text_encoder.{layer}.lora_linear_layer.{end}.weight"] for end in ("down", "up"))
+    base = model.text_encoders["original"].state_dict()
+    key = next(key for key in base if key.endswith(f"{layer.removeprefix('text_model.')}.weight"))
+    full = load_file(runs["a"] / "text_encoder" / "model.safetensors")[f"{layer}.weight"]
+    expected = 0.5 * full + 0.5 * (base[key] + LORA["alpha"] / LORA["rank"] * up @ down)
+    torch.testing.assert_close(model.text_encoders[name].state_dict()[key], expected, rtol=0, atol=1e-6)
+
+
+def test_merging_one_encoder_alone_is_that_encoder(runs, model):
+    """Also of adapters: merged into the weights they give the same embeddings."""
+    merged = of(runs, "b", weights={"b": 1 - 1e-6}, merge=True)
+    (name,) = merged.schedule(model, model.scheduler("ddim", 1)).encoders
+    torch.testing.assert_close(embeds(model, name), embeds(model, "b"), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["unet", "unet_lora"])
+def test_a_unet_stands_beside_any_mix_of_encoders(runs, model, sampling, name):
+    """From a run named among the tuned ones or by its path; the encoders stay as they are."""
+    mixed = {"weights": {"a": 0.5}}
+    found = pictures(Mix({"a": runs["a"], name: runs[name]}, **mixed), model, sampling)
+    again, fresh = StableDiffusion.load(str(BASE)), StableDiffusion.load(str(BASE))
+    by_path = pictures(of(runs, "a", unet=runs[name] / name, **mixed), again, sampling)
+    torch.testing.assert_close(found, by_path, rtol=0, atol=0)
+    without = pictures(Mix({"a": runs["a"], name: runs[name]}, unet="original", **mixed), fresh, sampling)
+    assert (found - without).abs().max() > 0.05
+    if name == "unet_lora":
+        nothing = pictures(of(runs, "a", unet=runs[name], unet_strength=0.0, **mixed), fresh, sampling)
+        torch.testing.assert_close(nothing, without, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "said"),
+    [
+        (("a", "b"), {}, r"tuned names 2 text encoders: say how much of each, as mix.a=0.5 mix.b=0.5"),
+        (("a",), {"weights": {"c": 1.0}}, r"mix.c=1.0 must name one of original, a"),
+        (
+            ("unet",),
+            {"weights": {"unet": 1.0}},
+            r"mix.unet=1.0 must name one of original; .*unet tuned no text encoder",
+        ),
+        (("a",), {"weights": {"a": float("nan")}}, r"mix.a=nan must be a finite number"),
+        (("a",), {"weights": {"a": "half"}}, r"mix.a=half must be a finite number, or rest"),
+        (("a",), {"weights": {"a": "rest", "original": "rest"}}, r"a and original: one alone can take the rest"),
+        (("a",), {"weights": {"a": 0.0, "original": 0.0}}, r"every weight of the mix is 0"),
+        (("a",), {"last": (6, 5)}, r"switch.last=6 must lie between 1 and sampling.steps=5"),
+        (("a",), {"last": (1, 5), "timestep": 3}, r"switch.last and switch.timestep mean the same"),
+        (
+            ("a", "late"),
+            {"weights": {"a": 0.5, "late": 0.5}},
+            r"a everywhere, late up to timestep 400.*give switch.last",
+        ),
+        (("unet", "unet_lora"), {}, r"unet and unet_lora each tuned a UNet: choose one with unet.path"),
+        (("a",), {"unet": "nowhere"}, r"unet.path=nowhere does not exist"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_a_model_loads(runs, names, options, said):
+    with pytest.raises(UsageError, match=said):
+        of(runs, *names, **options)
+
+
+def strangers(kind: str, run: Path, folder: Path) -> Path:
+    """A copy of a run in which something is not as it should be."""
+    shutil.copytree(run, folder)
+    file = next(folder.rglob("*.safetensors"))
+    state = load_file(file)
+    key = next(key for key in state if "q_proj" in key)
+    if kind == "a tensor of another shape":
+        state[key] = torch.zeros(1 << 12, 3)
+    elif kind == "a tensor that is missing":
+        del state[key]
+    save_file(state, file)
+    if kind == "cut short":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif kind == "a pickle":
+        file.unlink()
+        torch.save(state, folder / "text_encoder" / "pytorch_model.bin")
+    elif kind == "another number of layers":
+        config = folder / "text_encoder" / "config.json"
+        config.write_text(config.read_text().replace('"num_hidden_layers": ', '"num_hidden_layers": 9999'))
+    elif kind.startswith("a schedule"):
+        said = {"a schedule of text": '{"switch_timestep": "x"}', "a schedule that is a list": "[]"}[kind]
+        (folder / "conditioning.json").write_text(said)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("a tensor of another shape", r"q_proj.[a-z]+ has the shape \(4096, 3\) but the model's own"),
+        ("a tensor that is missing", r"key .*q_proj.* is missing"),
+        ("cut short", r"model.safetensors is no whole safetensors file .*: copy it again"),
+        ("a pickle", r"holds no model.safetensors"),
+        ("a schedule of text", r"conditioning.json: .*it must give switch_timestep, late and early"),
+        ("a schedule that is a list", r"holds a list, not a JSON object"),
+    ],
+)
+def test_what_comes_from_a_stranger_is_checked_before_it_is_used(runs, model, tmp_path, kind, said):
+    with pytest.raises(UsageError, match=said):
+        Mix({"x": strangers(kind, runs["a"], tmp_path / "x")}).schedule(model, model.scheduler("ddim", 1))
+
+
+def test_a_strangers_configuration_builds_nothing(runs, model, tmp_path):
+    """A config.json that asks for thousands of layers: not read, the encoder is the base's with the file's tensors."""
+    folder = strangers("another number of layers", runs["a"], tmp_path / "x")
+    Mix({"x": folder, "a": runs["a"]}, weights={"x": 1.0}).schedule(model, model.scheduler("ddim", 1))
+    assert torch.equal(embeds(model, "x"), embeds(model, "a"))
+
+
+def test_adapters_of_a_stranger_do_not_choose_their_size(runs, model, tmp_path):
+    """Ranks come from the tensors, so metadata that asks for a huge one allocates nothing; misfits are refused."""
+    folder = shutil.copytree(runs["b"], tmp_path / "x")
+    file = folder / "text_encoder_lora" / "pytorch_lora_weights.safetensors"
+    state = load_file(file)
+    save_file(
+        state,
+        file,
+        metadata={"lora_adapter_metadata": json.dumps({"text_encoder.r": 1 << 30, "text_encoder.lora_alpha": 8})},
+    )
+    Mix({"x": folder, "b": runs["b"]}, weights={"x": 1.0}).schedule(model, model.scheduler("ddim", 1))
+    torch.testing.assert_close(embeds(model, "x"), embeds(model, "b"), rtol=0, atol=1e-6)
+    save_file({key: torch.cat([value, value]) for key, value in state.items()}, file)
+    with pytest.raises(UsageError, match="do not fit this model"):
+        Mix({"y": folder}).schedule(model, model.scheduler("ddim", 1))
+
+
+def test_a_runs_schedule_is_read_as_it_was_written(runs):
+    assert read_schedule(runs["late"]).to_dict() == json.loads((runs["late"] / "conditioning.json").read_text())
