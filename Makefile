@@ -13,7 +13,7 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy textcraftor
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 setup: .venv/ready
 

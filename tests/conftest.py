@@ -45,7 +45,9 @@ QUICK = (
 
 @pytest.fixture(autouse=True, scope="session")
 def _two_threads():
-    torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
+    """Of two cores, shared by the workers of `pytest -n 2`."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, min(2, len(os.sched_getaffinity(0))) // workers))
 
 
 @pytest.fixture

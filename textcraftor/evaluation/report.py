@@ -48,7 +48,7 @@ def _curves(lines: Sequence[Mapping], window: int) -> str:
     names = [name for name in lines[-1] if name not in LEFT_OUT and not name.startswith(COSTS)]
     columns = 3
     rows = -(-len(names) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(12, 2.6 * rows), squeeze=False)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(12, 2.6 * rows), squeeze=False, sharex=True)
     figure.subplots_adjust(left=0.06, right=0.98, top=1 - 0.3 / rows, bottom=0.3 / rows, wspace=0.25, hspace=0.45)
     steps = np.array([line["step"] for line in lines])
     for axis, name in zip(axes.flat, names, strict=False):
@@ -57,6 +57,7 @@ def _curves(lines: Sequence[Mapping], window: int) -> str:
         width = min(window, len(values))
         axis.plot(steps[width - 1 :], np.convolve(values, np.ones(width) / width, "valid"), color="#1f5fbf")
         axis.set_title(name, fontsize=10)
+        axis.locator_params(nbins=4)
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
     buffer = io.BytesIO()
