@@ -145,8 +145,8 @@ def test_a_folder_must_be_there_and_a_hub_id_passes(tmp_path):
     [
         ("https://host/head.pth", "https://host/file#sha256="),
         ("https://host/head.pth#sha256=12", "https://host/file#sha256="),
-        ("hf://owner/repo", "hf://owner/repo[@revision]/file"),
-        ("hf://owner/repo/file.pt#sha256=12", "hf://owner/repo[@revision]/file"),
+        ("hf://owner/repo", "hf://[datasets/]owner/repo[@revision]/file"),
+        ("hf://owner/repo/file.pt#sha256=12", "hf://[datasets/]owner/repo[@revision]/file"),
     ],
 )
 def test_a_malformed_address_is_refused_with_the_form_it_should_have(path, form):

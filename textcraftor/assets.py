@@ -1,7 +1,7 @@
 """Files and folders that a configuration names: local already, or downloaded, locked and hash-checked.
 
-One string names an asset: a local path, `hf://owner/repo[@revision]/file[#sha256=...]`, `https://host/file#sha256=...`
-or, for a folder that `from_pretrained` takes, a hub id `owner/name`.
+One string names an asset: a local path, `hf://[datasets/]owner/repo[@revision]/file[#sha256=...]`,
+`https://host/file#sha256=...` or, for a folder that `from_pretrained` takes, a hub id `owner/name`.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".json", ".txt"
 # An address: how it begins, what it looks like in full, and how to say that to a user.
 ADDRESSES = {
     "hf://": (
-        r"hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/@#]+))?/(?P<file>[^#]+)(#sha256=(?P<sha256>[0-9a-fA-F]{64}))?",
-        "hf://owner/repo[@revision]/file[#sha256=<64 hexadecimal digits>]",
+        r"hf://(?P<kind>datasets/)?(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/@#]+))?/(?P<file>[^#]+)(#sha256=(?P<sha256>[0-9a-fA-F]{64}))?",
+        "hf://[datasets/]owner/repo[@revision]/file[#sha256=<64 hexadecimal digits>]",
     ),
     "https://": (
         r"(?P<url>https?://[^/#]+/[^#]+)#sha256=(?P<sha256>[0-9a-fA-F]{64})",
@@ -216,10 +216,11 @@ def _hub_file(path: str, what: str) -> Path:
     """A file of a hub repository. The hub's client locks, resumes and caches; the hash is checked once, and here."""
     parts = parse(path, what)
     repo, name, revision = str(parts["repo"]), str(parts["file"]), parts["revision"]
+    kind = "dataset" if parts["kind"] else None
     with hub_download(path, what):
-        cached = huggingface_hub.try_to_load_from_cache(repo, name, revision=revision)
+        cached = huggingface_hub.try_to_load_from_cache(repo, name, revision=revision, repo_type=kind)
         known = Path(cached) if isinstance(cached, str) else None  # else None or a sign of its own
-        file = known or Path(huggingface_hub.hf_hub_download(repo, name, revision=revision))
+        file = known or Path(huggingface_hub.hf_hub_download(repo, name, revision=revision, repo_type=kind))
     on_hub = _hash_on_hub(file)
     expected = parts["sha256"] or on_hub
     if expected is not None:

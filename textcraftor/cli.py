@@ -14,6 +14,7 @@ from pathlib import Path
 COMMANDS = {
     "train": ("textcraftor.training.run", "tune a text encoder by reward"),
     "generate": ("textcraftor.inference.run", "make pictures with a tuned encoder, or without"),
+    "evaluate": ("textcraftor.evaluation.run", "measure a tuned encoder against the original over a suite of prompts"),
     "score": ("textcraftor.evaluation.score", "score a folder of pictures by any mix of rewards"),
     "compare": ("textcraftor.evaluation.compare", "set many runs beside each other: a table and a picture"),
     "fetch": ("textcraftor.fetch", "download what a configuration names, ahead of time"),

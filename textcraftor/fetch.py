@@ -25,9 +25,10 @@ WITHOUT_WEIGHTS = ("processor", "tokenizer")  # what a key that ends so names is
 
 
 def assets_of(config: DictConfig) -> dict[str, str]:
-    """The assets that a configuration names, by key: the model, the prompts and what the scorers load."""
+    """The assets that a configuration names, by key: the model, the prompts, a suite and what the scorers load."""
     found = {"model.path": config.model.path}
     found |= {f"prompts.{key}": config.prompts[key] for key in ("path", "held_out")}
+    found |= {f"suite.{name}": path for name, path in (config.get("suite") or {}).get("files", {}).items()}
     for name, part in config.rewards.items():
         strings = _strings(OmegaConf.to_container(part.reward, resolve=True), f"rewards.{name}.reward")
         found |= {key: value for key, value in strings if _is_asset(key, value)}
@@ -66,7 +67,7 @@ def get(key: str, value: str) -> Path:
     """
     if is_local(value):
         return Path(value).expanduser()
-    if key.startswith("prompts.") or assets.is_address(value) or value.endswith(assets.FILE_SUFFIXES):
+    if key.startswith(("prompts.", "suite.")) or assets.is_address(value) or value.endswith(assets.FILE_SUFFIXES):
         return assets.local_file(value, key)
     repo = assets.folder_or_id(value, key)
     if key == "model.path":

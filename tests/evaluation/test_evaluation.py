@@ -37,7 +37,7 @@ def test_prompts_that_cannot_be_measured_are_left_out():
 
 def test_no_difference_is_no_difference():
     same = np.arange(6.0).reshape(3, 2)
-    assert paired_difference(same, same) == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert paired_difference(same, same) == {"mean": 0.0, "low": 0.0, "high": 0.0, "win_rate": 0.5}
 
 
 def test_diversity_is_the_root_mean_square_between_pictures():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,13 @@ COLUMNS = ("prompt", "text", "caption")  # the names under which tables keep pro
 
 
 def read_prompts(path: str | Path | None) -> list[str]:
-    """The prompts of a file, empty ones left out: text (one a line), `.tsv` with a header, `.json` or `.jsonl`.
+    """The prompts of a file, see `read_rows`."""
+    return [row["prompt"] for row in read_rows(path)]
+
+
+def read_rows(path: str | Path | None) -> list[dict[str, str]]:
+    """The rows of a file, each with its `prompt`, empty ones left out: text (one a line), `.tsv` with a header, `.json`
+    or `.jsonl`.
 
     Args:
         path: a local path, `hf://owner/repo/file` or `https://host/file#sha256=...`.
@@ -31,32 +38,33 @@ def read_prompts(path: str | Path | None) -> list[str]:
         raise UsageError(f"prompts.path={path} does not exist: give a text file with one prompt a line")
     file = local_file(str(path), "prompts.path")
     text = file.read_text(encoding="utf-8")
+    found: Iterable[str | dict[str, str]]
     try:
         match file.suffix:
             case ".tsv":
-                found = [
-                    _prompt_of(row) for row in csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
-                ]
+                found = csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
             case ".json":
-                found = [_prompt_of(row) for row in json.loads(text)]
+                found = json.loads(text)
             case ".jsonl":
-                found = [_prompt_of(json.loads(line)) for line in text.splitlines() if line.strip()]
+                found = [json.loads(line) for line in text.splitlines() if line.strip()]
             case _:
                 found = text.splitlines()
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        rows = [_with_prompt(row) for row in found]
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise UsageError(f"prompts.path={path}: expected rows with one of {', '.join(COLUMNS)}: {error}") from error
-    prompts = [prompt.strip() for prompt in found if prompt.strip()]
-    if not prompts:
+    rows = [row for row in rows if row["prompt"]]
+    if not rows:
         raise UsageError(f"prompts.path={path} holds no prompt: write one prompt a line")
-    return prompts
+    return rows
 
 
-def _prompt_of(row: str | dict[str, str]) -> str:
-    """The prompt of one row of a table."""
+def _with_prompt(row: str | dict[str, str]) -> dict[str, str]:
+    """A row whose prompt stands under `prompt`."""
     if isinstance(row, str):
-        return row
+        return {"prompt": row.strip()}
     names = {name.lower(): name for name in row}
-    return row[names[next(name for name in COLUMNS if name in names)]] if set(COLUMNS) & set(names) else row["prompt"]
+    column = next((names[name] for name in COLUMNS if name in names), "prompt")
+    return {**row, "prompt": row[column].strip()}
 
 
 @dataclass(frozen=True)

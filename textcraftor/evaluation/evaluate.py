@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def evaluate(
     jobs, processes = grid(prompts, seeds), PartialState()
     shares = [range(len(jobs))[rank :: processes.num_processes] for rank in range(processes.num_processes)]
     mine = [jobs[row] for row in shares[processes.process_index]] or jobs[:1]  # everyone gathers, work or none
-    parts = gather_object([_measure(model, schedule, sampling, mix, judge, mine, batch_size)])
+    parts = gather_object([measure(model, schedule, sampling, mix, judge, mine, batch_size)])
     order, shape = np.argsort(np.concatenate(shares)), (len(prompts), len(seeds))
     joined = {
         name: np.concatenate([part[name][: len(share)] for part, share in zip(parts, shares, strict=True)])[order]
@@ -97,7 +97,7 @@ def evaluate(
     return Evaluation(tuple(prompts), tuple(seeds), images, measures)
 
 
-def _measure(
+def measure(
     model: DiffusionModel,
     schedule: ConditioningSchedule,
     sampling: Sampling,
@@ -106,7 +106,7 @@ def _measure(
     jobs: Sequence[tuple[str, int]],
     batch_size: int,
 ) -> dict[str, np.ndarray]:
-    """One value a picture by measure, and the pictures."""
+    """Make a picture for each (prompt, seed): one value a picture by measure, and `pictures`, of 8 bits a channel."""
     images = generate(model, jobs, schedule, sampling, batch_size)
     texts = [prompt for prompt, _ in jobs]
     scores: dict[str, list[np.ndarray]] = {}
@@ -137,5 +137,9 @@ def standardised(evaluation: Evaluation, before: Evaluation, name: str) -> float
 
 def compare(before: Evaluation, after: Evaluation) -> dict[str, dict[str, float]]:
     """The paired difference after - before of every measure that both have."""
-    shared = [name for name in before.measures if name in after.measures]
-    return {name: paired_difference(before.measures[name], after.measures[name]) for name in shared}
+    return compare_measures(before.measures, after.measures)
+
+
+def compare_measures(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """The same of measures by name, each (prompts, seeds)."""
+    return {name: paired_difference(before[name], after[name]) for name in before if name in after}

@@ -11,13 +11,15 @@ import jinja2
 import matplotlib
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from textcraftor.evaluation.evaluate import Evaluation
 from textcraftor.inference.pictures import contact_sheet, to_pil
 
 LEFT_OUT = ("step", "seconds", "alarms", "unet_calls", "gradient_steps")
 COSTS = ("seconds/", "gb/", "learning_rate/")
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATES = jinja2.FileSystemLoader(Path(__file__).parent)
+THUMBNAIL = 256  # pixels, the largest side of a picture in a report
 
 
 def before_after_sheet(before: Evaluation, after: Evaluation, rows: int) -> Image.Image:
@@ -66,6 +68,14 @@ def _curves(lines: Sequence[Mapping], window: int) -> str:
     return _data_url(buffer.getvalue(), "svg+xml")
 
 
+def _render(template: str, **values) -> str:
+    return (
+        jinja2.Environment(loader=TEMPLATES, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        .get_template(template)
+        .render(**values)
+    )
+
+
 def write_report(
     path: Path,
     title: str,
@@ -78,8 +88,8 @@ def write_report(
     rows: int = 12,
 ) -> None:
     """Write the report of a finished run."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    html = environment.from_string(TEMPLATE.read_text()).render(
+    html = _render(
+        "report.html.j2",
         title=title,
         summary=summary,
         curves=_curves(metrics, window=10) if metrics else None,
@@ -97,3 +107,32 @@ def write_report(
         config=config,
     )
     path.write_text(html, encoding="utf-8")
+
+
+def write_evaluation(
+    path: Path, title: str, summary: Mapping, config: str, worst: Sequence[Mapping], best: Sequence[Mapping]
+) -> None:
+    """Write the report of an evaluation.
+
+    Args:
+        worst, best: prompts with their pictures, {prompt, before, after}, those first that changed most.
+    """
+    shown = [
+        [
+            {**row, **{side: [_png(thumbnail(image)) for image in row[side]] for side in ("before", "after")}}
+            for row in rows
+        ]
+        for rows in (worst, best)
+    ]
+    marks = dict.fromkeys(summary["trained_on"], " (trained on)")
+    html = _render(
+        "evaluation.html.j2", title=title, summary=summary, config=config, marks=marks, worst=shown[0], best=shown[1]
+    )
+    path.write_text(html, encoding="utf-8")
+
+
+def thumbnail(image: Tensor) -> Image.Image:
+    """A picture, made smaller where it is large."""
+    picture = to_pil(image)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    return picture

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -42,8 +41,8 @@ def contact_sheet(
     return sheet
 
 
-def save_png(image: Float[Tensor, "3 height width"], path: Path, said: Mapping[str, object]) -> None:
-    """Write a picture with what made it as PNG text chunks."""
+def save_png(image: Tensor, path: Path, said: Mapping[str, object]) -> None:
+    """Write a picture, as `to_pil` takes it, with what made it as PNG text chunks."""
     info = PngInfo()
     for key, value in said.items():
         info.add_itxt(key, str(value))

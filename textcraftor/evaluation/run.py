@@ -1,0 +1,216 @@
+"""`textcraftor evaluate`: a mix of encoders against the untuned model, over a suite of prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from textcraftor.errors import UsageError
+from textcraftor.evaluation.evaluate import compare_measures, measure
+from textcraftor.evaluation.report import write_evaluation
+from textcraftor.evaluation.suite import Store, Suite, measures_of, read_rows_of
+from textcraftor.inference.generate import Sampling, batches
+from textcraftor.inference.mix import Mix
+from textcraftor.models.loading import device_of, dtype_of, freeze, load_model
+from textcraftor.rewards.mix import check_mix, load_mix, parts_of
+
+SHOWN = 12  # prompts in a report that lost most, and as many that gained most
+MAY_DIFFER = ("shard", "batch_size", "device", "run_dir", "name")  # between what resumes and what began
+
+
+def shard_of(config: DictConfig) -> tuple[int, int]:
+    """This process's number and how many share the pictures: shards, and the processes of a launch within each."""
+    processes = PartialState(cpu=device_of(config.device) == "cpu")
+    if config.shard is None:
+        return processes.process_index, processes.num_processes
+    number, slash, of = str(config.shard).partition("/")
+    if not (slash and number.isdigit() and of.isdigit() and int(number) < int(of)):
+        raise UsageError(f"shard={config.shard} must be k/n with k from 0 to n - 1, as shard=0/4")
+    return int(number) * processes.num_processes + processes.process_index, int(of) * processes.num_processes
+
+
+def check(config: DictConfig, folder: Path) -> None:
+    """Refuse what cannot work before any model is loaded and before anything is written."""
+    suite, mix = Suite.of(config), Mix.of(config)
+    check_mix(config.rewards)
+    for key in ("dtype", "scorer_dtype"):
+        dtype_of(config, key)
+    shard_of(config)
+    if config.batch_size < 1:
+        raise UsageError(f"batch_size={config.batch_size} must be at least 1")
+    if config.base is not None:
+        if not changes(mix):
+            raise UsageError("base= is compared with what tuned, mix or unet.path name: give one of them")
+        same_jobs(read_rows_of(Path(config.base)), suite, config.base)
+    if (folder / "report.html").exists():
+        raise UsageError(f"run_dir={folder} already holds an evaluation: choose another run_dir= or name=")
+    if (folder / "config.yaml").exists():
+        stored: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        ours: Any = OmegaConf.to_container(config, resolve=True)
+        different = [key for key in ours if key not in MAY_DIFFER and ours[key] != stored.get(key)]
+        if different:
+            raise UsageError(f"run_dir={folder} holds the beginning of another evaluation, by {', '.join(different)}")
+
+
+def changes(mix: Mix) -> bool:
+    """Whether a mix is anything but the untuned model."""
+    return bool(mix.tuned or mix.unet)
+
+
+def same_jobs(rows: list[dict], suite: Suite, where: str) -> None:
+    theirs = [(row["prompt"], row["seed"]) for row in rows]
+    if theirs != [(suite.prompts[index], seed) for index, seed in suite.jobs]:
+        raise UsageError(
+            f"base={where} holds other prompts or seeds than this evaluation: choose the same suite, limit and seeds"
+        )
+
+
+def run(config: DictConfig, folder: Path) -> str:
+    """Write `pictures/`, `rows.parquet`, `summary.json` and `report.html`, and the same of the base in `base/`.
+
+    What is interrupted, or shared among shards, goes on where the same command is given again.
+    """
+    check(config, folder)
+    suite, mix, processes = Suite.of(config), Mix.of(config), PartialState()
+    if processes.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    base = Path(config.base) if config.base is not None else folder / "base"
+    complete = True
+    if config.base is None and changes(mix):
+        complete = fill(config, Store(base, suite), Mix())
+    complete = fill(config, Store(folder, suite), mix) and complete
+    if not complete:
+        return f"{folder} is not complete yet: other shards are at work, or to be started"
+    if processes.is_main_process:
+        finish(config, folder, base if changes(mix) else None)
+    processes.wait_for_everyone()
+    return f"wrote {folder}\n{(folder / 'table.md').read_text()}"
+
+
+def fill(config: DictConfig, store: Store, mix: Mix) -> bool:
+    """Make this process's share of the pictures that are not there yet; returns whether all are there."""
+    processes = PartialState()
+    if (store.folder / "rows.parquet").exists():
+        return True
+    number, of = shard_of(config)
+    done = store.done()
+    mine = [job for job in store.suite.jobs[number::of] if job not in done]
+    if mine:
+        model, sampling = load_model(config), Sampling(**config.sampling)
+        model.check_prompts([*store.suite.prompts, sampling.negative_prompt])
+        mix.load_unet(model)
+        schedule = mix.schedule(model, model.scheduler(sampling.scheduler, 1))
+        freeze(model, dtype_of(config, "dtype")[0])
+        rewards = load_mix(config.rewards).to(model.device)
+        rewards.rewards.to(dtype_of(config, "scorer_dtype")[0])
+        rewards.check(store.suite.prompts)
+        judge = instantiate(config.model.judge)
+        store.folder.mkdir(parents=True, exist_ok=True)
+        progress = tqdm(total=len(mine), desc=f"evaluating {store.folder.name}", unit="picture", disable=number > 0)
+        for batch in batches(mine, config.batch_size):
+            jobs = [(store.suite.prompts[index], seed) for index, seed in batch]
+            measured = measure(model, schedule, sampling, rewards, judge, jobs, config.batch_size)
+            store.write(number, batch, measured)
+            progress.update(len(batch))
+        progress.close()
+    processes.wait_for_everyone()
+    complete = len(store.done()) == len(store.suite.jobs)
+    processes.wait_for_everyone()
+    if complete and processes.is_main_process:
+        store.finish()
+    processes.wait_for_everyone()
+    return complete
+
+
+def finish(config: DictConfig, folder: Path, base: Path | None) -> None:
+    """Compare with the base, and write what was found."""
+    suite, seeds = Suite.of(config), len(config.seeds)
+    rows = read_rows_of(folder)
+    measures = measures_of(rows, seeds)
+    summary: dict[str, Any] = {
+        "prompts": len(suite.prompts),
+        "seeds": list(suite.seeds),
+        "tuned": dict(config.tuned),
+        "trained_on": sorted(trained_on(config)),
+        "means": means(measures),
+    }
+    worst: list[dict] = []
+    best: list[dict] = []
+    if base is not None:
+        theirs = read_rows_of(base)
+        before = measures_of(theirs, seeds)
+        summary |= {"base": means(before), "difference": compare_measures(before, measures)}
+        summary |= by_category(suite, before, measures)
+        order = np.argsort((measures["total"] - before["total"]).mean(1))
+        stores = {"before": (Store(base, suite), theirs), "after": (Store(folder, suite), rows)}
+
+        def shown(index: int) -> dict:
+            place = slice(index * seeds, (index + 1) * seeds)
+            pictures = {side: [store.picture(row) for row in found[place]] for side, (store, found) in stores.items()}
+            return {"prompt": suite.prompts[index], **pictures}
+
+        count = min(SHOWN, len(order) // 2)
+        worst, best = [shown(i) for i in order[:count]], [shown(i) for i in order[::-1][:count]]
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    (folder / "table.md").write_text(table(summary))
+    yaml = (folder / "config.yaml").read_text()
+    write_evaluation(folder / "report.html", f"TextCraftor: {folder.name}", summary, yaml, worst, best)
+
+
+def by_category(
+    suite: Suite, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, dict]]:
+    """The comparison and the means of each category alone, where there are several."""
+    names = list(dict.fromkeys(suite.categories))
+    found: dict[str, dict[str, dict]] = {"categories": {}, "category_base": {}, "category_means": {}}
+    for name in names if len(names) > 1 else []:
+        chosen = np.array([category == name for category in suite.categories])
+        sides = [
+            {key: values[chosen] for key, values in side.items() if not np.isnan(values[chosen]).all()}
+            for side in (before, after)
+        ]
+        found["categories"][name] = compare_measures(*sides)
+        found["category_base"][name], found["category_means"][name] = map(means, sides)
+    return found
+
+
+def trained_on(config: DictConfig) -> set[str]:
+    """The scorers that the tuned runs were trained on; all others are held out."""
+    found: set[str] = set()
+    for run_folder in config.tuned.values():
+        file = Path(run_folder) / "config.yaml"
+        if file.exists():
+            stored: Any = OmegaConf.load(file)
+            rewards = parts_of(stored.get("rewards", {}))
+            found |= {name for name, part in rewards.items() if part.get("weight")}
+    return found
+
+
+def means(measures: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(np.nanmean(values)) for name, values in measures.items()}
+
+
+def table(summary: Mapping) -> str:
+    """Every measure, and where there is a base the paired difference from it, as Markdown."""
+    marks = dict.fromkeys(summary["trained_on"], " (trained on)")
+    if "base" not in summary:
+        lines = [f"| {name} | {value:.4f} |" for name, value in summary["means"].items()]
+        return "\n".join(["| measure | mean |", "| --- | --- |", *lines]) + "\n"
+    lines = [
+        "| measure | base | here | difference | 95 % interval | win rate |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, change in summary["difference"].items():
+        sides = f"{summary['base'][name]:.4f} | {summary['means'][name]:.4f} | {change['mean']:+.4f}"
+        interval = f"[{change['low']:+.4f}, {change['high']:+.4f}] | {change['win_rate']:.0%}"
+        lines.append(f"| {name}{marks.get(name, '')} | {sides} | {interval} |")
+    return "\n".join(lines) + "\n"
