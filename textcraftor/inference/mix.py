@@ -97,7 +97,7 @@ class Mix:
         given = self.weights or dict.fromkeys(self._encoders(), 1.0)
         found = {name: float(weight) for name, weight in given.items() if weight != REST}
         takes = next((name for name, weight in given.items() if weight == REST), "original")
-        found.setdefault(takes, 1 - sum(found.values()))
+        found.setdefault(takes, 1.0 - sum(found.values()))
         return {name: weight for name, weight in found.items() if abs(weight) > 1e-9}
 
     def _encoders(self) -> list[str]:
