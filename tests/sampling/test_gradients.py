@@ -12,9 +12,9 @@ import torch
 from tests.conftest import PROMPTS
 from textcraftor.errors import UsageError
 from textcraftor.inference.generate import Sampling
-from textcraftor.sampling.chain import Chain, denoise
+from textcraftor.sampling.chain import Chain, denoise, guided
 from textcraftor.sampling.conditioning import ConditioningSchedule
-from textcraftor.sampling.gradients import drtune, full, last_k, low_variance, random_k, refl
+from textcraftor.sampling.gradients import ddpo, drtune, full, last_k, low_variance, random_k, refl
 
 SAMPLING = Sampling(3, 2.0, 64, 64)
 POLICIES = {
@@ -223,3 +223,69 @@ def test_k_beyond_the_chain_is_refused_with_both_numbers(model):
         chain = SAMPLING.chain(model, [0])
         with pytest.raises(UsageError, match=r"gradient.k=4 .* 3 calls"):
             policy(chain, chain.start(), lambda t: None, k=4)
+
+
+def log_density(model, path: list[torch.Tensor], chain: Chain) -> torch.Tensor:
+    """Of a recorded path under the tuned encoder, by the equations of DDIM with eta = 1: mean over the elements, sum
+    over the steps."""
+    conditioning, total = model.encode(PROMPTS[:2], ["", ""], "tuned"), 0
+    alphas = torch.as_tensor(model.alphas_cumprod)
+    stride = model.scheduler_config.num_train_timesteps // SAMPLING.steps
+    for t, now, then in zip(chain.timesteps, path[:-1], path[1:], strict=True):
+        a, before = alphas[t], alphas[t - stride] if t >= stride else torch.tensor(1.0)
+        without = model.predict(now, t, conditioning.negative_prompt_embeds)
+        output = without + SAMPLING.guidance_scale * (model.predict(now, t, conditioning.prompt_embeds) - without)
+        clean = model.to_x0(output, t, now)
+        noise = (now - a.sqrt() * clean) / (1 - a).sqrt()
+        variance = (1 - before) / (1 - a) * (1 - a / before)
+        mean = before.sqrt() * clean + (1 - before - variance).sqrt() * noise
+        if variance > 0:
+            total = total - ((then - mean) ** 2).mean((1, 2, 3)) / (2 * variance)
+    return total
+
+
+def test_the_policy_gradient_is_that_of_the_paths_log_density(doubled, monkeypatch):
+    """Which no gradient of the pictures enters: finite differences of the density of the path that was drawn."""
+    chain, path, predict = new_chain(doubled), [], doubled.predict
+    monkeypatch.setattr(doubled, "predict", lambda x, *a: (path.append(x[:2].detach()), predict(x, *a))[1])
+    encoded = {"tuned": doubled.encode(PROMPTS[:2], ["", ""], "tuned")}
+    schedule = ConditioningSchedule.tuned_on("all", 0, chain.timesteps)
+    latents = ddpo(chain, chain.start(), partial(schedule.at, encoded))
+    assert not latents.requires_grad
+    monkeypatch.setattr(doubled, "predict", predict)
+    path.append(latents)
+    parameters = list(doubled.text_encoders["tuned"].parameters())
+    weights = torch.tensor([1.0, -0.5])  # advantages
+    gradients = torch.autograd.grad((weights * chain.log_prob).sum(), parameters, allow_unused=True)
+    analytic = torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, gradients, strict=True)]
+    )
+    flat = torch.nn.utils.parameters_to_vector(parameters).detach()
+    direction = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    direction /= direction.norm()
+    values = []
+    for sign in (1, -1):
+        torch.nn.utils.vector_to_parameters(flat + sign * 1e-5 * direction, parameters)
+        with torch.no_grad():
+            values.append((weights * log_density(doubled, path, chain)).sum())
+    torch.testing.assert_close(analytic @ direction, (values[0] - values[1]) / 2e-5, rtol=1e-5, atol=1e-10)
+
+
+def test_the_policy_gradient_draws_each_samples_steps_from_its_seed(model):
+    """So the batch changes nothing; and with eta = 1 in every step the path is the stock sampler's."""
+    encoded = {"tuned": model.encode(PROMPTS[:2], ["", ""], "original")}
+    schedule = ConditioningSchedule.tuned_on("all", 0, new_chain(model).timesteps)
+    with torch.no_grad():
+        chain = new_chain(model)
+        both = ddpo(chain, chain.start(), partial(schedule.at, encoded))
+        alone = SAMPLING.chain(model, [2], rng=np.random.default_rng(5))
+        second = {"tuned": encoded["tuned"].map(lambda tensor: tensor[1:])}
+        one = ddpo(alone, alone.start(), partial(schedule.at, second))
+        stock, latents = model.scheduler("ddim", SAMPLING.steps), alone.start()
+        for index, t in enumerate(stock.timesteps):
+            output = guided(alone, latents, t, second["tuned"])
+            latents = stock.step(output, t, latents, eta=1.0, variance_noise=alone.noise(index + 1)).prev_sample
+    torch.testing.assert_close(both[1:], one, rtol=0, atol=1e-4)
+    torch.testing.assert_close(one, latents, rtol=0, atol=1e-4)
+    with pytest.raises(UsageError, match="draws its steps, which"):
+        ddpo(Sampling(3, 2.0, 64, 64, scheduler="euler").chain(model, [1, 2]), both, partial(schedule.at, encoded))

@@ -148,6 +148,41 @@ def test_tuning_on_one_batch_raises_its_reward(configure, monkeypatch, gradient,
     assert score() > before + 0.01
 
 
+def rounded_redness(images, prompts):
+    """A scorer outside torch: no gradient passes."""
+    red, green, blue = images.detach().numpy().round(2).transpose(1, 0, 2, 3)
+    return torch.from_numpy((red - (green + blue) / 2).mean((1, 2)))
+
+
+def test_a_reward_that_cannot_be_differentiated_teaches_by_policy_gradient_alone(go):
+    own = [
+        "+rewards.red.weight=1",
+        *(f"+rewards.red.reward.{part}" for part in ("_target_=" + __name__ + ".rounded_redness", "_partial_=true")),
+    ]
+    chosen = ("rewards=aesthetic", "rewards.aesthetic.weight=0", "training.steps=1", *own)
+    with pytest.raises(UsageError, match=r"rewards.red passes no gradient to the pictures: gradient=ddpo"):
+        go("last_k", *chosen)
+    folder = go("ddpo", "gradient=ddpo", "gradient.k=2", *chosen)
+    line = json.loads((folder / "metrics.jsonl").read_text())
+    assert line["grad_norm"] > 0
+    assert line["gradient_steps"] == 2
+    assert line["unet_calls"] == 3
+
+
+def test_a_batch_without_a_wanted_text_teaches_the_ocr_reward_nothing(go, tmp_path):
+    """Every score is 0 and has no gradient; the run goes on."""
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue star\na pink cross\na green square\n")
+    folder = go(
+        "wordless",
+        "rewards=ocr",
+        f"prompts.path={tmp_path / 'prompts.txt'}",
+        "prompts.held_out=null",
+        "evaluation.prompts=1",
+        "watch.prompts=1",
+    )
+    assert all(json.loads(line)["grad_norm"] == 0 for line in (folder / "metrics.jsonl").read_text().splitlines())
+
+
 def test_frozen_parts_get_no_gradients_of_weights(configure, tmp_path):
     """Counts, over a step of each kind, the parameters that have a gradient: those that learn, no others."""
     for tune in ("text_encoder", "text_encoder_lora", "unet_lora"):

@@ -86,6 +86,11 @@ class RewardMix(nn.Module):
         }
         return self._weighted(capped, self.mean, self.variance, self.targets)
 
+    def advantage(self, scores: Scores) -> Float[Tensor, " batch"]:
+        """How far the objective is above its running mean, without a gradient: what a policy gradient raises."""
+        usual = {name: self.mean[i].expand_as(score) for i, (name, score) in enumerate(scores.items())}
+        return (self.objective(scores) - self.objective(usual)).detach()
+
     def _weighted(
         self, scores: Scores, mean: Tensor, variance: Tensor, targets: Mapping[str, float] | None = None
     ) -> Float[Tensor, " batch"]:

@@ -44,6 +44,7 @@ class Chain:
     kept_steps: int | None = None
     gradient_steps: int = 0  # so far in this pass
     calls: int = 0  # of the denoiser, so far in this pass
+    log_prob: Tensor | None = None  # (batch,), of a pass that draws its steps: what carries the gradient then
 
     @property
     def timesteps(self) -> Tensor:

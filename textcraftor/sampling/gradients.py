@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
+from diffusers import DDIMScheduler
 from jaxtyping import Float
 from torch import Tensor
 
@@ -112,6 +114,36 @@ def drtune(
         with torch.set_grad_enabled(torch.is_grad_enabled() and index in learning):
             output = output_at(chain, chain.scheduler.scale_model_input(latents, t).detach(), t, conditioning_at)
         latents = chain.scheduler.step(output, t, latents).prev_sample
+    return latents
+
+
+def ddpo(
+    chain: Chain, latents: Float[Tensor, "batch channels h w"], conditioning_at: ConditioningAt, *, k: int | None = None
+) -> Float[Tensor, "batch channels h w"]:
+    """None through the pictures: the score-function estimator over a chain that draws its steps (DDPO_SF, Black et al.
+    2023, eq. 3), for rewards that cannot be differentiated. `chain.log_prob` carries the gradient.
+
+    Each step of DDIM with eta = 1 (Song et al. 2021, eq. 12) is a normal distribution; as in DDPO's own code its
+    log-density is averaged over the latents' elements.
+
+    Args:
+        k: so many steps, drawn anew for each batch, carry a gradient; null means all.
+    """
+    if not isinstance(chain.scheduler, DDIMScheduler):
+        raise UsageError("gradient=ddpo draws its steps, which sampling.scheduler=ddim alone can do")
+    steps = len(chain.timesteps)
+    _check_k(k := k or steps, steps)
+    learning, log_prob = chain.rng.choice(steps, k, replace=False), torch.zeros(len(latents), device=latents.device)
+    for index, t in enumerate(chain.timesteps):
+        step, noise = partial(chain.scheduler.step, timestep=t, sample=latents, eta=1.0), chain.noise(index + 1)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and index in learning):
+            output = output_at(chain, latents, t, conditioning_at)
+            mean = step(output, variance_noise=torch.zeros_like(noise)).prev_sample
+        sd = step(output.detach(), variance_noise=torch.ones_like(noise)).prev_sample - mean.detach()
+        latents = mean.detach() + sd * noise
+        if index in learning and sd.amax() > 0:  # the last step of some noise schedules draws nothing
+            log_prob = log_prob - ((latents - mean) / sd).square().mean((1, 2, 3)) / 2
+    chain.log_prob = log_prob
     return latents
 
 

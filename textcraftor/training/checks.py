@@ -91,6 +91,11 @@ def _check_gradient(config: DictConfig) -> None:
     first, last = config.gradient.get("first", 0), config.gradient.get("last", 1)
     if not 0 <= first <= last <= 1:
         raise UsageError(f"gradient.first={first} and gradient.last={last} must rise within [0, 1]")
+    policy = config.gradient._target_.rpartition(".")[2]
+    if policy == "ddpo" and config.sampling.scheduler != "ddim":
+        raise UsageError(
+            f"sampling.scheduler={config.sampling.scheduler}: gradient=ddpo draws its steps, which ddim alone can do"
+        )
     if config.conditioning.tuned_on not in ("all", "last_n"):
         raise UsageError(f"conditioning.tuned_on={config.conditioning.tuned_on} must be all or last_n")
     if config.conditioning.tuned_on == "last_n":
@@ -99,10 +104,14 @@ def _check_gradient(config: DictConfig) -> None:
 
 def _check_last_n(config: DictConfig, steps: int) -> None:
     """Whatever a policy draws, the tuned encoder must condition a step that carries a gradient."""
-    n, policy, k = config.conditioning.n, config.gradient._target_.rpartition(".")[2], config.gradient.get("k", 1)
+    n, policy, k = config.conditioning.n, config.gradient._target_.rpartition(".")[2], config.gradient.get("k") or steps
     if not 1 <= n <= steps:
         raise UsageError(f"conditioning.n={n} must lie between 1 and sampling.steps={steps}")
-    needed = {"refl": steps - round(steps * config.gradient.get("first", 0)), "drtune": -(-steps // k)}.get(policy, 1)
+    needed = {
+        "refl": steps - round(steps * config.gradient.get("first", 0)),
+        "drtune": -(-steps // k),
+        "ddpo": steps - k + 1,
+    }.get(policy, 1)
     if n < needed and config.tune.get("unet") is None:
         raise UsageError(
             f"conditioning.n={n}: gradient={policy} may put its gradient where the tuned encoder has no say; "

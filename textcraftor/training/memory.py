@@ -141,7 +141,8 @@ class Activations:
         with torch.no_grad():
             encoded = self._encode()
         self.conditioning_at = partial(schedule.at, {name: one.map(_leaf) for name, one in encoded.items()})
-        self.latents = method.rollout(self.chain, self.chain.start(), self.conditioning_at).detach()
+        latents = method.rollout(self.chain, self.chain.start(), self.conditioning_at)
+        self.latents, self.through_pictures = latents.detach(), latents.requires_grad
         self.pictures, self.gradient_steps = len(self.latents), self.chain.gradient_steps
 
     def _encode(self) -> dict[str, Conditioning]:
@@ -156,7 +157,11 @@ class Activations:
 
     def _decoding(self, recompute: bool) -> Cost:
         with _recomputing(self.method.model, decoder=recompute):
-            return cost_of(lambda: self.method.model.decode(_leaf(self.latents[:1])))
+            return cost_of(lambda: self.method.model.decode(self._input(self.latents[:1])))
+
+    def _input(self, tensor: Tensor) -> Tensor:
+        """As it comes to decoder and scorers: with a gradient, unless the policy has none there."""
+        return _leaf(tensor) if self.through_pictures else tensor
 
     @cached_property
     def encoding(self) -> Cost:
@@ -182,8 +187,19 @@ class Activations:
     def reward(self) -> Cost:
         with torch.no_grad():
             images = self.method.model.decode(self.latents[:1])
-        mix = self.method.mix
-        return cost_of(lambda: mix.objective(mix(_leaf(images), [self.prompt])))
+        mix, shown = self.method.mix, self._input(images)
+        for name, reward in mix.rewards.items():
+            if mix.weights[name] and self.through_pictures:
+                self._check_differentiable(name, reward(shown, [self.prompt]))
+        return cost_of(lambda: mix.objective(mix(shown, [self.prompt])))
+
+    @staticmethod
+    def _check_differentiable(name: str, score: Tensor) -> None:
+        """Refuse a scorer that this policy could learn nothing from."""
+        if not score.requires_grad:
+            raise UsageError(
+                f"rewards.{name} passes no gradient to the pictures: gradient=ddpo learns from such a scorer too"
+            )
 
     def peak(self, kept: int, blocks: bool, decoder: bool, prompts: int) -> float:
         """The most bytes that exist at once beside what is always there, for so many prompts at a time."""

@@ -80,7 +80,10 @@ def gradient_of(
         share = len(part) * processes_of_this_run().num_processes / settings.batch_size
         with phases("reward"):
             scores = method.mix(images, said * (len(images) // len(said)))
-            loss = -share * method.mix.objective(scores).mean()
+            if chain.log_prob is None:
+                loss = -share * method.mix.objective(scores).mean()
+            else:
+                loss = -share * (method.mix.advantage(scores) * chain.log_prob).mean()
             moments = method.mix.moments(scores)
             finite = torch.where(moments.isfinite().all(), 1.0, math.nan)  # a broken score must not teach anything
         with phases("backward"):

@@ -219,9 +219,9 @@ def before_training(job: Job, folder: Path) -> dict[str, Evaluation]:
         for name, prompts in names.items()
     }
     mix = job.method.mix
+    scores = {name: torch.from_numpy(found["evaluated"].measures[name].ravel()) for name in mix.rewards}
+    mix.start({name: score.to(job.method.model.device) for name, score in scores.items()})
     if job.config.normalize_rewards:
-        scores = {name: torch.from_numpy(found["evaluated"].measures[name].ravel()) for name in mix.rewards}
-        mix.start({name: score.to(job.method.model.device) for name, score in scores.items()})
         for evaluation in found.values():
             shape = evaluation.measures["total"].shape
             parts = {name: torch.from_numpy(evaluation.measures[name].ravel()).to(mix.mean) for name in mix.rewards}
