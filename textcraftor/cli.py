@@ -15,6 +15,7 @@ COMMANDS = {
     "train": ("textcraftor.training.run", "tune a text encoder by reward"),
     "generate": ("textcraftor.inference.run", "make pictures with a tuned encoder, or without"),
     "evaluate": ("textcraftor.evaluation.run", "measure a tuned encoder against the original over a suite of prompts"),
+    "export": ("textcraftor.inference.export", "write what was tuned for diffusers, web UIs and the hub"),
     "score": ("textcraftor.evaluation.score", "score a folder of pictures by any mix of rewards"),
     "compare": ("textcraftor.evaluation.compare", "set many runs beside each other: a table and a picture"),
     "fetch": ("textcraftor.fetch", "download what a configuration names, ahead of time"),

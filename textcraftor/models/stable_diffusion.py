@@ -43,6 +43,7 @@ class StableDiffusion:
     """
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
+        self.pipeline = pipeline
         self.tokenizer = pipeline.tokenizer
         self.unet = pipeline.unet.eval().requires_grad_(False)
         self.vae = pipeline.vae.eval().requires_grad_(False)

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,33 +116,64 @@ def add_adapters(module: Any, path: Path, part: str, name: str) -> None:
         raise UsageError(f"{path} holds no {LORA_FILE}: give the folder of a finished run")
     if file.stat().st_size > sum(parameter.nbytes for parameter in module.parameters()):
         raise UsageError(f"{file} is larger than the network that it adapts: another base model?")
+    state, alphas = read_lora(file, part)
+    load = getattr(StableDiffusionPipeline, f"load_lora_into_{part}")
+    try:
+        load(state, network_alphas=alphas or None, adapter_name=name, **{part: module})
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise UsageError(f"{file}: its adapters do not fit this model ({str(error).splitlines()[0]})") from error
+    loaded = sum("lora_A" in key for key, _ in module.named_parameters() if f".{name}." in key)
+    if loaded != len(downs_of(state)):
+        count = f"{len(downs_of(state)) - loaded} of {len(downs_of(state))}"
+        raise UsageError(f"{file}: {count} adapters do not fit this model: another base model?")
+
+
+def downs_of(state: Mapping[str, Tensor]) -> list[str]:
+    """The names of the first of each adapter's two matrices."""
+    return [key for key in state if ".lora_A." in key]
+
+
+def read_lora(file: Path, part: str) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The adapters of one network in a LoRA's file, and each one's alpha where the file says them.
+
+    Of a file's metadata the alphas alone are used: ranks and layers are those of the tensors.
+
+    Raises:
+        UsageError: nothing that diffusers can read, or no adapters for this part.
+    """
     try:
         state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
             file.parent, weight_name=file.name, return_lora_metadata=True, use_safetensors=True
         )
     except (SafetensorError, ValueError, OSError) as error:
         raise UsageError(f"{file} holds no LoRA that diffusers can read ({error})") from error
-    state = {key: value for key, value in state.items() if key.startswith(f"{part}.")}
-    downs = [key for key in state if any(end in key for end in ("lora_A", "lora.down", "lora_linear_layer.down"))]
-    if not downs:
+    state = {peft_name(key): value for key, value in state.items() if key.startswith(f"{part}.")}
+    if not downs_of(state):
         raise UsageError(f"{file} holds no adapters for a {part}")
-    if metadata and not alphas:  # of what it says, the scale alone is used: ranks and layers are those of the tensors
+    said = {key: value for key, value in (alphas or {}).items() if key.startswith(f"{part}.")}
+    found = {
+        f"{peft_name(key.removesuffix('alpha')).split('.lora_')[0].rstrip('.')}.alpha": float(a)
+        for key, a in said.items()
+    }
+    if metadata and not found:
         patterns = metadata.get(f"{part}.alpha_pattern") or {}
-        alpha = float(metadata.get(f"{part}.lora_alpha", 1.0))
-        modules = {key.rpartition(".lora")[0] for key in downs}
-        alphas = {f"{m}.alpha": float(patterns.get(m.removeprefix(f"{part}."), alpha)) for m in modules}
-    load = getattr(StableDiffusionPipeline, f"load_lora_into_{part}")
-    dtype = module.dtype
-    try:
-        load(state, network_alphas=alphas or None, adapter_name=name, **{part: module})
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise UsageError(f"{file}: its adapters do not fit this model ({str(error).splitlines()[0]})") from error
-    loaded = sum("lora_A" in key for key, _ in module.named_parameters() if f".{name}." in key)
-    if loaded != len(downs):
-        raise UsageError(
-            f"{file}: {len(downs) - loaded} of {len(downs)} adapters do not fit this model: another base model?"
-        )
-    assert module.dtype == dtype
+        usual = float(metadata.get(f"{part}.lora_alpha", 1.0))
+        modules = {key.rpartition(".lora_")[0] for key in downs_of(state)}
+        found = {f"{m}.alpha": float(patterns.get(m.removeprefix(f"{part}."), usual)) for m in modules}
+    return state, found
+
+
+def peft_name(key: str) -> str:
+    """A tensor of adapters, under any of the names that diffusers gives it, under peft's.
+
+    diffusers does the same for a whole file at once, and takes a file whose layers have names of two kinds, as kohya's
+    of a text encoder's attention and of its other layers do, for one of a single kind.
+    """
+    key = re.sub(r"\.self_attn\.to_(q|k|v|out)_lora\.", r".self_attn.\1_proj.lora.", key)
+    key = re.sub(r"\.processor\.to_(q|k|v)_lora\.", r".to_\1.lora.", key)
+    key = key.replace(".processor.to_out_lora.", ".to_out.0.lora.")
+    key = re.sub(r"\.lora(_linear_layer)?\.down\.", ".lora_A.", key)
+    return re.sub(r"\.lora(_linear_layer)?\.up\.", ".lora_B.", key)
 
 
 def read_json(file: Path) -> dict:
