@@ -193,12 +193,21 @@ def kohya_module(alpha: str) -> str:
 def write_pipeline(model: StableDiffusion, mix: Mix, encoder: str, folder: Path) -> None:
     path = folder / "pipeline"
     model.pipeline.save_pretrained(path)
+    write_vocabulary(path / "tokenizer")
     if encoder != "original":
         shutil.rmtree(path / "text_encoder")
         write_text_encoder(model, encoder, path / "text_encoder")
         read_back(model, encoder, path / "text_encoder")
     again = StableDiffusionPipeline.from_pretrained(path, safety_checker=None, requires_safety_checker=False)
     check_keys(again.unet.state_dict(), model.unet.state_dict(), path / "unet")
+
+
+def write_vocabulary(folder: Path) -> None:
+    """`vocab.json` and `merges.txt`, which transformers 5 leaves out and everything before it needs."""
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs, ""]), encoding="utf-8")
 
 
 WRITERS = {"diffusers": write_diffusers, "webui": write_webui, "kohya": write_kohya, "pipeline": write_pipeline}
