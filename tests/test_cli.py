@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import textcraftor as package
 from tests.conftest import QUICK
 from textcraftor.cli import COMMANDS, config_dir, main, quote_literals
+from textcraftor.errors import UsageError
 
 TEXTCRAFTOR = Path(sys.executable).with_name("textcraftor")
 
@@ -33,7 +35,7 @@ def test_help_lists_every_command(tmp_path):
 
 def test_the_commands_and_keys_that_scripts_rely_on_stay(configure):
     """Freezes the command line's surface."""
-    assert set(COMMANDS) >= {"train", "generate", "score", "fetch", "compare"}
+    assert set(COMMANDS) >= {"train", "generate", "score", "fetch", "compare", "evaluate", "export", "app"}
     train, generate = configure("train"), configure("generate", "prompt='a red circle'")
     assert {"run_dir", "name", "seed", "device", "dtype", "negative_prompt"} <= set(train)
     assert {"resume", "dry_run", "tuned", "stop_on"} <= set(train)
@@ -45,6 +47,8 @@ def test_the_commands_and_keys_that_scripts_rely_on_stay(configure):
     assert all("weight" in part for part in train.rewards.values())
     assert {"prompt", "negative_prompt", "tuned", "seeds", "run_dir"} <= set(generate)
     assert {"rewards", "images", "prompts", "run_dir"} <= set(configure("score"))
+    assert {"tuned", "mix", "switch", "unet"} <= set(generate) & set(configure("evaluate")) & set(configure("export"))
+    assert {"suite", "seeds", "base", "shard", "run_dir"} <= set(configure("evaluate"))
     assert set(configure("fetch")) == set(train)
 
 
@@ -58,8 +62,8 @@ def test_every_configuration_composes(configure, group):
             config = configure("train", f"+reward@rewards.added={file.stem}", *extra)
             assert "_target_" in config.rewards.added.reward
         else:
-            config = configure("train", f"{group}={file.stem}", *extra)
-        assert config.rewards
+            config = configure(first.split()[2], f"{group}={file.stem}", *extra)
+        assert config.model.path
 
 
 def test_rewards_are_reweighted_and_added_from_the_command_line(configure):
@@ -162,6 +166,26 @@ def test_train_then_generate_from_another_folder(tmp_path, here):
         assert picture.size == (64, 64)
         assert picture.text["prompt"] == prompt
         assert picture.text["seed"] == "3"
+
+
+def test_python_has_the_same_in_six_names(tmp_path, monkeypatch):
+    """Train, generate, score and evaluate return the folders that the commands write; a mistake raises its one line."""
+    monkeypatch.chdir(tmp_path)
+    run = package.train(*QUICK, "training.steps=1", "rewards=aesthetic", "run_dir=runs/a")
+    assert (run / "summary.json").exists()
+    model = package.load("device=cpu")
+    schedule = package.Mix({"a": run}, {"a": 0.5}).schedule(model, model.scheduler("ddim", 3))
+    assert schedule.late == {"original": 0.5, "a": 0.5}
+    said = ("tuned.a=runs/a", "sampling.steps=2")
+    pictures = package.generate(*said, "prompt=a red circle, large", "mix.a=.5", "seeds=[0,1]", "run_dir=pictures")
+    lines = (package.score("images=pictures", "rewards=aesthetic", "run_dir=scores") / "scores.jsonl").read_text()
+    assert [json.loads(line)["prompt"] for line in lines.splitlines()] == ["a red circle, large"] * 2
+    found = package.evaluate(*said, "limit=1", "seeds=[0]", "rewards=aesthetic", "run_dir=evaluation")
+    assert "aesthetic" in json.loads((found / "summary.json").read_text())["difference"]
+    assert pictures.name == "pictures"
+    with pytest.raises(UsageError, match="already holds pictures"):
+        package.generate("prompt=a red circle", "run_dir=pictures")
+    assert set(package.__all__) == {"load", "train", "Mix", "generate", "score", "evaluate"}
 
 
 def test_a_scorer_in_a_users_own_file_trains_and_scores(tmp_path, here):

@@ -18,6 +18,7 @@ COMMANDS = {
     "export": ("textcraftor.inference.export", "write what was tuned for diffusers, web UIs and the hub"),
     "score": ("textcraftor.evaluation.score", "score a folder of pictures by any mix of rewards"),
     "compare": ("textcraftor.evaluation.compare", "set many runs beside each other: a table and a picture"),
+    "app": ("textcraftor.inference.app", "a page with a slider for each tuned encoder"),
     "fetch": ("textcraftor.fetch", "download what a configuration names, ahead of time"),
 }
 LITERAL = ("prompt", "negative_prompt")  # taken as typed, never parsed
@@ -177,6 +178,20 @@ def launch(command: str, overrides: list[str]) -> None:
     hydra.main(config_path=str(config_dir()), config_name=command, version_base="1.3")(task)()
 
 
+def call(command: str, keys: Sequence[str]) -> Path:
+    """Run a command from Python; returns the folder that it wrote.
+
+    Raises:
+        UsageError: what the command line would answer with one line.
+    """
+    register()
+    config = compose(command, quote_literals(keys))
+    module, folder = importlib.import_module(COMMANDS[command][0]), Path(config.run_dir)
+    module.check(config, folder)
+    module.run(config, folder)
+    return folder
+
+
 def paths_as_runs(overrides: Sequence[str]) -> list[str]:
     """`compare runs/a runs/b` means `compare 'runs=[runs/a,runs/b]'`."""
     paths = [override for override in overrides if "=" not in override and not override.startswith("-")]
@@ -190,7 +205,7 @@ def main() -> None:
         listed = "\n".join(f"  {name:10} {what}" for name, (_, what) in COMMANDS.items())
         print(USAGE.format(commands=listed))
     elif command in COMMANDS:
-        launch(command, quote_literals(paths_as_runs(overrides) if command == "compare" else overrides))
+        launch(command, quote_literals(paths_as_runs(overrides) if command in ("compare", "app") else overrides))
     else:
         near = difflib.get_close_matches(command, COMMANDS, 1)
         hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"

@@ -1,0 +1,136 @@
+"""The app in a real browser: a slider moves, the picture changes, nothing fails, nothing leaves the machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import PROMPTS
+from tests.inference.test_mix import BASE, LORA, make_run
+from textcraftor.errors import UsageError
+from textcraftor.inference.app import Studio, check, names_of
+from textcraftor.inference.mix import Mix
+from textcraftor.models.stable_diffusion import StableDiffusion
+
+PLACES = ("/usr/lib/chromium/chromium", "chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((found for place in PLACES if (found := shutil.which(place))), None)
+FLAGS = (
+    "no-sandbox",
+    "disable-gpu",
+    "disable-background-networking",
+    "disable-component-update",
+    "disable-sync",
+    "disable-quic",
+)
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine needs no proxy
+SMALL = ("sampling.steps=3", "rewards=aesthetic", "device=cpu")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("runs")
+    made = make_run(folder / "bold", 1, {"text_encoder": None}), make_run(folder / "soft", 2, {"text_encoder": LORA})
+    return [str(run) for run in made]
+
+
+@pytest.fixture(scope="module")
+def app(runs, tmp_path_factory):
+    """The address of the running command; an interrupt ends it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).with_name("textcraftor"), "app", *SMALL, f"port={port}", *runs]
+    with subprocess.Popen(command, cwd=tmp_path_factory.mktemp("here"), stderr=subprocess.PIPE, text=True) as process:
+        address = f"http://127.0.0.1:{port}/"
+        for _ in range(600):
+            try:
+                OPENER.open(address).close()
+                break
+            except urllib.error.URLError:
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.2)
+        yield address
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+
+
+@pytest.fixture
+def page(app):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed here; with Debian: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[f"--{flag}" for flag in FLAGS])
+        page = browser.new_page()
+        page.said, page.asked = [], []
+        page.on("console", lambda message: page.said.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: page.said.append(str(error)))
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.goto(app)
+        page.wait_for_selector("#after img", timeout=60_000)
+        yield page
+        browser.close()
+
+
+def test_a_slider_changes_the_picture_and_nothing_fails(app, page):
+    def source(name: str) -> str:
+        return page.get_attribute(f"#{name} img", "src")
+
+    before, after = source("before"), source("after")
+    page.locator("#weight-bold input[type=range]").focus()
+    for _ in range(8):
+        page.keyboard.press("ArrowLeft")
+    page.wait_for_function("old => document.querySelector('#after img').src !== old", arg=after, timeout=60_000)
+    assert source("before") == before, "the original's picture has nothing to do with the slider"
+    assert "aesthetic" in page.input_value("#scores-after textarea, #scores-after input")
+    page.click("#dial")
+    page.wait_for_function("() => document.querySelectorAll('#strip img').length === 5", timeout=60_000)
+    page.click("#take")
+    page.wait_for_selector("#taken a", timeout=60_000)
+    assert page.said == []
+    outside = [url for url in page.asked if not url.startswith((app, "data:", "blob:"))]
+    assert outside == [], "fonts, scripts and analytics stay on this machine"
+
+
+def test_only_its_own_outputs_are_served_and_only_here(app, runs):
+    for path in ("/etc/passwd", str(Path(runs[0]) / "conditioning.json"), "pyproject.toml"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            OPENER.open(f"{app}gradio_api/file={path}")
+        assert refused.value.code in (403, 404)
+        refused.value.close()
+
+
+def test_the_download_is_the_mix_as_one_encoder(configure, runs, tmp_path):
+    studio = Studio.load(configure("app", *SMALL, f"runs=[{','.join(runs)}]"), tmp_path)
+    with zipfile.ZipFile(studio.download(3, 0.5, 0.25)) as taken:
+        taken.extractall(tmp_path / "taken")
+    folder, model = tmp_path / "taken" / "mix", StableDiffusion.load(str(BASE))
+    assert json.loads((folder / "mix.json").read_text())["weights"] == {"original": 0.25, "bold": 0.5, "soft": 0.25}
+    merged = Mix(names_of(runs), {"bold": 0.5, "soft": 0.25}, merge=True).schedule(model, model.scheduler("ddim", 1))
+    again = Mix({"x": folder}).schedule(model, model.scheduler("ddim", 1))
+    with torch.no_grad():
+        ours, theirs = (model.encode(PROMPTS, PROMPTS, one.encoders[0]).prompt_embeds for one in (again, merged))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert again.early == again.late, "all steps"
+
+
+def test_what_cannot_be_shown_is_refused(configure, runs, tmp_path):
+    with pytest.raises(UsageError, match="name at least one finished run"):
+        check(configure("app"), tmp_path)
+    with pytest.raises(UsageError, match=r"nowhere holds no conditioning.json"):
+        check(configure("app", "runs=[nowhere]"), tmp_path)
+    with pytest.raises(UsageError, match="port=70000 must lie between"):
+        check(configure("app", f"runs=[{runs[0]}]", "port=70000"), tmp_path)

@@ -1,0 +1,235 @@
+"""`textcraftor app`: a page on which to dial tuned encoders in, see the picture change, and take the mix away."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor
+
+from textcraftor.errors import UsageError
+from textcraftor.inference.export import write_text_encoder, write_webui
+from textcraftor.inference.generate import Sampling, generate
+from textcraftor.inference.mix import Mix
+from textcraftor.inference.pictures import to_pil
+from textcraftor.models.loading import device_of, dtype_of, freeze, load_model
+from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.rewards.mix import RewardMix, check_mix, load_mix
+from textcraftor.sampling.conditioning import ConditioningSchedule
+
+STRIP = (0.0, 0.25, 0.5, 0.75, 1.0)  # weights that the strip shows
+
+
+def names_of(runs: list[str]) -> dict[str, str]:
+    """A short name for each run's folder."""
+    names = [Path(run).resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        names = ["_".join(Path(run).resolve().parts[-2:]) for run in runs]
+    return dict(zip(names, runs, strict=True))
+
+
+def check(config: DictConfig, folder: Path) -> None:
+    """Refuse what cannot work before any model is loaded."""
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise UsageError("the app needs Gradio: pip install 'textcraftor[app]'") from error
+    if not config.runs:
+        raise UsageError("name at least one finished run: textcraftor app runs/a runs/b")
+    tuned = names_of(list(config.runs))
+    Mix(tuned, {name: 1 / len(tuned) for name in tuned}, timestep=0)
+    check_mix(config.rewards)
+    device_of(config.device)
+    if not 0 <= config.port < 65536:
+        raise UsageError(f"port={config.port} must lie between 0 and 65535")
+
+
+@dataclass
+class Studio:
+    """A model with tuned encoders, and the scorers that look at its pictures.
+
+    Args:
+        tuned: run folders by the names of the page's sliders.
+    """
+
+    model: StableDiffusion
+    sampling: Sampling
+    tuned: dict[str, str]
+    rewards: RewardMix
+    outputs: Path
+    before: tuple = ((), ())
+
+    @classmethod
+    def load(cls, config: DictConfig, outputs: Path) -> Studio:
+        model, tuned = load_model(config), names_of(list(config.runs))
+        studio = cls(model, Sampling(**config.sampling), tuned, load_mix(config.rewards).to(model.device), outputs)
+        studio.schedule([1 / len(tuned)] * len(tuned), 1)
+        studio.mix([1.0] + [0.0] * (len(tuned) - 1), 1).load_unet(model)
+        freeze(model, dtype_of(config, "dtype")[0])
+        studio.rewards.rewards.to(dtype_of(config, "scorer_dtype")[0])
+        return studio
+
+    def mix(self, weights: list[float], last: int, merge: bool = False) -> Mix:
+        given = dict(zip(self.tuned, weights, strict=True))
+        return Mix(self.tuned, given, (last, self.sampling.steps), merge=merge)
+
+    def schedule(self, weights: list[float], last: int) -> ConditioningSchedule:
+        """The mix in the last steps; in all of them it is the mix everywhere, whatever rounding a sampler does."""
+        scheduler = self.model.scheduler(self.sampling.scheduler, 1)
+        found = self.mix(weights, last).schedule(self.model, scheduler)
+        return (
+            ConditioningSchedule(found.switch_timestep, found.late, found.late)
+            if last == self.sampling.steps
+            else found
+        )
+
+    def picture(self, prompt: str, seed: int, schedule: ConditioningSchedule) -> tuple[Image.Image, str]:
+        """A picture, and what the scorers say of it."""
+        image = generate(self.model, [(prompt, seed)], schedule, self.sampling)
+        return enlarged(image[0]), self.scores(image, prompt)
+
+    @torch.no_grad()
+    def scores(self, image: Tensor, prompt: str) -> str:
+        said = self.rewards(image.to(self.model.device), [prompt])
+        return "  ".join(f"{name} {score.item():.3f}" for name, score in said.items())
+
+    def pair(self, prompt: str, seed: float, last: float, *weights: float) -> tuple[Image.Image, str, Image.Image, str]:
+        """Before and after: the original encoder and the mix, from the same noise."""
+        self.check(prompt)
+        if self.before[0] != (prompt, int(seed)):  # moving a slider leaves it as it is
+            self.before = (prompt, int(seed)), self.picture(prompt, int(seed), ConditioningSchedule.original())
+        return *self.before[1], *self.picture(prompt, int(seed), self.schedule(list(weights), int(last)))
+
+    def strip(self, prompt: str, seed: float, last: float, *weights: float) -> list[tuple[Image.Image, str]]:
+        """The mix dialled in from nothing to all of it."""
+        self.check(prompt)
+        found = []
+        for share in STRIP:
+            schedule = self.schedule([share * weight for weight in weights], int(last))
+            picture, scores = self.picture(prompt, int(seed), schedule)
+            found.append((picture, f"{share:g}: {scores}"))
+        return found
+
+    def download(self, last: float, *weights: float) -> str:
+        """The mix as one encoder, its weights added up, in a zip with how it was made; returns the file."""
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "mix"
+            mix = self.mix(list(weights), int(last), merge=True)
+            schedule = mix.schedule(self.model, self.model.scheduler(self.sampling.scheduler, 1))
+            (encoder,) = schedule.late
+            write_text_encoder(self.model, encoder, folder / "text_encoder")
+            write_webui(self.model, mix, encoder, folder)
+            conditioning = ConditioningSchedule(schedule.switch_timestep, {"tuned": 1.0}, {"original": 1.0})
+            if int(last) == self.sampling.steps:
+                conditioning = ConditioningSchedule(schedule.switch_timestep, {"tuned": 1.0}, {"tuned": 1.0})
+            (folder / "conditioning.json").write_text(json.dumps(conditioning.to_dict(), indent=2))
+            (folder / "mix.json").write_text(
+                json.dumps({"weights": mix.all_weights, "tuned": list(self.tuned)}, indent=2)
+            )
+            if encoder not in ("original", *self.tuned):
+                del self.model.text_encoders[encoder]
+            return shutil.make_archive(str(self.outputs / "mix"), "zip", scratch)
+
+    def check(self, prompt: str) -> None:
+        if not prompt.strip():
+            raise UsageError("the prompt is empty: say what the picture shall show")
+        self.model.check_prompts([prompt])
+
+
+def enlarged(image: Tensor, side: int = 256) -> Image.Image:
+    """Small pictures by whole pixels, to be looked at."""
+    picture = to_pil(image)
+    scale = max(1, side // picture.height)
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def page(studio: Studio, prompt: str) -> Any:
+    """The Gradio page."""
+    import gradio
+
+    def friendly(function):
+        def wrapped(*values):
+            try:
+                return function(*values)
+            except UsageError as error:
+                raise gradio.Error(str(error), duration=None) from error
+
+        return wrapped
+
+    steps = studio.sampling.steps
+    with gradio.Blocks(title="TextCraftor", analytics_enabled=False) as blocks:
+        gradio.Markdown("# TextCraftor\nWeights of tuned text encoders; the original one takes the rest to 1.")
+        with gradio.Row():
+            said = gradio.Textbox(prompt, label="Prompt", scale=4)
+            seed = gradio.Number(0, label="Seed", precision=0, minimum=0)
+        with gradio.Row():
+            sliders = [
+                gradio.Slider(-0.5, 1.5, 1 / len(studio.tuned), step=0.05, label=name, elem_id=f"weight-{name}")
+                for name in studio.tuned
+            ]
+            last = gradio.Slider(1, steps, steps, step=1, label=f"in the last n of {steps} steps", elem_id="last")
+        with gradio.Row():
+            shown: Any = {"format": "png", "buttons": ["download", "fullscreen"], "interactive": False}
+            before = gradio.Image(label="Original", elem_id="before", **shown)
+            after = gradio.Image(label="Mix", elem_id="after", **shown)
+        with gradio.Row():
+            scores_before = gradio.Textbox(label="Scores", elem_id="scores-before", interactive=False)
+            scores_after = gradio.Textbox(label="Scores", elem_id="scores-after", interactive=False)
+        with gradio.Row():
+            dial = gradio.Button("Strip: the mix dialled in", elem_id="dial")
+            take = gradio.Button("The mix as one encoder, to download", elem_id="take")
+        strip = gradio.Gallery(
+            label="Strip", columns=len(STRIP), elem_id="strip", height="auto", format="png", buttons=[]
+        )
+        taken = gradio.File(label="The encoders' weights added up", elem_id="taken", interactive=False)
+        inputs, outputs = [said, seed, last, *sliders], [before, scores_before, after, scores_after]
+        show = friendly(studio.pair)
+        for event in (said.submit, seed.submit, last.change, *(slider.change for slider in sliders), blocks.load):
+            event(show, inputs, outputs, show_progress="minimal", trigger_mode="always_last")
+        dial.click(friendly(studio.strip), inputs, strip)
+        take.click(friendly(studio.download), [last, *sliders], taken)
+    return blocks
+
+
+def serve(config: DictConfig, block: bool = True) -> Any:
+    """Load everything and open the page; returns it once it is served."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    import gradio
+
+    outputs = Path(tempfile.mkdtemp(prefix="textcraftor-"))
+    os.environ["GRADIO_TEMP_DIR"] = str(outputs)  # what the page may serve lies there, and nothing else does
+    studio = Studio.load(config, outputs)
+    prompt = config.model.get("example") or "a red circle and a blue star"
+    blocks = page(studio, prompt)
+    fonts = ["system-ui", "sans-serif"]
+    theme = gradio.themes.Default(font=fonts, font_mono=["monospace"])
+    blocks.queue(api_open=False)
+    blocks.launch(
+        server_name=config.host,
+        server_port=config.port or None,
+        theme=theme,
+        share=False,
+        quiet=True,
+        prevent_thread_lock=not block,
+        allowed_paths=[],
+        show_error=False,
+        footer_links=[],
+    )
+    return blocks
+
+
+def run(config: DictConfig, folder: Path) -> str:
+    """Serve the page until it is interrupted."""
+    check(config, folder)
+    where = config.host if config.host != "0.0.0.0" else "this machine's address"
+    print(f"textcraftor: loading; then open http://{where}:{config.port}/", flush=True)
+    serve(config)
+    return "closed"
