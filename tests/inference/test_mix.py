@@ -314,6 +314,23 @@ def test_what_comes_from_a_stranger_is_checked_before_it_is_used(runs, model, tm
         Mix({"x": strangers(kind, runs["a"], tmp_path / "x")}).schedule(model, model.scheduler("ddim", 1))
 
 
+def test_a_link_out_of_the_folder_is_refused(runs, tmp_path):
+    """Else an export would copy, and perhaps upload, what a stranger's link points to. The hub's cache links to its
+    own blobs."""
+    folder = shutil.copytree(runs["a"], tmp_path / "x")
+    (tmp_path / "secret").write_text("{}")
+    (folder / "text_encoder" / "notes.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(UsageError, match=r"notes.json leads out of .*x, to .*secret: take the link away"):
+        Mix({"x": folder})
+    cache = tmp_path / "models--me--mine"
+    cached = shutil.copytree(runs["a"], cache / "snapshots" / "1234")
+    (cache / "blobs").mkdir()
+    file = cached / "text_encoder" / "model.safetensors"
+    file.rename(cache / "blobs" / "abcd")
+    file.symlink_to("../../../blobs/abcd")
+    Mix({"x": cached})
+
+
 def test_a_strangers_configuration_builds_nothing(runs, model, tmp_path):
     """A config.json that asks for thousands of layers: not read, the encoder is the base's with the file's tensors."""
     folder = strangers("another number of layers", runs["a"], tmp_path / "x")

@@ -19,7 +19,14 @@ from torch import Tensor
 from textcraftor.errors import UsageError
 from textcraftor.models.base import Conditioning
 from textcraftor.models.stable_diffusion import StableDiffusion
-from textcraftor.models.tuned import load_text_encoder, load_unet, merge_text_encoders, read_json, tuned_folders
+from textcraftor.models.tuned import (
+    check_confined,
+    load_text_encoder,
+    load_unet,
+    merge_text_encoders,
+    read_json,
+    tuned_folders,
+)
 from textcraftor.sampling.conditioning import ConditioningSchedule
 
 OWN_UNET, REST = "original", "rest"
@@ -60,7 +67,8 @@ class Mix:
         for name, run in self.tuned.items():
             if not (Path(run) / "conditioning.json").exists():
                 raise UsageError(f"tuned.{name}={run} holds no conditioning.json: give the folder of a finished run")
-        encoders = [name for name, run in self.tuned.items() if tuned_folders(Path(run), ["text_encoder"])]
+            check_confined(Path(run))
+        encoders = self._encoders()
         for name, weight in self.weights.items():
             if name not in ("original", *encoders):
                 untuned = f"; {self.tuned[name]} tuned no text encoder" if name in self.tuned else ""

@@ -30,6 +30,18 @@ def tuned_folders(run: Path, parts: Sequence[str] = PARTS) -> list[Path]:
     return [path for path in paths if path.is_dir()]
 
 
+def check_confined(run: Path) -> None:
+    """Refuse a run with a link that leads out of its folder; in the hub's cache, out of its repository's."""
+    root = run.resolve()
+    root = root.parents[1] if root.parent.name == "snapshots" else root
+    paths = [run / "conditioning.json", run / "config.yaml", run / "summary.json", run / "before_after.png"]
+    for folder in tuned_folders(run):
+        paths += [folder, *folder.rglob("*")]
+    for path in paths:
+        if not path.resolve().is_relative_to(root):
+            raise UsageError(f"{path} leads out of {run}, to {path.resolve()}: take the link away")
+
+
 def load_text_encoder(model: StableDiffusion, run: Path, name: str, strength: float = 1.0) -> None:
     """Add a run's text encoder, whole or as adapters, to a model under a name, frozen, in float32.
 
