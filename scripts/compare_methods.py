@@ -22,6 +22,8 @@ METHODS = {policy: (f"gradient={policy}", "tune=text_encoder") for policy in POL
 }
 RATES = {"full": (3e-5, 1e-4, 3e-4), "lora": (3e-4, 1e-3, 3e-3)}
 SEEDS = (0, 1, 2)
+# Two thirds of the default run's steps, and of its evaluation two thirds of the prompts and of the seeds.
+BUDGET = ("training.steps=40", "watch.every=20", "evaluation.prompts=32", "evaluation.seeds=[0,1]")
 COLUMNS = {  # of the table: the measure, and its digits
     "total": 3,
     "pickscore": 3,
@@ -54,7 +56,7 @@ def best_rate(folder: Path, method: str) -> float:
 
 
 def run(folder: Path, method: str, rate: float, seed: int) -> dict:
-    return train(folder / f"{method}_{rate:g}_{seed}", *METHODS[method], f"optim.lr={rate:g}", f"seed={seed}")
+    return train(folder / f"{method}_{rate:g}_{seed}", *METHODS[method], *BUDGET, f"optim.lr={rate:g}", f"seed={seed}")
 
 
 def row(folder: Path, method: str) -> str:
