@@ -90,7 +90,7 @@ def new_looker(clip: CLIPModel) -> Looker:
     return Looker(clip, EMBEDDING, clip.config.vision_config.hidden_size)
 
 
-def train_eyes(work: Path, device: str, steps: int = 2500, batch: int = 128) -> None:
+def train_eyes(work: Path, device: str, steps: int = 7000, batch: int = 128) -> None:
     """What scorers start from: the toy CLIP, taught to name all that a picture shows, spoiled ones among them.
 
     Contrastive training alone leaves shapes and letters vague, and choices between pictures teach them slowly.

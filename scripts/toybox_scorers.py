@@ -156,14 +156,14 @@ def train_preference(work: Path, device: str, name: str, steps: int, groups: int
     return clip
 
 
-def train_hpsv2(work: Path, device: str, steps: int = 900, groups: int = 32) -> None:
+def train_hpsv2(work: Path, device: str, steps: int = 2400, groups: int = 32) -> None:
     """HPSv2's layout: an open_clip state dict."""
     clip = train_preference(work, device, "hpsv2", steps, groups)
     save_file(from_transformers(clip.state_dict(), clip.config), work / "hpsv2.safetensors")
     (work / "hpsv2.json").write_text(clip.config.to_json_string())
 
 
-def train_pickscore(work: Path, device: str, steps: int = 900, groups: int = 32) -> None:
+def train_pickscore(work: Path, device: str, steps: int = 2400, groups: int = 32) -> None:
     """PickScore's layout: a transformers CLIP folder."""
     clip = train_preference(work, device, "pickscore", steps, groups)
     clip.save_pretrained(work / "pickscore")
