@@ -138,7 +138,8 @@ def generator_figures(model: StableDiffusion, prompts: Sequence[str], seeds: Seq
     rng = np.random.default_rng(52)
     best = np.array([best_taste(parse(prompt), rng) for prompt in prompts])
     base = figures["taste"].reshape(len(prompts), len(seeds)).mean(1)
-    spread = np.mean([diversity(group) for group in images.unflatten(0, (len(prompts), len(seeds)))])
+    pixels = (images.clamp(0, 1) * 255).round().byte().unflatten(0, (len(prompts), len(seeds)))
+    spread = np.mean([diversity(group) for group in pixels])
     rows: Table = [(f"base: {name}", f"{np.nanmean(values):.3f}") for name, values in figures.items()]
     rows.append(("base: diversity over seeds", f"{spread:.3f}"))
     rows.append(("best taste attainable per prompt, mean", f"{best.mean():.3f}"))
