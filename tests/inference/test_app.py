@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -47,13 +46,14 @@ def runs(tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def app(runs, tmp_path_factory):
-    """The address of the running command; an interrupt ends it."""
+    """The address of the running command."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [Path(sys.executable).with_name("textcraftor"), "app", *SMALL, f"port={port}", *runs]
-    with subprocess.Popen(command, cwd=tmp_path_factory.mktemp("here"), stderr=subprocess.PIPE, text=True) as process:
-        address = f"http://127.0.0.1:{port}/"
+    process = subprocess.Popen(command, cwd=tmp_path_factory.mktemp("here"), stderr=subprocess.PIPE, text=True)
+    address = f"http://127.0.0.1:{port}/"
+    try:
         for _ in range(600):
             try:
                 OPENER.open(address).close()
@@ -62,8 +62,9 @@ def app(runs, tmp_path_factory):
                 assert process.poll() is None, process.stderr.read()
                 time.sleep(0.2)
         yield address
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture

@@ -112,20 +112,16 @@ class Mix:
         return [name for name, run in self.tuned.items() if tuned_folders(Path(run), ["text_encoder"])]
 
     def _switch(self) -> tuple[int, bool] | None:
-        """The timestep from which on the runs' schedules want them, and whether that is all of them."""
-        found = {}
-        for name in self._encoders():
-            schedule = read_schedule(Path(self.tuned[name]))
-            everywhere = schedule.early == schedule.late
-            found[name] = (0 if everywhere else schedule.switch_timestep, everywhere)
-        if len(set(found.values())) > 1 and self.last is None and self.timestep is None:
-            said = ", ".join(
-                f"{name} {'everywhere' if all_ else f'up to timestep {t}'}" for name, (t, all_) in found.items()
-            )
+        """The noise level from which on the runs want them, and whether that is everywhere."""
+        schedules = {name: read_schedule(Path(self.tuned[name])) for name in self._encoders()}
+        wanted = {name: None if one.early == one.late else one.switch_timestep for name, one in schedules.items()}
+        if len(set(wanted.values())) > 1 and self.last is None and self.timestep is None:
+            each = [f"{name} {'everywhere' if t is None else f'up to timestep {t}'}" for name, t in wanted.items()]
             raise UsageError(
-                f"the runs were tuned to condition different steps ({said}): give switch.last or switch.timestep"
+                f"the runs were tuned to condition different steps ({', '.join(each)}): "
+                "give switch.last or switch.timestep"
             )
-        return next(iter(found.values()), None)
+        return next(((one.switch_timestep, one.early == one.late) for one in schedules.values()), None)
 
     def _unet_folder(self) -> Path | None:
         if self.unet == OWN_UNET:

@@ -188,10 +188,15 @@ class Activations:
         with torch.no_grad():
             images = self.method.model.decode(self.latents[:1])
         mix, shown = self.method.mix, self._input(images)
-        for name, reward in mix.rewards.items():
-            if mix.weights[name] and self.through_pictures:
-                self._check_differentiable(name, reward(shown, [self.prompt]))
-        return cost_of(lambda: mix.objective(mix(shown, [self.prompt])))
+
+        def objective() -> Tensor:
+            scores = mix(shown, [self.prompt])
+            for name, score in scores.items():
+                if self.through_pictures and mix.weights[name]:
+                    self._check_differentiable(name, score)
+            return mix.objective(scores)
+
+        return cost_of(objective)
 
     @staticmethod
     def _check_differentiable(name: str, score: Tensor) -> None:
