@@ -57,11 +57,30 @@ def reward_of(model, rollout, **options) -> torch.Tensor:
 
 
 def encoder_gradient(model, rollout, **options) -> torch.Tensor:
+    return gradient_in_encoder(model, reward_of(model, rollout, **options))
+
+
+def gradient_in_encoder(model, value: torch.Tensor) -> torch.Tensor:
+    """Flat, in the tuned encoder's parameters."""
     parameters = list(model.text_encoders["tuned"].parameters())
-    gradients = torch.autograd.grad(reward_of(model, rollout, **options), parameters, allow_unused=True)
+    gradients = torch.autograd.grad(value, parameters, allow_unused=True)
     return torch.cat(
         [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, gradients, strict=True)]
     )
+
+
+@torch.no_grad()
+def assert_finite_differences(model, analytic: torch.Tensor, value) -> None:
+    """A gradient in the tuned encoder, along a random direction, against the values on both sides."""
+    parameters = list(model.text_encoders["tuned"].parameters())
+    flat = torch.nn.utils.parameters_to_vector(parameters).clone()
+    direction = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    direction /= direction.norm()
+    values = []
+    for sign in (1, -1):
+        torch.nn.utils.vector_to_parameters(flat + sign * 1e-5 * direction, parameters)
+        values.append(value())
+    torch.testing.assert_close(analytic @ direction, (values[0] - values[1]) / 2e-5, rtol=1e-5, atol=1e-10)
 
 
 class Constants:
@@ -114,16 +133,7 @@ def test_the_gradient_equals_finite_differences(doubled, name, monkeypatch):
     assert any(moves)
     constants.install(monkeypatch)
     constants.value(rollout)  # finds the constants
-    parameters = list(doubled.text_encoders["tuned"].parameters())
-    flat = torch.nn.utils.parameters_to_vector(parameters).detach()
-    direction = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    direction /= direction.norm()
-    values = []
-    for sign in (1, -1):
-        torch.nn.utils.vector_to_parameters(flat + sign * 1e-5 * direction, parameters)
-        values.append(constants.value(rollout))
-    numeric = (values[0] - values[1]) / 2e-5
-    torch.testing.assert_close(analytic @ direction, numeric, rtol=1e-5, atol=1e-10)
+    assert_finite_differences(doubled, analytic, lambda: constants.value(rollout))
 
 
 def test_recomputing_activations_changes_no_gradient(doubled):
@@ -254,21 +264,9 @@ def test_the_policy_gradient_is_that_of_the_paths_log_density(doubled, monkeypat
     assert not latents.requires_grad
     monkeypatch.setattr(doubled, "predict", predict)
     path.append(latents)
-    parameters = list(doubled.text_encoders["tuned"].parameters())
     weights = torch.tensor([1.0, -0.5])  # advantages
-    gradients = torch.autograd.grad((weights * chain.log_prob).sum(), parameters, allow_unused=True)
-    analytic = torch.cat(
-        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, gradients, strict=True)]
-    )
-    flat = torch.nn.utils.parameters_to_vector(parameters).detach()
-    direction = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    direction /= direction.norm()
-    values = []
-    for sign in (1, -1):
-        torch.nn.utils.vector_to_parameters(flat + sign * 1e-5 * direction, parameters)
-        with torch.no_grad():
-            values.append((weights * log_density(doubled, path, chain)).sum())
-    torch.testing.assert_close(analytic @ direction, (values[0] - values[1]) / 2e-5, rtol=1e-5, atol=1e-10)
+    analytic = gradient_in_encoder(doubled, (weights * chain.log_prob).sum())
+    assert_finite_differences(doubled, analytic, lambda: (weights * log_density(doubled, path, chain)).sum())
 
 
 def test_the_policy_gradient_draws_each_samples_steps_from_its_seed(model):

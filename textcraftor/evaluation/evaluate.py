@@ -36,7 +36,7 @@ class Evaluation:
 
     def means(self) -> dict[str, float]:
         """Each measure's mean over all pictures that it applies to."""
-        return {name: float(np.nanmean(values)) for name, values in self.measures.items()}
+        return means(self.measures)
 
     def save(self, file: Path) -> None:
         figures = {f"measures/{name}": values for name, values in self.measures.items()}
@@ -140,6 +140,11 @@ def standardised(evaluation: Evaluation, before: Evaluation, name: str) -> float
     """The change of a measure's mean, in standard deviations over the untuned model's pictures."""
     first = before.measures[name]
     return float((np.nanmean(evaluation.measures[name]) - np.nanmean(first)) / max(np.nanstd(first), 1e-6))
+
+
+def means(measures: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Of measures by name: each one's mean over all pictures that it applies to."""
+    return {name: float(np.nanmean(values)) for name, values in measures.items()}
 
 
 def compare(before: Evaluation, after: Evaluation) -> dict[str, dict[str, float]]:

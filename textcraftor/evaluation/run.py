@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from textcraftor.errors import UsageError
-from textcraftor.evaluation.evaluate import compare_measures, measure
+from textcraftor.evaluation.evaluate import compare_measures, means, measure
 from textcraftor.evaluation.report import write_evaluation
 from textcraftor.evaluation.suite import Store, Suite, measures_of, read_rows_of
 from textcraftor.inference.extend import check_extender, extender_of
@@ -195,10 +195,6 @@ def trained_on(config: DictConfig) -> set[str]:
             rewards = parts_of(stored.get("rewards", {}))
             found |= {name for name, part in rewards.items() if part.get("weight")}
     return found
-
-
-def means(measures: Mapping[str, np.ndarray]) -> dict[str, float]:
-    return {name: float(np.nanmean(values)) for name, values in measures.items()}
 
 
 def table(summary: Mapping) -> str:

@@ -199,16 +199,15 @@ def page(studio: Studio, prompt: str) -> Any:
     return blocks
 
 
-def serve(config: DictConfig, block: bool = True) -> Any:
-    """Load everything and open the page; returns it once it is served."""
+def serve(config: DictConfig) -> None:
+    """Load everything and serve the page until it is interrupted."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio
 
     outputs = Path(tempfile.mkdtemp(prefix="textcraftor-"))
     os.environ["GRADIO_TEMP_DIR"] = str(outputs)  # what the page may serve lies there, and nothing else does
     studio = Studio.load(config, outputs)
-    prompt = config.model.get("example") or "a red circle and a blue star"
-    blocks = page(studio, prompt)
+    blocks = page(studio, "a red circle and a blue star")
     fonts = ["system-ui", "sans-serif"]
     theme = gradio.themes.Default(font=fonts, font_mono=["monospace"])
     blocks.queue(api_open=False)
@@ -218,12 +217,10 @@ def serve(config: DictConfig, block: bool = True) -> Any:
         theme=theme,
         share=False,
         quiet=True,
-        prevent_thread_lock=not block,
         allowed_paths=[],
         show_error=False,
         footer_links=[],
     )
-    return blocks
 
 
 def run(config: DictConfig, folder: Path) -> str:

@@ -46,8 +46,7 @@ def check(config: DictConfig, folder: Path) -> None:
     if unknown := [name for name in wanted if name not in FORMATS]:
         raise UsageError(f"formats={unknown} must be of {', '.join(FORMATS)}")
     if len(mix.all_weights) > 1 and not mix.merge:
-        said = " + ".join(f"{weight:g} {name}" for name, weight in mix.all_weights.items())
-        raise UsageError(f"the mix {said} has several encoders, a file holds one: merge=true adds up their weights")
+        raise UsageError(f"the mix {mix} has several encoders, a file holds one: merge=true adds up their weights")
     if "kohya" in wanted and not lora_folders(mix):
         raise UsageError("formats=[kohya] holds adapters, and nothing here was tuned by LoRA alone: formats=[webui]")
     if config.push_to_hub is not None and not HUB_ID.fullmatch(config.push_to_hub):
@@ -242,7 +241,7 @@ def write_card(config: DictConfig, mix: Mix, conditioning: Mapping, formats: lis
         base=public(config.model.path),
         prompts={name: public(run["config"].prompts.path) for name, run in said.items()},
         runs=said,
-        mixed=" + ".join(f"{weight:g} {name}" for name, weight in mix.all_weights.items() if not only_run(mix)),
+        mixed="" if only_run(mix) else str(mix),
         parts=[path.name for path in folder.iterdir() if path.name.removesuffix("_lora") in PARTS],
         conditioning=conditioning,
         formats={name: FORMATS[name] for name in formats},

@@ -108,6 +108,10 @@ class Mix:
         found.setdefault(takes, 1.0 - sum(found.values()))
         return {name: weight for name, weight in found.items() if abs(weight) > 1e-9}
 
+    def __str__(self) -> str:
+        """Its weights, as `0.4 original + 0.6 a`."""
+        return " + ".join(f"{weight:g} {name}" for name, weight in self.all_weights.items())
+
     def _encoders(self) -> list[str]:
         return [name for name, run in self.tuned.items() if tuned_folders(Path(run), ["text_encoder"])]
 
@@ -148,7 +152,7 @@ class Mix:
                 load_text_encoder(model, Path(self.tuned[name]), name)
         weights, original = self.all_weights, {"original": 1.0}
         if self.merge and len(weights) > 1:
-            name = " + ".join(f"{weight:g} {name}" for name, weight in weights.items())
+            name = str(self)
             if name not in model.text_encoders:
                 merge_text_encoders(model, weights, name)
             weights = {name: 1.0}
