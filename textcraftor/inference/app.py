@@ -18,7 +18,7 @@ from torch import Tensor
 from textcraftor.errors import UsageError
 from textcraftor.inference.export import write_text_encoder, write_webui
 from textcraftor.inference.generate import Sampling, generate
-from textcraftor.inference.mix import Mix
+from textcraftor.inference.mix import Mix, unet_of
 from textcraftor.inference.pictures import to_pil
 from textcraftor.models.loading import device_of, dtype_of, freeze, load_model
 from textcraftor.models.stable_diffusion import StableDiffusion
@@ -45,7 +45,7 @@ def check(config: DictConfig, folder: Path) -> None:
     if not config.runs:
         raise UsageError("name at least one finished run: textcraftor app runs/a runs/b")
     tuned = names_of(list(config.runs))
-    Mix(tuned, {name: 1 / len(tuned) for name in tuned}, timestep=0)
+    Mix(tuned, {name: 1 / len(tuned) for name in tuned}, timestep=0, **unet_of(config))
     check_mix(config.rewards)
     device_of(config.device)
     if not 0 <= config.port < 65536:
@@ -58,6 +58,7 @@ class Studio:
 
     Args:
         tuned: run folders by the names of the page's sliders.
+        unet: which UNet, as `unet_of` reads it.
     """
 
     model: StableDiffusion
@@ -65,12 +66,14 @@ class Studio:
     tuned: dict[str, str]
     rewards: RewardMix
     outputs: Path
+    unet: dict[str, Any]
     before: tuple = ((), ())
 
     @classmethod
     def load(cls, config: DictConfig, outputs: Path) -> Studio:
         model, tuned = load_model(config), names_of(list(config.runs))
-        studio = cls(model, Sampling(**config.sampling), tuned, load_mix(config.rewards).to(model.device), outputs)
+        rewards = load_mix(config.rewards).to(model.device)
+        studio = cls(model, Sampling(**config.sampling), tuned, rewards, outputs, unet_of(config))
         studio.schedule([1 / len(tuned)] * len(tuned), 1)
         studio.mix([1.0] + [0.0] * (len(tuned) - 1), 1).load_unet(model)
         freeze(model, dtype_of(config, "dtype")[0])
@@ -79,7 +82,7 @@ class Studio:
 
     def mix(self, weights: list[float], last: int, merge: bool = False) -> Mix:
         given = dict(zip(self.tuned, weights, strict=True))
-        return Mix(self.tuned, given, (last, self.sampling.steps), merge=merge)
+        return Mix(self.tuned, given, (last, self.sampling.steps), merge=merge, **self.unet)
 
     def schedule(self, weights: list[float], last: int) -> ConditioningSchedule:
         """The mix in the last steps; in all of them it is the mix everywhere, whatever rounding a sampler does."""

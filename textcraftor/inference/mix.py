@@ -96,8 +96,8 @@ class Mix:
     def of(cls, config: DictConfig, **weights: float) -> Mix:
         """What the keys tuned, mix, switch, merge and unet of a command mean, with some weights changed."""
         last = None if config.switch.last is None else (config.switch.last, config.sampling.steps)
-        options = {"merge": config.merge, "unet": config.unet.path, "unet_strength": config.unet.strength}
-        return cls(dict(config.tuned), dict(config.mix) | weights, last, config.switch.timestep, **options)
+        given = dict(config.mix) | weights
+        return cls(dict(config.tuned), given, last, config.switch.timestep, config.merge, **unet_of(config))
 
     @property
     def all_weights(self) -> dict[str, float]:
@@ -208,6 +208,11 @@ class Mix:
         theirs = arguments.get("callback_on_step_end")
         switch = partial(switch_embeds, partial(schedule.at, encoded), theirs)
         return found | {"callback_on_step_end": switch, "callback_on_step_end_tensor_inputs": wanted}
+
+
+def unet_of(config: DictConfig) -> dict[str, Any]:
+    """What a command's key unet means, as options of `Mix`."""
+    return {"unet": config.unet.path, "unet_strength": config.unet.strength}
 
 
 def read_schedule(run: Path) -> ConditioningSchedule:
