@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-POLICIES = ("last_k", "full", "random_k", "low_variance", "refl", "drtune")
+POLICIES = ("last_k", "full", "random_k", "low_variance", "refl", "drtune", "ddpo")
 TUNES = ("text_encoder_lora", "unet", "unet_lora", "both", "both_lora", "two_stages")
 METHODS = {policy: (f"gradient={policy}", "tune=text_encoder") for policy in POLICIES} | {
     tune: ("gradient=last_k", f"tune={tune}") for tune in TUNES
