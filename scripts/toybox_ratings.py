@@ -114,6 +114,11 @@ def cells_of(drawn: Scene) -> np.ndarray:
     return cells.ravel()
 
 
+def is_unseen(said: np.ndarray) -> np.ndarray:
+    """Every sixth prompt is kept from the scorers' training."""
+    return said % 6 == 0
+
+
 @dataclass(frozen=True)
 class Rated:
     """Pictures, PICTURES for each prompt in turn, and what the judge sees in them.
@@ -140,8 +145,7 @@ class Rated:
 
     @property
     def unseen(self) -> np.ndarray:
-        """Every sixth prompt is kept from the scorers' training."""
-        return self.said % 6 == 0
+        return is_unseen(self.said)
 
 
 def prompt_of(drawn: Scene, rng: np.random.Generator) -> str:
@@ -200,40 +204,50 @@ class SampleJobs:
     setting: np.ndarray
 
     @classmethod
-    def draw(cls, round_: int) -> SampleJobs:
-        """SAMPLE_PROMPTS prompts, PICTURES pictures each; one in six is made from another prompt than its own."""
-        rng = np.random.default_rng((11, round_) if round_ else 11)
-        prompts = [prompt_of(sample_scene(rng, "train"), rng) for _ in range(SAMPLE_PROMPTS)]
-        said = np.repeat(np.arange(len(prompts)), PICTURES)
-        shown = np.where(rng.random(len(said)) < 1 / 6, rng.permutation(said), said)
-        return cls(prompts, said, shown, rng.integers(len(SAMPLE_SETTINGS), size=len(said)))
+    def draw(cls) -> SampleJobs:
+        """In each round SAMPLE_PROMPTS prompts, PICTURES pictures each; one in six is made from another prompt than
+        its own."""
+        prompts, rounds = list[str](), []
+        for round_ in range(SAMPLE_ROUNDS):
+            rng = np.random.default_rng((11, round_) if round_ else 11)
+            prompts += [prompt_of(sample_scene(rng, "train"), rng) for _ in range(SAMPLE_PROMPTS)]
+            said = np.repeat(np.arange(SAMPLE_PROMPTS), PICTURES)
+            shown = np.where(rng.random(len(said)) < 1 / 6, rng.permutation(said), said)
+            first = round_ * SAMPLE_PROMPTS
+            rounds.append((first + said, first + shown, rng.integers(len(SAMPLE_SETTINGS), size=len(said))))
+        return cls(prompts, *(np.concatenate(part) for part in zip(*rounds, strict=True)))
 
 
-def generate_samples(work: Path, device: str) -> None:
+def generate_samples(work: Path, name: str, model: StableDiffusion, unseen: bool = False) -> None:
     """The generator's own pictures, good and bad, each with a step count and guidance of its own.
 
     Processes of one launch share the work, which goes on where it was interrupted.
+
+    Args:
+        unseen: those alone that are kept from the scorers' training.
     """
-    model = StableDiffusion.load(str(work / "pipeline"), device)
-    rounds = [SampleJobs.draw(round_) for round_ in range(SAMPLE_ROUNDS)]
-    count = len(rounds[0].said)
-    share = share_of_this_process(SAMPLE_ROUNDS * count)
+    jobs = SampleJobs.draw()
+    asked = np.flatnonzero(is_unseen(jobs.said)) if unseen else np.arange(len(jobs.said))
+    share = asked[share_of_this_process(len(asked))]
     images = np.empty((len(share), 3, 64, 64), dtype=np.uint8)
-    parts = work / "samples.parts"
+    parts = work / f"{name}.parts"
     parts.mkdir(exist_ok=True)
-    for round_, jobs in enumerate(rounds):
-        for index, (steps, guidance_scale) in enumerate(SAMPLE_SETTINGS):
-            chosen = (share // count == round_) & (jobs.setting[share % count] == index)
-            file = parts / f"{round_}_{index}_{processes_of_this_run().process_index}.npy"
-            if not file.exists():
-                asked = [(jobs.prompts[jobs.shown[row % count]], 1_000_000 + int(row)) for row in share[chosen]]
-                sampling = Sampling(steps, guidance_scale, 64, 64)
-                made = generate(model, asked, ConditioningSchedule.original(), sampling, batch_size=32)
-                np.save(file, (made * 255).round().byte().numpy())
-                print(f"samples: round {round_}, {steps} steps, guidance {guidance_scale}: {len(asked)}", flush=True)
-            images[chosen] = np.load(file)
-    said = np.concatenate([jobs.said + round_ * SAMPLE_PROMPTS for round_, jobs in enumerate(rounds)])
-    save_rated(work, "samples", images, [prompt for jobs in rounds for prompt in jobs.prompts], said)
+    for index, (steps, guidance_scale) in enumerate(SAMPLE_SETTINGS):
+        chosen = jobs.setting[share] == index
+        file = parts / f"{index}_{processes_of_this_run().process_index}.npy"
+        if not file.exists():
+            said = [(jobs.prompts[jobs.shown[row]], 1_000_000 + int(row)) for row in share[chosen]]
+            sampling = Sampling(steps, guidance_scale, 64, 64)
+            made = generate(model, said, ConditioningSchedule.original(), sampling, batch_size=32)
+            np.save(file, (made * 255).round().byte().numpy())
+            print(f"{name}: {steps} steps, guidance {guidance_scale}: {len(said)}", flush=True)
+        images[chosen] = np.load(file)
+    save_rated(work, name, images, jobs.prompts, jobs.said[asked])
+
+
+def rate_samples(work: Path, device: str) -> None:
+    """All of them, for the scorers to learn from."""
+    generate_samples(work, "samples", StableDiffusion.load(str(work / "pipeline"), device))
 
 
 def _other(options: Sequence[str], present: str, rng: np.random.Generator) -> str:

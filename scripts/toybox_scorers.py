@@ -19,7 +19,7 @@ from toybox_ratings import (
     RATERS,
     Rated,
     facts_of_scene,
-    generate_samples,
+    rate_samples,
     varied_prompts,
     varied_scene,
     vary_scenes,
@@ -273,7 +273,7 @@ def packed_scorers(weights: Path) -> dict[str, Reward]:
 
 
 SCORER_STAGES: dict[str, Callable[[Path, str], None]] = {
-    "samples": generate_samples,
+    "samples": rate_samples,
     "varied": vary_scenes,
     "eyes": train_eyes,
     "aesthetic": train_aesthetic,

@@ -23,8 +23,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from torch import Tensor, nn
-from toybox_eyes import rated_pictures
-from toybox_ratings import SPLIT_SEEDS, prompt_of, scene
+from toybox_ratings import SPLIT_SEEDS, generate_samples, load_rated, prompt_of, scene
 from toybox_scorers import SCORER_STAGES, packed_scorers
 from transformers import (
     CLIPConfig,
@@ -372,13 +371,13 @@ def pack(work: Path, device: str) -> None:
 
 
 def report(work: Path, device: str) -> None:
-    """Measure what is packed and print the table that stands in the toybox's README."""
+    """Measure what is packed, and nothing else, and print the table that stands in the toybox's README."""
     model = StableDiffusion.load(str(WEIGHTS / "pipeline"), device)
-    rated, _ = rated_pictures(work)
+    generate_samples(work, "unseen", model, unseen=True)
     rows = [
         *measure_toybox.judge_figures(model.vae),
         *measure_toybox.generator_figures(model, read_prompts(PROMPTS / "validation.txt")[:64], (0, 1, 2)),
-        *measure_toybox.scorer_figures(packed_scorers(WEIGHTS), rated),
+        *measure_toybox.scorer_figures(packed_scorers(WEIGHTS), load_rated(work, "unseen")),
         *measure_toybox.recogniser_figures(load_recogniser(str(WEIGHTS / "recogniser")), model.vae),
     ]
     measure_toybox.print_table(rows, measure_toybox.stage_seconds(work), WEIGHTS)
@@ -419,6 +418,7 @@ def main() -> None:
     for stage in STAGES if arguments.stage == "all" else [arguments.stage]:
         done = arguments.work / f"{stage}.done"
         if done.exists():
+            print(f"{stage}: was done already; delete {done} to do it again")
             continue
         began = time.time()
         STAGES[stage](arguments.work, arguments.device)
