@@ -18,7 +18,7 @@ from textcraftor.evaluation.evaluate import Evaluation
 from textcraftor.models.loading import device_of
 from textcraftor.models.stable_diffusion import StableDiffusion
 from textcraftor.models.tuned import load_text_encoder, load_unet, tuned_folders
-from textcraftor.training.run import prepare
+from textcraftor.training.train import load
 
 GRID = [
     ("text_encoder", "1e-4"),
@@ -61,16 +61,16 @@ def hacked(summary: dict) -> float:
 @torch.no_grad()
 def weakened(run: Path) -> dict[float, dict[str, float]]:
     """Each measure's change on the watched prompts, by the strength of a run's last adapters."""
-    job = prepare(OmegaConf.load(run / "config.yaml"))
+    job = load(OmegaConf.load(run / "config.yaml"))
     before = Evaluation.load(run / "before_watched.npz")
     found = {}
     for strength in STRENGTHS:
-        job.method.model.unet = StableDiffusion.load(job.config.model.path, device_of(job.config.device)).unet
+        job.model.unet = StableDiffusion.load(job.config.model.path, device_of(job.config.device)).unet
         if tuned_folders(run / "last", ["unet"]):
-            load_unet(job.method.model, run / "last", strength)
+            load_unet(job.model, run / "last", strength)
         else:
-            load_text_encoder(job.method.model, run / "last", "tuned", strength)
-        after = job.look(job.method.schedule, job.watched, before).means()
+            load_text_encoder(job.model, run / "last", "tuned", strength)
+        after = job.look(job.schedule, job.watched, before).means()
         found[strength] = {name: after[name] - before.means()[name] for name in MEASURES}
     return found
 

@@ -20,6 +20,7 @@ import measure_toybox
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ from textcraftor.rewards.recognisers import load_recogniser
 from textcraftor.toybox.captions import PUNCTUATION, VOCABULARY, Kind, caption, descriptive, short
 from textcraftor.toybox.render import render
 from textcraftor.toybox.scenes import LETTERS, WORD_LENGTHS, Split, is_unseen_word, sample_scene, sample_word
-from textcraftor.training.caption_tuning import CaptionTuning, tune_on_captions
+from textcraftor.training.caption_tuning import target_of, timesteps_at
 from textcraftor.training.fitting import FitSettings, autocast, fit
 from textcraftor.training.processes import processes_of_this_run
 
@@ -281,7 +282,7 @@ def train_spelling(work: Path, device: str, steps: int = 500, batch: int = 64) -
 
 
 def train_unet(work: Path, device: str) -> None:
-    """The base generator, mostly on alt and short captions, by the same loop that tunes UNets on captions.
+    """The base generator, mostly on alt and short captions, by the same loss that tunes UNets on captions.
 
     The text encoder starts from the toy CLIP's, which has learnt to spell, and learns along, as in latent diffusion's
     first text-to-image model.
@@ -297,12 +298,30 @@ def train_unet(work: Path, device: str) -> None:
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").to(device)
         return text_encoder(tokens.input_ids).last_hidden_state
 
-    def caption_of(index: int, rng: np.random.Generator) -> str:
-        return draw_captions(np.array([index]), UNET_CAPTIONS, rng)[0]
+    processes, scheduler, batch = processes_of_this_run(), new_scheduler(), 32
+    if device == "cpu":
+        # On CPUs the backward pass of fused attention in bf16 takes three times that of plain products.
+        unet.set_attn_processor(AttnProcessor())
 
-    fit_settings = FitSettings(UNET_STEPS, 1e-3, warmup=300, ema_decay=0.999, log_every=100)
-    settings = CaptionTuning(fit_settings, batch_size=32, noise_bias=2.0, autocast=fast_dtype(device))
-    tune_on_captions(unet, new_scheduler(), latents, caption_of, encode, settings, work, text_encoder=text_encoder)
+    def loss_of(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((step, processes.process_index))
+        indices = rng.choice(len(latents), batch // processes.num_processes, replace=False)
+        captions = [
+            "" if rng.random() < 0.1 else draw_captions(np.array([int(index)]), UNET_CAPTIONS, rng)[0]
+            for index in indices
+        ]
+        prompt_embeds = encode(captions)
+        clean = latents[torch.from_numpy(indices)].to(device).float()
+        noise = torch.randn_like(clean)
+        timesteps = timesteps_at(scheduler, torch.rand(len(clean), device=device), noise_bias=2.0)
+        with autocast(torch.device(device), fast_dtype(device)):
+            noisy = scheduler.add_noise(clean, noise, timesteps)
+            output = unet(noisy, timesteps, encoder_hidden_states=prompt_embeds).sample
+        target = target_of(scheduler, clean, noise, timesteps)
+        return {"mse": nn.functional.mse_loss(output.float(), target)}
+
+    learning = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    fit("unet", learning, loss_of, FitSettings(UNET_STEPS, 1e-3, warmup=300, ema_decay=0.999, log_every=100), work)
     if processes_of_this_run().is_main_process:
         unet.save_pretrained(work / "unet")
         save_text_encoder(text_encoder, work / "text_encoder")

@@ -77,7 +77,7 @@ def add_text_encoder(model: StableDiffusion):
 @pytest.fixture
 def go(configure, tmp_path):
     """Run `train` with small settings; returns its folder."""
-    from textcraftor.training.run import run
+    from textcraftor.training.train import run
 
     def start(name: str, *overrides: str):
         folder = tmp_path / name

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 COMMANDS = {
-    "train": ("textcraftor.training.run", "tune a text encoder by reward"),
+    "train": ("textcraftor.training.train", "tune a text encoder by reward"),
+    "tune-captions": ("textcraftor.training.tune_captions", "tune a UNet on captioned pictures"),
     "generate": ("textcraftor.inference.run", "make pictures with a tuned encoder, or without"),
     "evaluate": ("textcraftor.evaluation.run", "measure a tuned encoder against the original over a suite of prompts"),
     "export": ("textcraftor.inference.export", "write what was tuned for diffusers, web UIs and the hub"),
@@ -202,7 +203,7 @@ def paths_as_runs(overrides: Sequence[str]) -> list[str]:
 def main() -> None:
     command, *overrides = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help"):
-        listed = "\n".join(f"  {name:10} {what}" for name, (_, what) in COMMANDS.items())
+        listed = "\n".join(f"  {name:13} {what}" for name, (_, what) in COMMANDS.items())
         print(USAGE.format(commands=listed))
     elif command in COMMANDS:
         launch(command, quote_literals(paths_as_runs(overrides) if command in ("compare", "app") else overrides))

@@ -21,7 +21,7 @@ from textcraftor.errors import UsageError
 from textcraftor.training.checkpoint import Checkpoints
 from textcraftor.training.checks import check
 from textcraftor.training.resume import resumed_config
-from textcraftor.training.run import prepare, run
+from textcraftor.training.train import load, run
 
 SETTINGS = (
     *QUICK,
@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_is_detected_and_the_one_before_offered(uninterrupt
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(configure, tmp_path):
     """The system itself refuses to write past a limit, in the middle of the second checkpoint."""
-    state = prepare(configure("train", *SETTINGS)).state()
+    state = load(configure("train", *SETTINGS)).state()
     checkpoints = Checkpoints(tmp_path, keep=2)
     state.step = 1
     checkpoints.save(state, "seed: 0")

@@ -10,7 +10,7 @@ from random_pipelines import make_pipeline
 
 from tests.conftest import QUICK, TOYBOX
 from textcraftor.cli import config_dir, register
-from textcraftor.training.run import run
+from textcraftor.training.train import run
 
 # One overlay for all: the embedded model's folder and scorers, and sizes for seconds. What an experiment is about, its
 # policy, what it tunes, its losses and its rates, stays as it is.

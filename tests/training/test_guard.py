@@ -12,7 +12,7 @@ from tests.conftest import QUICK
 from textcraftor.data.prompts import PromptDraw
 from textcraftor.errors import UsageError
 from textcraftor.rewards.mix import RewardMix
-from textcraftor.training.run import run
+from textcraftor.training.train import run
 
 
 class Breaking(torch.nn.Module):
@@ -40,7 +40,7 @@ def broken(monkeypatch, configure, tmp_path):
     def start(how: str, *overrides: str):
         mix = RewardMix({"broken": Breaking(2, how)}, {"broken": 1.0})
         # Planning measures one gradient; the first step's is the second, so the third belongs to step 1.
-        monkeypatch.setattr("textcraftor.training.run.load_mix", lambda config, normalize: mix)
+        monkeypatch.setattr("textcraftor.training.job.load_mix", lambda config, normalize: mix)
         folder = tmp_path / how
         overrides = (*QUICK, "training.steps=3", "training.checkpoint_every=1", f"run_dir={folder}", *overrides)
         return configure("train", *overrides), folder

@@ -9,10 +9,10 @@ import torch
 
 from tests.conftest import QUICK
 from textcraftor.training.interrupt import Interrupt
-from textcraftor.training.memory import Activations, LiveBytes, plan_memory
+from textcraftor.training.loop import tune
+from textcraftor.training.memory import LiveBytes, plan_memory
 from textcraftor.training.phases import GB, Phases, resident_bytes
-from textcraftor.training.reward_tuning import gradient_of, tune_by_reward
-from textcraftor.training.run import prepare
+from textcraftor.training.train import load
 
 BATCH = 8
 SETTINGS = (
@@ -27,14 +27,14 @@ SETTINGS = (
 
 @pytest.fixture
 def job(configure):
-    return prepare(configure("train", *SETTINGS))
+    return load(configure("train", *SETTINGS))
 
 
 def gradient(job, state) -> torch.Tensor:
-    model = job.method.model
+    model = job.model
     state.learn(0)
     model.checkpoint_blocks(state.plan.blocks, not state.plan.decoder)
-    gradient_of(job.method, state, range(BATCH), job.settings, Phases(model.device))
+    job.objective.gradient(state, range(BATCH), BATCH, Phases(model.device))
     return torch.cat([p.grad.flatten() for p in state.parameters if p.grad is not None])
 
 
@@ -42,7 +42,7 @@ def test_every_plan_predicts_its_peak_within_15_percent_and_changes_no_gradient(
     """Peaks of live tensors, which exclude what the process holds anyway; a prediction of the whole is closer still."""
     state = job.state()
     assert (state.plan.kept_steps, state.plan.decoder, state.plan.micro_batch) == (3, True, BATCH)
-    activations = Activations(job.method, max(job.method.draw.prompts, key=len))
+    activations = job.objective.costs()
     plans = [
         state.plan,
         replace(state.plan, decoder=False),
@@ -65,9 +65,9 @@ def test_every_plan_predicts_its_peak_within_15_percent_and_changes_no_gradient(
 
 
 def test_a_smaller_budget_keeps_less_and_says_so(job):
-    method, here = job.method, resident_bytes(job.method.model.device)
-    prompt = method.draw.prompts[0]
-    plans = [plan_memory((here + extra) / GB, method, prompt, BATCH, 0) for extra in (4e9, 3e8, 1.6e8)]
+    costs, device = job.objective.costs(), job.model.device
+    here = resident_bytes(device)
+    plans = [plan_memory((here + extra) / GB, device, costs, BATCH, 0) for extra in (4e9, 3e8, 1.6e8)]
     assert plans[0].kept_steps == 3
     assert plans[0].decoder
     assert plans[2].kept_steps < plans[1].kept_steps or plans[2].micro_batch < plans[1].micro_batch
@@ -78,7 +78,7 @@ def test_a_smaller_budget_keeps_less_and_says_so(job):
 
 def test_running_out_of_memory_all_the_same_re_plans_once_and_accumulates(job, monkeypatch, capsys):
     """The decoder refuses more than four pictures once; the step is done again in halves, with the same gradient."""
-    model, decode, state = job.method.model, job.method.model.decode, job.state()
+    model, decode, state = job.model, job.model.decode, job.state()
     whole = gradient(job, state)
 
     def tight(latents):
@@ -88,11 +88,11 @@ def test_running_out_of_memory_all_the_same_re_plans_once_and_accumulates(job, m
 
     monkeypatch.setattr(model, "decode", tight)
     norms = []
-    settings = replace(job.settings, steps=2, watch_every=99, checkpoint_every=99)
-    tune_by_reward(
-        job.method,
+    pace = replace(job.pace, steps=2, watch_every=99, checkpoint_every=99)
+    tune(
+        job.objective,
         state,
-        settings,
+        pace,
         lambda step, line: norms.append(line["grad_norm"]),
         lambda _: [],
         lambda _: None,
@@ -101,4 +101,4 @@ def test_running_out_of_memory_all_the_same_re_plans_once_and_accumulates(job, m
     assert state.plan.micro_batch == BATCH // 2
     assert state.plan.replanned
     assert norms[0] == pytest.approx(whole.norm().item(), rel=1e-3)
-    assert "out of memory: accumulating gradients of 4 prompts" in capsys.readouterr().err
+    assert "out of memory: accumulating gradients of 4 at a time" in capsys.readouterr().err

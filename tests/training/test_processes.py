@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.conftest import QUICK, ROOT
-from textcraftor.training.run import run
+from textcraftor.training.train import run
 
 SETTINGS = (
     *QUICK,

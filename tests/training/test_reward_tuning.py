@@ -18,12 +18,12 @@ from textcraftor.errors import UsageError
 from textcraftor.inference.generate import generate
 from textcraftor.models.loading import load_model
 from textcraftor.models.tuning import PREFIX, prefixed
-from textcraftor.training import reward_tuning
+from textcraftor.training import loop, reward_tuning
 from textcraftor.training.checks import check, split_prompts
 from textcraftor.training.interrupt import Interrupt
+from textcraftor.training.loop import tune as tune_on
 from textcraftor.training.phases import Phases
-from textcraftor.training.reward_tuning import gradient_of, tune_by_reward
-from textcraftor.training.run import prepare, run
+from textcraftor.training.train import load, run
 
 KEPT = {
     "config.yaml",
@@ -95,7 +95,7 @@ def test_only_the_tuned_encoder_changes_and_nothing_frozen_has_a_gradient(config
         models.append(load_model(config))
         return models[-1]
 
-    monkeypatch.setattr("textcraftor.training.run.load_model", remember)
+    monkeypatch.setattr("textcraftor.training.job.load_model", remember)
     run(config, tmp_path)
     tuned, fresh = models[0], load_model(config)
     for name in ("unet", "vae"):
@@ -130,12 +130,12 @@ TUNES = sorted(file.stem for file in (config_dir() / "tune").glob("*.yaml"))
 )
 def test_tuning_on_one_batch_raises_its_reward(configure, monkeypatch, gradient, tune):
     """The sign and the path of the gradient: ascending on fixed prompts and noise must raise the pictures' score."""
-    monkeypatch.setattr("textcraftor.training.run.PromptDraw", OneBatch)
+    monkeypatch.setattr("textcraftor.training.train.PromptDraw", OneBatch)
     rate = "1e-3" if "lora" in tune else "3e-5"
     chosen = (f"gradient={gradient}", f"tune={tune}", f"optim.lr={rate}", "training.warmup=0", "rewards=aesthetic")
     quick = [override for override in QUICK if gradient in ("last_k", "drtune") or "gradient.k" not in override]
-    job = prepare(configure("train", *quick, "sampling.steps=4", "training.steps=5", *chosen))
-    method = job.method
+    job = load(configure("train", *quick, "sampling.steps=4", "training.steps=5", *chosen))
+    method = job.objective
     prompts, seeds = method.draw(0, 2)
 
     def score() -> float:
@@ -143,8 +143,8 @@ def test_tuning_on_one_batch_raises_its_reward(configure, monkeypatch, gradient,
         return method.mix(images, prompts)["aesthetic"].mean().item()
 
     before = score()
-    settings = replace(job.settings, watch_every=99, checkpoint_every=99)
-    tune_by_reward(method, job.state(), settings, lambda *_: None, lambda _: [], lambda _: None, Interrupt())
+    pace = replace(job.pace, watch_every=99, checkpoint_every=99)
+    tune_on(method, job.state(), pace, lambda *_: None, lambda _: [], lambda _: None, Interrupt())
     assert score() > before + 0.01
 
 
@@ -186,12 +186,12 @@ def test_a_batch_without_a_wanted_text_teaches_the_ocr_reward_nothing(go, tmp_pa
 def test_frozen_parts_get_no_gradients_of_weights(configure, tmp_path):
     """Counts, over a step of each kind, the parameters that have a gradient: those that learn, no others."""
     for tune in ("text_encoder", "text_encoder_lora", "unet_lora"):
-        job = prepare(configure("train", *QUICK, f"tune={tune}"))
+        job = load(configure("train", *QUICK, f"tune={tune}"))
         state = job.state()
         state.learn(0)
-        gradient_of(job.method, state, range(2), job.settings, Phases(job.method.model.device))
-        model = job.method.model
-        parts = [model.unet, model.vae, *model.text_encoders.values(), job.method.mix]
+        job.objective.gradient(state, range(2), 2, Phases(job.model.device))
+        model = job.model
+        parts = [model.unet, model.vae, *model.text_encoders.values(), job.mix]
         with_gradient = {id(p) for part in parts for p in part.parameters() if p.grad is not None}
         assert with_gradient == {id(p) for p in state.parameters}, tune
 
@@ -226,7 +226,7 @@ def test_the_second_stage_keeps_the_first_ones_encoder(go, configure):
     assert begins["before"]["total"] == pytest.approx(ends["after"]["total"], abs=1e-4)
 
     # A fresh model with what the folder holds makes the pictures that the run ended with.
-    job = prepare(configure("train", *QUICK, "rewards=aesthetic", "tune=unet_lora", f"tuned.a={second}"))
+    job = load(configure("train", *QUICK, "rewards=aesthetic", "tune=unet_lora", f"tuned.a={second}"))
     assert job.look(job.start, job.evaluated).means()["total"] == pytest.approx(begins["after"]["total"], abs=1e-4)
 
 
@@ -255,11 +255,11 @@ def test_half_precision_of_what_is_frozen_keeps_the_gradients_direction(configur
     """The gradient of a step at the toybox's own sampling, bf16 frozen parts against all fp32: cosine at least .999."""
     flat = []
     for dtype in ("float32", "bfloat16"):
-        job = prepare(configure("train", f"dtype={dtype}", "device=cpu", "gradient.k=2"))
-        assert job.method.model.unet.dtype == getattr(torch, dtype)
+        job = load(configure("train", f"dtype={dtype}", "device=cpu", "gradient.k=2"))
+        assert job.model.unet.dtype == getattr(torch, dtype)
         state = job.state()
         state.learn(0)
-        gradient_of(job.method, state, range(8), job.settings, Phases(job.method.model.device))
+        job.objective.gradient(state, range(8), 8, Phases(job.model.device))
         assert all(parameter.dtype == torch.float32 for parameter in state.parameters)
         flat.append(torch.cat([p.grad.flatten() for p in state.parameters if p.grad is not None]).double())
     assert torch.nn.functional.cosine_similarity(*flat, dim=0) >= 0.999
@@ -320,10 +320,10 @@ def test_what_cannot_work_is_refused_before_any_model_loads(configure, tmp_path,
         check(configure("train", *override.split("; ")), tmp_path)
 
 
-def test_the_training_function_fits_on_a_page():
-    """A reader finds the method in one function of at most 70 lines, in a file of at most 200."""
+def test_the_method_fits_on_a_page():
+    """A reader finds the method in functions of at most 70 lines, in a file of at most 200."""
     import inspect
 
-    lines = inspect.getsource(reward_tuning.tune_by_reward).splitlines()
-    assert len(lines) <= 70
+    for function in (reward_tuning.RewardTuning.gradient, reward_tuning.RewardTuning.pictures, loop.tune):
+        assert len(inspect.getsource(function).splitlines()) <= 70
     assert len(inspect.getsource(reward_tuning).splitlines()) <= 200

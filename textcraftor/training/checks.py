@@ -41,6 +41,14 @@ def split_prompts(config: DictConfig) -> tuple[list[str], list[str], list[str]]:
 def check(config: DictConfig, folder: Path) -> None:
     """Refuse a configuration of `train` with the value, the rule and the remedy."""
     _check_gradient(config)
+    if not any(part.weight for part in parts_of(config.rewards).values()):
+        raise UsageError("rewards: every weight is 0, so there is nothing to learn from")
+    split_prompts(config)
+    check_tuning(config, folder)
+
+
+def check_tuning(config: DictConfig, folder: Path) -> None:
+    """What every tuning run needs, whatever it learns from."""
     _check_tune(config)
     for name in ("steps", "batch_size", "checkpoint_every", "keep_checkpoints"):
         if config.training[name] < 1:
@@ -60,12 +68,9 @@ def check(config: DictConfig, folder: Path) -> None:
     if config.tracker is not None and config.tracker not in trackers:
         raise UsageError(f"tracker={config.tracker} is not installed; there are {', '.join(trackers)}, or null")
     check_mix(config.rewards)
-    if not any(part.weight for part in parts_of(config.rewards).values()):
-        raise UsageError("rewards: every weight is 0, so there is nothing to learn from")
     device_of(config.device)
     for key in ("dtype", "scorer_dtype"):
         dtype_of(config, key)
-    split_prompts(config)
     if config.resume:
         Checkpoints(folder, 1).check_resume(config.training.steps)
     elif (folder / "summary.json").exists():

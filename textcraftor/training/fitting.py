@@ -1,4 +1,4 @@
-"""The supervised loop that captioned UNets, autoencoders and small scorers share: a loss in, trained weights out."""
+"""The supervised loop that autoencoders, captioners and small scorers share: a loss in, trained weights out."""
 
 from __future__ import annotations
 

@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING
 
 from textcraftor.inference.generate import generate, grid
 from textcraftor.training.interrupt import Interrupt
+from textcraftor.training.loop import Pace, tune
 from textcraftor.training.phases import GB, peak_gb
-from textcraftor.training.reward_tuning import RewardTuning, tune_by_reward
 
 if TYPE_CHECKING:
-    from textcraftor.training.run import Job
+    from textcraftor.training.job import Job
 
 
 def forecast(job: Job) -> str:
     """Memory and time of a run, in one line."""
-    config, method, state = job.config, job.method, job.state()
+    config, state = job.config, job.state()
     steps: list[dict[str, float]] = []
-    settings = RewardTuning(2, config.training.batch_size, config.training.max_grad_norm, 3, 3)
+    pace = Pace(2, config.training.batch_size, config.training.max_grad_norm, 3, 3)
     with Interrupt() as interrupt:
-        tune_by_reward(
-            method, state, settings, lambda step, line: steps.append(line), lambda s: None, lambda s: None, interrupt
+        tune(
+            job.objective, state, pace, lambda step, line: steps.append(line), lambda s: None, lambda s: None, interrupt
         )
     jobs = grid(job.evaluated, job.seeds)[: config.evaluation.batch_size]
     began = time.perf_counter()
-    generate(method.model, jobs, method.schedule, method.sampling, config.evaluation.batch_size)
+    generate(job.model, jobs, job.schedule, job.sampling, config.evaluation.batch_size)
     each = (time.perf_counter() - began) / len(jobs)
     looks = -(-config.training.steps // config.watch.every) + 1
     pictures = 2 * len(job.evaluated) * len(job.seeds) + looks * len(job.watched) * len(config.watch.seeds)

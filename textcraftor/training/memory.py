@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import psutil
 import torch
@@ -21,9 +22,11 @@ from textcraftor.errors import UsageError
 from textcraftor.inference.generate import batches
 from textcraftor.models.base import Conditioning, DiffusionModel
 from textcraftor.sampling.chain import guided
-from textcraftor.training.method import Method
 from textcraftor.training.phases import GB, resident_bytes
 from textcraftor.training.processes import processes_of_this_run
+
+if TYPE_CHECKING:
+    from textcraftor.training.reward_tuning import RewardTuning
 
 SHARE = {"cuda": 0.92, "cpu": 0.8}  # of what is free that `auto` takes
 
@@ -125,10 +128,24 @@ def cost_of(compute: Callable[[], Tensor]) -> Cost:
     return Cost(kept, live.peak)
 
 
+class Costs(Protocol):
+    """What a row of a batch costs in memory, and the ways to spend less."""
+
+    @property
+    def gradient_steps(self) -> int: ...
+
+    @property
+    def choices(self) -> Sequence[tuple[int, bool, bool]]:
+        """(kept_steps, blocks, decoder) of `Plan`, the fastest first."""
+
+    def peak(self, kept: int, blocks: bool, decoder: bool, rows: int) -> float:
+        """The most bytes that exist at once beside what is always there, for so many rows at a time."""
+
+
 class Activations:
     """What one prompt costs on the real model, each part measured when it is first asked for."""
 
-    def __init__(self, method: Method, prompt: str) -> None:
+    def __init__(self, method: RewardTuning, prompt: str) -> None:
         self.method = method
         sampling, schedule, unet = method.sampling, method.schedule, method.model.unet
         self.prompt = prompt
@@ -151,12 +168,12 @@ class Activations:
 
     def _step(self, blocks: bool) -> Cost:
         t, start = self.chain.timesteps[-1], self.chain.noise()
-        with _recomputing(self.method.model, unet=blocks):
+        with recomputing(self.method.model, unet=blocks):
             cost = cost_of(lambda: guided(self.chain, _leaf(start), t, self.conditioning_at(t)))
         return Cost(cost.kept - self.cast, cost.peak - self.cast)
 
     def _decoding(self, recompute: bool) -> Cost:
-        with _recomputing(self.method.model, decoder=recompute):
+        with recomputing(self.method.model, decoder=recompute):
             return cost_of(lambda: self.method.model.decode(self._input(self.latents[:1])))
 
     def _input(self, tensor: Tensor) -> Tensor:
@@ -206,8 +223,12 @@ class Activations:
                 f"rewards.{name} passes no gradient to the pictures: gradient=ddpo learns from such a scorer too"
             )
 
+    @property
+    def choices(self) -> list[tuple[int, bool, bool]]:
+        steps = self.gradient_steps
+        return [(steps, False, True), *((kept, False, False) for kept in range(steps, -1, -1)), (0, True, False)]
+
     def peak(self, kept: int, blocks: bool, decoder: bool, prompts: int) -> float:
-        """The most bytes that exist at once beside what is always there, for so many prompts at a time."""
         texts = self.encoding.kept * (prompts + 1) / 2  # the negative prompt is encoded once for all
         casts = (kept + 1) * self.cast  # each step under autocast keeps a copy of the weights, whatever the batch
         held, pictures = casts + texts + kept * self.step.kept * prompts, self.pictures * prompts
@@ -221,29 +242,26 @@ class Activations:
         return max(rewarding, decoding, stepping)
 
 
-def plan_memory(budget: str | float, method: Method, prompt: str, batch: int, updating: float) -> Plan:
-    """Measure one prompt's activations and choose what to keep of a batch: all, else the more the better.
+def plan_memory(budget: str | float, device: torch.device, costs: Costs, batch: int, updating: float) -> Plan:
+    """Choose what to keep of a batch: all, else the more the better.
 
     Args:
         budget: GB in all, what is in use now included; `auto` takes most of what is free.
-        batch: prompts of a step, of this process alone.
+        costs: of one row of the batch.
+        batch: rows of a step, of this process alone.
         updating: bytes of gradients and optimiser that come to what is in use now.
 
     Raises:
-        UsageError: not even one prompt fits.
+        UsageError: not even one row fits.
     """
-    device = method.model.device
     limit = available_bytes(device) if budget == "auto" else float(budget) * GB
-    activations = Activations(method, prompt)
-    steps = activations.gradient_steps
     fixed = resident_bytes(device) + updating
-    choices = [(steps, False, True), *((kept, False, False) for kept in range(steps, -1, -1)), (0, True, False)]
     size = batch
     while True:
-        for kept, blocks, decoder in choices:
-            need = fixed + activations.peak(kept, blocks, decoder, size)
+        for kept, blocks, decoder in costs.choices:
+            need = fixed + costs.peak(kept, blocks, decoder, size)
             if need <= limit:
-                return Plan(kept, blocks, decoder, size, steps, need, limit)
+                return Plan(kept, blocks, decoder, size, costs.gradient_steps, need, limit)
         if size == 1:
             raise UsageError(
                 f"memory.budget={limit / GB:.2f} GB, but one prompt at a time needs {need / GB:.2f} GB: "
@@ -257,7 +275,7 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _recomputing(model: DiffusionModel, unet: bool = False, decoder: bool = False) -> Iterator[None]:
+def recomputing(model: DiffusionModel, unet: bool = False, decoder: bool = False) -> Iterator[None]:
     model.checkpoint_blocks(unet, decoder)
     try:
         yield

@@ -1,4 +1,4 @@
-"""A run: from configuration to one folder with everything that it found."""
+"""What every tuning run does: from an objective to one folder with everything that was found."""
 
 from __future__ import annotations
 
@@ -6,138 +6,30 @@ import copy
 import json
 import shutil
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from textcraftor.data.prompts import PromptDraw
 from textcraftor.errors import UsageError
-from textcraftor.evaluation.evaluate import Evaluation, Judge, compare, evaluate, held_out
+from textcraftor.evaluation.evaluate import Evaluation, compare, held_out
 from textcraftor.evaluation.report import before_after_sheet, write_report
-from textcraftor.inference.generate import Sampling
-from textcraftor.inference.mix import Mix
-from textcraftor.models.loading import dtype_of, freeze, load_model
 from textcraftor.models.tuned import tuned_folders
-from textcraftor.models.tuning import Learner, add_learners, load_state
-from textcraftor.rewards.mix import load_mix
-from textcraftor.sampling.conditioning import ConditioningSchedule
+from textcraftor.models.tuning import load_state
 from textcraftor.training.checkpoint import Checkpoints
-from textcraftor.training.checks import check, split_prompts
 from textcraftor.training.forecast import forecast
 from textcraftor.training.interrupt import Interrupt, InterruptedRunError
-from textcraftor.training.memory import plan_memory
-from textcraftor.training.method import Method
+from textcraftor.training.job import Job
+from textcraftor.training.loop import NotFiniteError, tune
 from textcraftor.training.phases import GB, peak_gb
 from textcraftor.training.processes import processes_of_this_run
-from textcraftor.training.reward_tuning import NotFiniteError, RewardTuning, tune_by_reward
 from textcraftor.training.state import TrainingState
 from textcraftor.training.tracking import MetricsFile, Stopwatch
 from textcraftor.training.watch import Alarm, Watch
-
-# Of a parameter: its gradient and Adam's two moments; its moving average; its gradient on the way between processes.
-ADAM_BYTES, EMA_BYTES, EXCHANGE_BYTES = 12, 4, 4
-__all__ = ["check", "run"]
-
-
-@dataclass
-class Job:
-    """What a configuration means, loaded.
-
-    Args:
-        start: the conditioning before training: the original encoder, or that of the run that `tuned` names.
-        evaluated, watched: held-out prompts, for the end and for on the way.
-    """
-
-    config: DictConfig
-    method: Method
-    learners: list[Learner]
-    start: ConditioningSchedule
-    judge: Judge | None
-    evaluated: list[str]
-    watched: list[str]
-    precision: str
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return tuple(self.config.evaluation.seeds)
-
-    def look(self, schedule: ConditioningSchedule, prompts: list[str], before: Evaluation | None = None) -> Evaluation:
-        seeds = self.seeds if prompts is self.evaluated else tuple(self.config.watch.seeds)
-        method, size = self.method, self.config.evaluation.batch_size
-        return evaluate(method.model, schedule, method.sampling, method.mix, self.judge, prompts, seeds, size, before)
-
-    def state(self) -> TrainingState:
-        """What training starts from, its memory planned."""
-        config, method = self.config, self.method
-        share = -(-config.training.batch_size // processes_of_this_run().num_processes)
-        longest = max(method.draw.prompts, key=len)
-        several = processes_of_this_run().num_processes > 1
-        update_bytes = ADAM_BYTES + (EMA_BYTES if config.training.ema_decay else 0) + (EXCHANGE_BYTES if several else 0)
-        updating = update_bytes * sum(p.numel() for learner in self.learners for p in learner.parameters)
-        plan = plan_memory(config.memory.budget, method, longest, share, updating)
-        training = config.training
-        half = method.model.compute_dtype == torch.float16
-        return TrainingState(
-            self.learners,
-            method.mix,
-            plan,
-            instantiate(config.optim),
-            training.lr_schedule,
-            training.warmup,
-            training.steps,
-            training.ema_decay,
-            half,
-            config.memory.budget,
-        )
-
-    @property
-    def settings(self) -> RewardTuning:
-        chosen = ("steps", "batch_size", "max_grad_norm", "checkpoint_every", "skip_broken")
-        return RewardTuning(
-            **{name: self.config.training[name] for name in chosen}, watch_every=self.config.watch.every
-        )
-
-
-def prepare(config: DictConfig) -> Job:
-    """Load everything; what learns is float32, the rest is stored as `dtype` says."""
-    train_prompts, evaluated, watched = split_prompts(config)
-    torch.manual_seed(config.seed)
-    model = load_model(config)
-    model.check_prompts([*train_prompts, *evaluated, *watched, config.sampling.negative_prompt])
-    sampling = Sampling(**config.sampling)
-    begun = Mix(dict(zip(["tuned"], config.tuned.values(), strict=False)))
-    begun.load_unet(model)
-    start = begun.schedule(model, model.scheduler(sampling.scheduler, sampling.steps))
-    learners = add_learners(model, config.tune)
-    dtype, reason = dtype_of(config, "dtype")
-    freeze(model, dtype)
-    schedule = start
-    if config.tune.get("text_encoder") is not None:
-        conditioning = config.conditioning
-        schedule = ConditioningSchedule.tuned_on(conditioning.tuned_on, conditioning.n, sampling.timesteps(model))
-    mix = load_mix(config.rewards, config.normalize_rewards).to(model.device)
-    scorer_dtype = dtype_of(config, "scorer_dtype")[0]
-    mix.rewards.to(scorer_dtype)
-    mix.check([*train_prompts, *evaluated, *watched])
-    precision = f"precision: what learns in float32, the rest in {dtype} ({reason}), scorers in {scorer_dtype}"
-    method = Method(
-        model,
-        mix,
-        instantiate(config.gradient),
-        schedule,
-        sampling,
-        PromptDraw(train_prompts, config.seed),
-        config.conditioning.detach_negative,
-    )
-    judge = instantiate(config.model.judge)
-    return Job(config, method, learners, start, judge, evaluated, watched, precision)
 
 
 def say(line: str) -> None:
@@ -146,17 +38,20 @@ def say(line: str) -> None:
         print(f"textcraftor: {line}", file=sys.stderr, flush=True)
 
 
-def run(config: DictConfig, folder: Path) -> float | str:
-    """Evaluate, tune, evaluate again, report. Returns the held-out figure after tuning, for sweeps."""
-    check(config, folder)
+def run_job(command: str, config: DictConfig, folder: Path, load: Callable[[DictConfig], Job]) -> float | str:
+    """Evaluate, tune, evaluate again, report. Returns the held-out figure after tuning, for sweeps.
+
+    Args:
+        load: what a checked configuration means.
+    """
     accelerator = Accelerator(cpu=config.device == "cpu", log_with=config.tracker, project_dir=folder)
     folder = Path(broadcast_object_list([str(folder)])[0])
     if config.training.batch_size < accelerator.num_processes:
         raise UsageError(
             f"training.batch_size={config.training.batch_size} is that of all {accelerator.num_processes} processes: "
-            "give each at least one prompt"
+            "give each at least one"
         )
-    clock, job = Stopwatch(), prepare(config)
+    clock, job = Stopwatch(), load(config)
     if config.dry_run:
         return forecast(job)
     checkpoints = Checkpoints(folder, config.training.keep_checkpoints)
@@ -174,9 +69,9 @@ def run(config: DictConfig, folder: Path) -> float | str:
     start_tracker(accelerator, config, state.step)
     metrics = MetricsFile(folder / "metrics.jsonl", accelerator, state.step)
     watch = Watch(
-        partial(job.look, job.method.schedule, job.watched, before["watched"]),
+        partial(job.look, job.schedule, job.watched, before["watched"]),
         before["watched"],
-        job.method.mix.weights,
+        job.mix.weights,
         {name: Alarm(**limits) for name, limits in config.watch.alarms.items()},
         config.stop_on,
         folder / "samples",
@@ -184,24 +79,17 @@ def run(config: DictConfig, folder: Path) -> float | str:
     yaml = OmegaConf.to_yaml(config, resolve=True)
     try:
         with Interrupt() as interrupt:
-            tune_by_reward(
-                job.method,
-                state,
-                job.settings,
-                metrics.write,
-                watch,
-                lambda state: checkpoints.save(state, yaml),
-                interrupt,
-            )
+            save = partial(checkpoints.save, config=yaml)
+            tune(job.objective, state, job.pace, metrics.write, watch, save, interrupt)
     except NotFiniteError as error:
         if accelerator.is_main_process:
             (folder / "not_finite.json").write_text(json.dumps(error.record, indent=2))
         raise UsageError(
             f"{error}; prompts and seeds are in {folder / 'not_finite.json'}; "
-            f"train resume={folder} training.skip_broken=N goes on and leaves out up to N such updates"
+            f"{command} resume={folder} training.skip_broken=N goes on and leaves out up to N such updates"
         ) from error
     except InterruptedRunError as error:
-        say(f"{error}; textcraftor train resume={folder} goes on")
+        say(f"{error}; textcraftor {command} resume={folder} goes on")
         raise SystemExit(error.exit_code) from error
     clock.lap("tuning")
     figure = finish(job, folder, state, before, watch, metrics, clock)
@@ -218,9 +106,9 @@ def before_training(job: Job, folder: Path) -> dict[str, Evaluation]:
         name: Evaluation.load(files[name]) if stored else job.look(job.start, prompts)
         for name, prompts in names.items()
     }
-    mix = job.method.mix
+    mix = job.mix
     scores = {name: torch.from_numpy(found["evaluated"].measures[name].ravel()) for name in mix.rewards}
-    mix.start({name: score.to(job.method.model.device) for name, score in scores.items()})
+    mix.start({name: score.to(job.model.device) for name, score in scores.items()})
     if job.config.normalize_rewards:
         for evaluation in found.values():
             shape = evaluation.measures["total"].shape
@@ -252,7 +140,7 @@ def finish(
     clock: Stopwatch,
 ) -> float:
     """Save the last and the best weights, evaluate the best, write the report; returns the held-out figure."""
-    schedule, processes = job.method.schedule, processes_of_this_run()
+    schedule, processes = job.schedule, processes_of_this_run()
     with state.averaged():
         if processes.is_main_process:
             save_parts(job, folder / "last")
@@ -261,7 +149,7 @@ def finish(
             save_parts(job, folder)
         after = job.look(schedule, job.evaluated, before["evaluated"])
     clock.lap("after")
-    figure = held_out(after, before["evaluated"], job.method.mix.weights)
+    figure = held_out(after, before["evaluated"], job.mix.weights)
     peak = peak_gb(metrics.lines)
     seconds = clock.laps | {"tuning": round(sum(line["seconds"] for line in metrics.lines), 2)}
     summary = {
@@ -304,14 +192,14 @@ def phase_means(lines: list[dict[str, float]]) -> dict[str, float]:
 def save_parts(job: Job, folder: Path) -> None:
     """Everything tuned that pictures need: what learned here, and the text encoder of the run that it began from."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "conditioning.json").write_text(json.dumps(job.method.schedule.to_dict(), indent=2))
+    (folder / "conditioning.json").write_text(json.dumps(job.schedule.to_dict(), indent=2))
     for run_folder in job.config.tuned.values():
         for path in tuned_folders(Path(run_folder)):
             if path.name.startswith("text_encoder"):
                 shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
     for learner in job.learners:
         learner.save(folder)
-    if job.method.model.tuned_unet and (folder / "unet_lora").is_dir():  # these adapters belong to a tuned UNet
-        base = copy.deepcopy(job.method.model.unet)
+    if job.model.tuned_unet and (folder / "unet_lora").is_dir():  # these adapters belong to a tuned UNet
+        base = copy.deepcopy(job.model.unet)
         base.unload_lora()
         base.save_pretrained(folder / "unet")

@@ -1,0 +1,125 @@
+"""What a tuning run works with, loaded from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from textcraftor.evaluation.evaluate import Evaluation, Judge, evaluate
+from textcraftor.inference.generate import Sampling
+from textcraftor.inference.mix import Mix
+from textcraftor.models.loading import dtype_of, freeze, load_model
+from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.models.tuning import Learner, add_learners
+from textcraftor.rewards.mix import RewardMix, load_mix
+from textcraftor.sampling.conditioning import ConditioningSchedule
+from textcraftor.training.loop import Objective, Pace
+from textcraftor.training.memory import plan_memory
+from textcraftor.training.processes import processes_of_this_run
+from textcraftor.training.state import TrainingState
+
+# Of a parameter: its gradient and Adam's two moments; its moving average; its gradient on the way between processes.
+ADAM_BYTES, EMA_BYTES, EXCHANGE_BYTES = 12, 4, 4
+
+
+@dataclass
+class Job:
+    """What a configuration means, loaded.
+
+    Args:
+        mix: the scorers that look at the pictures, whether they are learned from or not.
+        schedule: which encoder conditions which noise level, here and wherever the encoder is used later.
+        start: the conditioning before training: the original encoder, or that of the run that `tuned` names.
+        evaluated, watched: held-out prompts, for the end and for on the way.
+        objective: what is descended on.
+    """
+
+    config: DictConfig
+    model: StableDiffusion
+    mix: RewardMix
+    sampling: Sampling
+    schedule: ConditioningSchedule
+    learners: list[Learner]
+    start: ConditioningSchedule
+    judge: Judge | None
+    evaluated: list[str]
+    watched: list[str]
+    precision: str
+    objective: Objective = field(init=False)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(self.config.evaluation.seeds)
+
+    def look(self, schedule: ConditioningSchedule, prompts: list[str], before: Evaluation | None = None) -> Evaluation:
+        seeds = self.seeds if prompts is self.evaluated else tuple(self.config.watch.seeds)
+        size = self.config.evaluation.batch_size
+        return evaluate(self.model, schedule, self.sampling, self.mix, self.judge, prompts, seeds, size, before)
+
+    def state(self) -> TrainingState:
+        """What training starts from, its memory planned."""
+        config, training = self.config, self.config.training
+        share = -(-training.batch_size // processes_of_this_run().num_processes)
+        several = processes_of_this_run().num_processes > 1
+        update_bytes = ADAM_BYTES + (EMA_BYTES if training.ema_decay else 0) + (EXCHANGE_BYTES if several else 0)
+        updating = update_bytes * sum(p.numel() for learner in self.learners for p in learner.parameters)
+        plan = plan_memory(config.memory.budget, self.model.device, self.objective.costs(), share, updating)
+        half = self.model.compute_dtype == torch.float16
+        return TrainingState(
+            self.learners,
+            self.mix,
+            plan,
+            instantiate(config.optim),
+            training.lr_schedule,
+            training.warmup,
+            training.steps,
+            training.ema_decay,
+            half,
+            config.memory.budget,
+        )
+
+    @property
+    def pace(self) -> Pace:
+        chosen = ("steps", "batch_size", "max_grad_norm", "checkpoint_every", "skip_broken")
+        return Pace(**{name: self.config.training[name] for name in chosen}, watch_every=self.config.watch.every)
+
+
+def prepare(
+    config: DictConfig,
+    objective_of: Callable[[Job], Objective],
+    prompts: Sequence[str],
+    evaluated: list[str],
+    watched: list[str],
+) -> Job:
+    """Load everything; what learns is float32, the rest is stored as `dtype` says.
+
+    Args:
+        prompts: to train on; the model and the scorers must know their words.
+    """
+    torch.manual_seed(config.seed)
+    model = load_model(config)
+    model.check_prompts([*prompts, *evaluated, *watched, config.sampling.negative_prompt])
+    sampling = Sampling(**config.sampling)
+    begun = Mix(dict(zip(["tuned"], config.tuned.values(), strict=False)))
+    begun.load_unet(model)
+    start = begun.schedule(model, model.scheduler(sampling.scheduler, sampling.steps))
+    learners = add_learners(model, config.tune)
+    dtype, reason = dtype_of(config, "dtype")
+    freeze(model, dtype)
+    schedule = start
+    if config.tune.get("text_encoder") is not None:
+        conditioning = config.conditioning
+        schedule = ConditioningSchedule.tuned_on(conditioning.tuned_on, conditioning.n, sampling.timesteps(model))
+    mix = load_mix(config.rewards, config.normalize_rewards).to(model.device)
+    scorer_dtype = dtype_of(config, "scorer_dtype")[0]
+    mix.rewards.to(scorer_dtype)
+    mix.check([*prompts, *evaluated, *watched])
+    precision = f"precision: what learns in float32, the rest in {dtype} ({reason}), scorers in {scorer_dtype}"
+    judge = instantiate(config.model.judge)
+    job = Job(config, model, mix, sampling, schedule, learners, start, judge, evaluated, watched, precision)
+    job.objective = objective_of(job)
+    return job

@@ -1,0 +1,139 @@
+"""A data set's pictures as latents: encoded once, in buckets of one size each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from textcraftor.data.records import Records
+from textcraftor.errors import UsageError
+from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.training.processes import processes_of_this_run
+
+Size = tuple[int, int]  # height, width in pixels
+
+
+def bucket_sizes(height: int, width: int, step: int, most: float) -> list[Size]:
+    """Sizes of about the area of height x width, sides multiples of `step`, aspect ratios within [1 / most, most].
+
+    `height` x `width` itself is the first of them.
+    """
+    found = [(height, width)]
+    for one in range(step, int(max(height, width) * most) + 1, step):
+        other = height * width // one // step * step
+        if other >= step and 1 / most <= one / other <= most and (other, one) not in found:
+            found.append((other, one))
+    return found
+
+
+def nearest(picture: Image.Image, sizes: Sequence[Size]) -> Size:
+    """The size whose aspect ratio is nearest to the picture's."""
+    ratio = picture.width / picture.height
+    return min(sizes, key=lambda size: abs(np.log(size[1] / size[0] / ratio)))
+
+
+def as_tensor(picture: Image.Image, size: Size) -> Float[Tensor, "3 height width"]:
+    """Scaled to cover the size, its middle cut out, in [-1, 1]."""
+    height, width = size
+    if picture.size != (width, height):
+        picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The latents of every record, scaled as the denoiser wants them.
+
+    Args:
+        stored: by size as `<height>x<width>`, (pictures, channels, h, w).
+        place: each record's size and its row there.
+    """
+
+    stored: dict[str, Tensor]
+    place: list[tuple[str, int]]
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    def __getitem__(self, index: int) -> Float[Tensor, "channels h w"]:
+        size, row = self.place[index]
+        return self.stored[size][row].float()
+
+    @property
+    def buckets(self) -> list[list[int]]:
+        """The records of each size."""
+        return [[index for index, (size, _) in enumerate(self.place) if size == name] for name in self.stored]
+
+    def joined(self, other: Latents) -> Latents:
+        """These, and after them the other's."""
+        rows = {size: len(stored) for size, stored in self.stored.items()}
+        sizes = dict.fromkeys([*self.stored, *other.stored])
+        stored = {size: torch.cat([one.stored[size] for one in (self, other) if size in one.stored]) for size in sizes}
+        return Latents(stored, [*self.place, *((size, row + rows.get(size, 0)) for size, row in other.place)])
+
+    def told(self) -> str:
+        return "latents: " + ", ".join(f"{len(rows)} of {size}" for size, rows in self.stored.items())
+
+
+@torch.no_grad()
+def encode_records(
+    model: StableDiffusion, records: Records, sizes: Sequence[Size], folder: Path, batch_size: int = 8
+) -> tuple[Records, Latents]:
+    """Every picture's latents (the posterior's mean), in half precision; pictures that cannot be read are skipped.
+
+    Args:
+        folder: where the first process writes them and a resumed run or another process finds them.
+
+    Returns:
+        the records that have latents, and those.
+    """
+    file, told = folder / "latents.safetensors", folder / "latents.json"
+    if processes_of_this_run().is_main_process and not told.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        broken = dict[int, str]()
+        waiting: dict[Size, list[int]] = {}
+        place: dict[int, tuple[str, int]] = {}
+        stored: dict[str, list[Tensor]] = {}
+
+        def encode(size: Size) -> None:
+            """Those that wait for company of their size."""
+            pictures = torch.stack([pixels.pop(index) for index in waiting[size]]).to(model.device, model.vae.dtype)
+            encoded = model.vae.encode(pictures).latent_dist.mean * model.vae.config.scaling_factor
+            name = f"{size[0]}x{size[1]}"
+            for index, latents in zip(waiting.pop(size), encoded, strict=True):
+                place[index] = name, len(stored.setdefault(name, []))
+                stored[name].append(latents.half().cpu())
+
+        pixels = dict[int, Tensor]()
+        for index in tqdm(range(len(records)), desc="encoding", unit="picture"):
+            try:
+                picture = records.picture(index)
+            except OSError as error:
+                broken[index] = f"its picture cannot be read ({error})"
+                continue
+            size = nearest(picture, sizes)
+            pixels[index] = as_tensor(picture, size)
+            waiting.setdefault(size, []).append(index)
+            if len(waiting[size]) == batch_size:
+                encode(size)
+        for size in list(waiting):
+            encode(size)
+        if not stored:
+            raise UsageError(f"none of {len(records)} pictures can be read: {broken[0]}")
+        save_file({name: torch.stack(rows) for name, rows in stored.items()}, file)
+        told.write_text(json.dumps({"broken": broken, "place": [place[index] for index in sorted(place)]}))
+    processes_of_this_run().wait_for_everyone()
+    index = json.loads(told.read_text())
+    broken = {int(number): reason for number, reason in index["broken"].items()}
+    kept = records.only([number for number in range(len(records)) if number not in broken], broken)
+    return kept, Latents(load_file(file), [(size, row) for size, row in index["place"]])
