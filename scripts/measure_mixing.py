@@ -132,9 +132,9 @@ def styles(folder: Path) -> None:
 
 def baselines(folder: Path) -> None:
     """The base, prompt engineering, policy gradient and the reward's gradient."""
-    extended = measures(folder, "extended", "extend=true")
+    upsampled = measures(folder, "upsampled", "upsample=true")
     rows = {
-        "prompts extended": {key: np.concatenate([values] * len(SEEDS)) for key, values in extended.items()},
+        "prompts upsampled": {key: np.concatenate([values] * len(SEEDS)) for key, values in upsampled.items()},
         "DDPO": several(folder, "ddpo", "mix.a=1", of="ddpo"),
         "TextCraftor": several(folder, "strip_1", "mix.a=1.0"),
     }

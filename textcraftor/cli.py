@@ -14,6 +14,10 @@ from pathlib import Path
 COMMANDS = {
     "train": ("textcraftor.training.train", "tune a text encoder by reward"),
     "tune-captions": ("textcraftor.training.tune_captions", "tune a UNet on captioned pictures"),
+    "train-captioner": ("textcraftor.training.train_captioner", "train a language model to caption pictures"),
+    "recaption": ("textcraftor.captioning.recaption", "write a further caption for every picture of a data set"),
+    "letters": ("textcraftor.data.letters", "write pictures of text with captions"),
+    "upsample": ("textcraftor.captioning.upsample", "rewrite prompts so that they say more"),
     "generate": ("textcraftor.inference.run", "make pictures with a tuned encoder, or without"),
     "evaluate": ("textcraftor.evaluation.run", "measure a tuned encoder against the original over a suite of prompts"),
     "export": ("textcraftor.inference.export", "write what was tuned for diffusers, web UIs and the hub"),
@@ -203,7 +207,7 @@ def paths_as_runs(overrides: Sequence[str]) -> list[str]:
 def main() -> None:
     command, *overrides = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help"):
-        listed = "\n".join(f"  {name:13} {what}" for name, (_, what) in COMMANDS.items())
+        listed = "\n".join(f"  {name:15} {what}" for name, (_, what) in COMMANDS.items())
         print(USAGE.format(commands=listed))
     elif command in COMMANDS:
         launch(command, quote_literals(paths_as_runs(overrides) if command in ("compare", "app") else overrides))

@@ -14,7 +14,7 @@ from textcraftor.errors import UsageError
 from textcraftor.inference.generate import Sampling
 from textcraftor.sampling.chain import Chain, denoise, guided
 from textcraftor.sampling.conditioning import ConditioningSchedule
-from textcraftor.sampling.gradients import ddpo, drtune, full, last_k, low_variance, random_k, refl
+from textcraftor.sampling.gradients import ddpo, direct, drtune, full, last_k, low_variance, random_k, refl
 
 SAMPLING = Sampling(3, 2.0, 64, 64)
 POLICIES = {
@@ -24,6 +24,7 @@ POLICIES = {
     "low_variance": partial(low_variance, n=2),
     "refl": partial(refl, first=0.4, last=0.9),
     "drtune": partial(drtune, k=2),
+    "direct": partial(direct, first=0.4, last=0.9),
 }
 
 
@@ -43,7 +44,8 @@ def doubled(model, monkeypatch):
 
 
 def new_chain(model, **options) -> Chain:
-    return SAMPLING.chain(model, [1, 2], rng=np.random.default_rng(5), **options)
+    clean = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(3))
+    return SAMPLING.chain(model, [1, 2], rng=np.random.default_rng(5), clean=clean, **options)
 
 
 def reward_of(model, rollout, **options) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,3 +92,6 @@ class PromptDraw:
     def rng(self, step: int) -> np.random.Generator:
         """Draws what all samples of a step share; the same in every process."""
         return np.random.default_rng((self.seed, step, 2))
+
+    def clean(self, step: int, batch_size: int, rows: Sequence[int]) -> None:
+        """Prompts alone come with no picture to start from."""

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from textcraftor.data.prompts import COLUMNS
 from textcraftor.errors import UsageError
 
-PICTURES = ("image", "file_name", "png", "jpg", "jpeg", "webp")  # columns that hold a picture or the path of one
+PICTURES = ("image", "png", "jpg", "jpeg", "webp", "file_name")  # columns that hold a picture or the path of one
 CAPTIONS = (*COLUMNS, "txt")  # columns that hold the ground-truth caption
 TABLES = ("metadata.jsonl", "metadata.parquet", "*.jsonl", "*.parquet")
 WHERE = "give a folder of pictures with metadata.jsonl or .parquet, of webdataset .tar shards, or of datasets"
@@ -65,12 +65,13 @@ class Records:
             UsageError: no such folder, no table in it, no column of pictures or of captions, no caption at all.
         """
         folder, table = _open(path)
-        picture, caption = (_column(path, table, names) for names in (PICTURES, CAPTIONS))
-        plain = table.cast_column(picture, datasets.Image(decode=False)) if _is_image(table, picture) else table
+        picture, caption = _column(path, table.features, PICTURES), _column(path, _fields(table), CAPTIONS)
+        stored = not isinstance(table.features[picture], datasets.Value)  # beside its path, perhaps instead of it
+        plain = table.cast_column(picture, datasets.Image(decode=False)) if stored else table
         written = _read_captions(captions)
         found, rows, skipped = [], [], dict[str, str]()
-        for number, row in enumerate(plain.remove_columns(picture) if _is_image(table, picture) else plain):
-            fields = row if isinstance(row.get("json"), type(None)) else {**row["json"], **row}
+        for number, row in enumerate(plain.remove_columns(picture) if stored else plain):
+            fields = {**(row.get("json") or {}), **row}
             key = str(fields.get("__key__") or fields.get("key") or fields.get("file_name") or number)
             text = str(fields.get(caption) or "").strip()
             if not text:
@@ -179,12 +180,12 @@ def _open(path: str | Path) -> tuple[Path, Any]:
         raise UsageError(f"data.path={path} cannot be read: {error.__cause__ or error}") from error
 
 
-def _is_image(table: Any, column: str) -> bool:
-    return isinstance(table.features[column], datasets.Image | dict)
+def _fields(table: Any) -> dict[str, Any]:
+    """The table's columns, and what webdataset's JSON files hold."""
+    return {**(table.features.get("json") or {}), **table.features}
 
 
-def _column(path: str | Path, table: Any, names: Sequence[str]) -> str:
-    columns = [*table.column_names, *(table.features["json"] if isinstance(table.features.get("json"), dict) else [])]
+def _column(path: str | Path, columns: Mapping[str, Any], names: Sequence[str]) -> str:
     for name in names:
         if name in columns:
             return name

@@ -21,7 +21,7 @@ from textcraftor.models.base import DiffusionModel
 from textcraftor.rewards.mix import RewardMix
 from textcraftor.sampling.conditioning import ConditioningSchedule
 
-Extender = Callable[[Sequence[str]], list[str]]
+Upsampler = Callable[[Sequence[str]], list[str]]
 Judge = Callable[[Tensor, Sequence[str]], dict[str, np.ndarray]]
 
 
@@ -106,15 +106,15 @@ def measure(
     judge: Judge | None,
     jobs: Sequence[tuple[str, int]],
     batch_size: int,
-    extender: Extender | None = None,
+    upsampler: Upsampler | None = None,
 ) -> dict[str, np.ndarray]:
     """Make a picture for each (prompt, seed): one value a picture by measure, and `pictures`, of 8 bits a channel.
 
     Args:
-        extender: writes the prompts that the encoders read; scorers and judge read the prompts as they are.
+        upsampler: writes the prompts that the encoders read; scorers and judge read the prompts as they are.
     """
     texts = [prompt for prompt, _ in jobs]
-    read = extender(texts) if extender else texts
+    read = upsampler(texts) if upsampler else texts
     images = generate(model, list(zip(read, (seed for _, seed in jobs), strict=True)), schedule, sampling, batch_size)
     scores: dict[str, list[np.ndarray]] = {}
     for batch, said in zip(images.split(batch_size), batches(texts, batch_size), strict=True):

@@ -13,11 +13,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from textcraftor.captioning.upsample import check_upsampler, upsampler_of
 from textcraftor.errors import UsageError
 from textcraftor.evaluation.evaluate import compare_measures, means, measure
 from textcraftor.evaluation.report import write_evaluation
 from textcraftor.evaluation.suite import Store, Suite, measures_of, read_rows_of
-from textcraftor.inference.extend import check_extender, extender_of
 from textcraftor.inference.generate import Sampling, batches
 from textcraftor.inference.mix import Mix
 from textcraftor.models.loading import device_of, dtype_of, freeze, load_model
@@ -41,7 +41,7 @@ def shard_of(config: DictConfig) -> tuple[int, int]:
 def check(config: DictConfig, folder: Path) -> None:
     """Refuse what cannot work before any model is loaded and before anything is written."""
     suite, mix = Suite.of(config), Mix.of(config)
-    check_extender(config)
+    check_upsampler(config)
     check_mix(config.rewards)
     for key in ("dtype", "scorer_dtype"):
         dtype_of(config, key)
@@ -50,7 +50,7 @@ def check(config: DictConfig, folder: Path) -> None:
         raise UsageError(f"batch_size={config.batch_size} must be at least 1")
     if config.base is not None:
         if not changes(config, mix):
-            raise UsageError("base= is compared with what tuned, mix, unet.path or extend change: give one of them")
+            raise UsageError("base= is compared with what tuned, mix, unet.path or upsample change: give one of them")
         same_jobs(read_rows_of(Path(config.base)), suite, config.base)
     if (folder / "report.html").exists():
         raise UsageError(f"run_dir={folder} already holds an evaluation: choose another run_dir= or name=")
@@ -64,7 +64,7 @@ def check(config: DictConfig, folder: Path) -> None:
 
 def changes(config: DictConfig, mix: Mix) -> bool:
     """Whether this is anything but the untuned model with the prompts as they are."""
-    return bool(mix.tuned or mix.unet or config.extend)
+    return bool(mix.tuned or mix.unet or config.upsample)
 
 
 def same_jobs(rows: list[dict], suite: Suite, where: str) -> None:
@@ -89,7 +89,7 @@ def run(config: DictConfig, folder: Path) -> str:
     complete = True
     if config.base is None and changes(config, mix):
         complete = fill(config, Store(base, suite), Mix())
-    complete = fill(config, Store(folder, suite), mix, config.extend) and complete
+    complete = fill(config, Store(folder, suite), mix, config.upsample) and complete
     if not complete:
         return f"{folder} is not complete yet: other shards are at work, or to be started"
     if processes.is_main_process:
@@ -98,7 +98,7 @@ def run(config: DictConfig, folder: Path) -> str:
     return f"wrote {folder}\n{(folder / 'table.md').read_text()}"
 
 
-def fill(config: DictConfig, store: Store, mix: Mix, extend: bool = False) -> bool:
+def fill(config: DictConfig, store: Store, mix: Mix, upsample: bool = False) -> bool:
     """Make this process's share of the pictures that are not there yet; returns whether all are there."""
     processes = PartialState()
     if (store.folder / "rows.parquet").exists():
@@ -115,12 +115,12 @@ def fill(config: DictConfig, store: Store, mix: Mix, extend: bool = False) -> bo
         rewards = load_mix(config.rewards).to(model.device)
         rewards.rewards.to(dtype_of(config, "scorer_dtype")[0])
         rewards.check(store.suite.prompts)
-        judge, extender = instantiate(config.model.judge), extender_of(config) if extend else None
+        judge, upsampler = instantiate(config.model.judge), upsampler_of(config) if upsample else None
         store.folder.mkdir(parents=True, exist_ok=True)
         progress = tqdm(total=len(mine), desc=f"evaluating {store.folder.name}", unit="picture", disable=number > 0)
         for batch in batches(mine, config.batch_size):
             jobs = [(store.suite.prompts[index], seed) for index, seed in batch]
-            measured = measure(model, schedule, sampling, rewards, judge, jobs, config.batch_size, extender)
+            measured = measure(model, schedule, sampling, rewards, judge, jobs, config.batch_size, upsampler)
             store.write(number, batch, measured)
             progress.update(len(batch))
         progress.close()

@@ -17,6 +17,7 @@ from textcraftor.data.prompts import read_prompts
 from textcraftor.errors import UsageError
 from textcraftor.models.loading import device_of, dtype_of
 from textcraftor.rewards.mix import RewardMix, check_mix, load_mix
+from textcraftor.rewards.preprocessing import from_pil
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 Pair = tuple[Path, str]
@@ -88,10 +89,9 @@ def load_picture(file: Path) -> Tensor:
     """A picture file as float (3, height, width) in [0, 1]."""
     with open_picture(file) as picture:
         try:
-            pixels = np.asarray(picture.convert("RGB"))
+            return from_pil(picture)
         except OSError as error:
             raise UsageError(f"{file} is damaged ({error}): mend it or take it out of the folder") from error
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
 
 
 @torch.no_grad()

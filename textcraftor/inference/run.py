@@ -9,9 +9,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from textcraftor.captioning.upsample import check_upsampler, upsampler_of
 from textcraftor.data.prompts import read_prompts
 from textcraftor.errors import UsageError
-from textcraftor.inference.extend import check_extender, extender_of
 from textcraftor.inference.generate import Sampling, generate, grid
 from textcraftor.inference.mix import Mix
 from textcraftor.inference.pictures import contact_sheet, save_png, to_pil
@@ -42,7 +42,7 @@ def check(config: DictConfig, folder: Path) -> None:
         if not OmegaConf.is_list(weights) or not weights:
             raise UsageError(f"grid.{name}={weights} must be a list of weights, as grid.{name}=[0,.5,1]")
     list(mixes(config))
-    check_extender(config)
+    check_upsampler(config)
     if not config.seeds:
         raise UsageError("seeds=[] is empty: give at least one")
     if (folder / "contact_sheet.png").exists():
@@ -60,8 +60,8 @@ def run(config: DictConfig, folder: Path) -> None:
     cells[0][1].load_unet(model)
     schedules = [mix.schedule(model, model.scheduler(sampling.scheduler, 1)) for _, mix in cells]
     freeze(model, dtype_of(config, "dtype")[0])
-    extender = extender_of(config)
-    read = dict(zip(prompts, extender(prompts) if extender else prompts, strict=True))
+    upsampler = upsampler_of(config)
+    read = dict(zip(prompts, upsampler(prompts) if upsampler else prompts, strict=True))
     jobs, found = grid(prompts, config.seeds), []
     folder.mkdir(parents=True, exist_ok=True)
     for (cell, _), schedule in zip(cells, schedules, strict=True):
@@ -72,7 +72,7 @@ def run(config: DictConfig, folder: Path) -> None:
         for (prompt, seed), image in zip(jobs, images, strict=True):
             name = "_".join([f"{prompts.index(prompt):04d}", str(seed), *label.split()])
             said = {"prompt": prompt, "seed": seed, "settings": json.dumps(settings)}
-            said |= {"extended": read[prompt]} if extender else {}
+            said |= {"upsampled": read[prompt]} if upsampler else {}
             save_png(image, folder / f"{name}.png", said)
         found.append((label, [to_pil(image) for image in images]))
     across = len(config.seeds) if not config.grid else len(list(config.grid.values())[-1])

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
@@ -70,6 +72,11 @@ def normalize(
     """(images - mean) / std, channel by channel."""
     center, spread = (torch.tensor(values).to(images).view(3, 1, 1) for values in (mean, std))
     return (images - center) / spread
+
+
+def from_pil(picture: Image.Image) -> Float[Tensor, "3 height width"]:
+    """A picture as floats in [0, 1]."""
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
 
 
 def clip_pixels(

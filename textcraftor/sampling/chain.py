@@ -31,6 +31,7 @@ class Chain:
         detach_negative: no gradient through the unconditional branch: less memory, another objective.
         kept_steps: so many of the first steps that carry a gradient keep their activations for the backward pass, the
             others only their input, from which it computes them again; null keeps all.
+        clean: latents of a real picture for each sample, for a policy that starts from those.
     """
 
     model: DiffusionModel
@@ -42,6 +43,7 @@ class Chain:
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     detach_negative: bool = False
     kept_steps: int | None = None
+    clean: Tensor | None = None
     gradient_steps: int = 0  # so far in this pass
     calls: int = 0  # of the denoiser, so far in this pass
     log_prob: Tensor | None = None  # (batch,), of a pass that draws its steps: what carries the gradient then

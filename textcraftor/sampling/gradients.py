@@ -99,6 +99,28 @@ def refl(
     return predicted_x0(chain, latents, chain.timesteps[index], conditioning_at)
 
 
+def direct(
+    chain: Chain,
+    latents: Float[Tensor, "batch channels h w"],
+    conditioning_at: ConditioningAt,
+    *,
+    first: float = 0.0,
+    last: float = 1.0,
+) -> Float[Tensor, "batch channels h w"]:
+    """From a real picture, noised to a random step, in one jump to the x0 that is predicted (TextCraftor, section 3.1:
+    its first variant, which it finds to fail: rewards judge such blurred pictures badly).
+
+    Args:
+        first, last: the steps to draw from, as shares of the chain.
+    """
+    if chain.clean is None:
+        raise UsageError("gradient=direct starts from real pictures: give data.path=")
+    steps = len(chain.timesteps)
+    index = int(chain.rng.integers(round(steps * first), min(round(steps * last), steps - 1) + 1))
+    noisy = chain.model.add_noise(chain.clean.to(latents), chain.noise(1).to(latents), chain.timesteps[index])
+    return predicted_x0(chain, noisy, chain.timesteps[index], conditioning_at)
+
+
 def drtune(
     chain: Chain, latents: Float[Tensor, "batch channels h w"], conditioning_at: ConditioningAt, *, k: int
 ) -> Float[Tensor, "batch channels h w"]:

@@ -15,6 +15,7 @@ from textcraftor.models.stable_diffusion import SCHEDULERS
 from textcraftor.models.tuning import PARTS
 from textcraftor.rewards.mix import check_mix, parts_of
 from textcraftor.training.checkpoint import Checkpoints
+from textcraftor.training.pictures import check_pictures
 
 
 def split_prompts(config: DictConfig) -> tuple[list[str], list[str], list[str]]:
@@ -43,8 +44,16 @@ def check(config: DictConfig, folder: Path) -> None:
     _check_gradient(config)
     if not any(part.weight for part in parts_of(config.rewards).values()):
         raise UsageError("rewards: every weight is 0, so there is nothing to learn from")
-    split_prompts(config)
+    if from_pictures(config):
+        check_pictures(config)
+    else:
+        split_prompts(config)
     check_tuning(config, folder)
+
+
+def from_pictures(config: DictConfig) -> bool:
+    """Whether the policy starts from real pictures instead of noise."""
+    return config.gradient._target_.rpartition(".")[2] == "direct"
 
 
 def check_tuning(config: DictConfig, folder: Path) -> None:
@@ -112,8 +121,10 @@ def _check_last_n(config: DictConfig, steps: int) -> None:
     n, policy, k = config.conditioning.n, config.gradient._target_.rpartition(".")[2], config.gradient.get("k") or steps
     if not 1 <= n <= steps:
         raise UsageError(f"conditioning.n={n} must lie between 1 and sampling.steps={steps}")
+    jump = steps - round(steps * config.gradient.get("first", 0))
     needed = {
-        "refl": steps - round(steps * config.gradient.get("first", 0)),
+        "refl": jump,
+        "direct": jump,
         "drtune": -(-steps // k),
         "ddpo": steps - k + 1,
     }.get(policy, 1)

@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from textcraftor.data.blend import RecordDraw
 from textcraftor.data.records import Records
 from textcraftor.errors import UsageError
 from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.rewards.preprocessing import from_pil
 from textcraftor.training.processes import processes_of_this_run
 
 Size = tuple[int, int]  # height, width in pixels
@@ -47,7 +49,7 @@ def as_tensor(picture: Image.Image, size: Size) -> Float[Tensor, "3 height width
     height, width = size
     if picture.size != (width, height):
         picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
+    return from_pil(picture) * 2 - 1
 
 
 @dataclass(frozen=True)
@@ -137,3 +139,27 @@ def encode_records(
     broken = {int(number): reason for number, reason in index["broken"].items()}
     kept = records.only([number for number in range(len(records)) if number not in broken], broken)
     return kept, Latents(load_file(file), [(size, row) for size, row in index["place"]])
+
+
+@dataclass(frozen=True)
+class PictureDraw:
+    """Captions, noise seeds and latents of real pictures for a step; `PromptDraw` gives prompts and seeds alone."""
+
+    draw: RecordDraw
+    latents: Latents
+
+    def __call__(self, step: int, batch_size: int) -> tuple[list[str], list[int]]:
+        examples = self.draw(step, batch_size)
+        return [example.caption for example in examples], [example.noise_seed for example in examples]
+
+    def clean(self, step: int, batch_size: int, rows: Sequence[int]) -> Float[Tensor, "rows channels h w"]:
+        examples = self.draw(step, batch_size)
+        return torch.stack([self.latents[examples[row].index] for row in rows])
+
+    @property
+    def prompts(self) -> list[str]:
+        return [record.caption for record in self.draw.records]
+
+    def rng(self, step: int) -> np.random.Generator:
+        """Draws what all samples of a step share; the same in every process."""
+        return np.random.default_rng((self.draw.seed, step, 2))

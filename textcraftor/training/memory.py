@@ -154,7 +154,8 @@ class Activations:
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         mixed = unet.dtype != method.model.compute_dtype
         self.cast = sum(p.numel() for p in unet.parameters()) * method.model.compute_dtype.itemsize if mixed else 0
-        self.chain = sampling.chain(method.model, [0], detach_negative=method.detach_negative, kept_steps=0)
+        options = {"detach_negative": method.detach_negative, "clean": method.draw.clean(0, 1, [0])}
+        self.chain = sampling.chain(method.model, [0], kept_steps=0, **options)
         with torch.no_grad():
             encoded = self._encode()
         self.conditioning_at = partial(schedule.at, {name: one.map(_leaf) for name, one in encoded.items()})

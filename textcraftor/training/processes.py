@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -31,3 +32,9 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     flat = average(torch.cat([gradient.flatten() for gradient in gradients]))
     for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
+
+
+def say(line: str) -> None:
+    """One line to the terminal, from the first process alone."""
+    if processes_of_this_run().is_main_process:
+        print(f"textcraftor: {line}", file=sys.stderr, flush=True)

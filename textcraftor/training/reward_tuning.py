@@ -21,6 +21,7 @@ from textcraftor.rewards.mix import RewardMix
 from textcraftor.sampling.chain import Chain
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.sampling.gradients import Rollout
+from textcraftor.training.latents import PictureDraw
 from textcraftor.training.memory import Activations
 from textcraftor.training.phases import Phases
 from textcraftor.training.processes import processes_of_this_run
@@ -42,7 +43,7 @@ class RewardTuning:
     rollout: Rollout
     schedule: ConditioningSchedule
     sampling: Sampling
-    draw: PromptDraw
+    draw: PromptDraw | PictureDraw
     detach_negative: bool = False
 
     def gradient(
@@ -59,7 +60,8 @@ class RewardTuning:
         for part in state.plan.micro_batches(rows):
             said = [prompts[row] for row in part]
             numbers = [seeds[row] for row in part]
-            images, chain = self.pictures(said, numbers, state.step, state.plan.kept_steps, phases)
+            clean = self.draw.clean(state.step, batch_size, part)
+            images, chain = self.pictures(said, numbers, state.step, state.plan.kept_steps, phases, clean)
             share = len(part) * processes_of_this_run().num_processes / batch_size
             with phases("reward"):
                 scores = self.mix(images, said * (len(images) // len(said)))
@@ -75,7 +77,13 @@ class RewardTuning:
         return sums, {"unet_calls": chain.calls, "gradient_steps": chain.gradient_steps}
 
     def pictures(
-        self, prompts: Sequence[str], seeds: Sequence[int], step: int, kept_steps: int | None, phases: Phases
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        step: int,
+        kept_steps: int | None,
+        phases: Phases,
+        clean: Tensor | None = None,
     ) -> tuple[Tensor, Chain]:
         """Images with gradients, and the chain that made them; some policies give several images a prompt."""
         with phases("encode"):
@@ -88,6 +96,7 @@ class RewardTuning:
                 rng=self.draw.rng(step),
                 detach_negative=self.detach_negative,
                 kept_steps=kept_steps,
+                clean=clean,
             )
             latents = self.rollout(chain, chain.start(), partial(self.schedule.at, encoded))
         with phases("decode"):

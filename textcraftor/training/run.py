@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -26,16 +25,10 @@ from textcraftor.training.interrupt import Interrupt, InterruptedRunError
 from textcraftor.training.job import Job
 from textcraftor.training.loop import NotFiniteError, tune
 from textcraftor.training.phases import GB, peak_gb
-from textcraftor.training.processes import processes_of_this_run
+from textcraftor.training.processes import processes_of_this_run, say
 from textcraftor.training.state import TrainingState
 from textcraftor.training.tracking import MetricsFile, Stopwatch
 from textcraftor.training.watch import Alarm, Watch
-
-
-def say(line: str) -> None:
-    """One line to the terminal, from the first process alone."""
-    if processes_of_this_run().is_main_process:
-        print(f"textcraftor: {line}", file=sys.stderr, flush=True)
 
 
 def run_job(command: str, config: DictConfig, folder: Path, load: Callable[[DictConfig], Job]) -> float | str:

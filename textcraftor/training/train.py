@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from textcraftor.data.prompts import PromptDraw
-from textcraftor.training.checks import check, split_prompts
+from textcraftor.training.checks import check, from_pictures, split_prompts
 from textcraftor.training.job import Job, prepare
+from textcraftor.training.latents import PictureDraw
+from textcraftor.training.pictures import Pictures, kept_while_running
 from textcraftor.training.reward_tuning import RewardTuning
 from textcraftor.training.run import run_job
 
 __all__ = ["check", "run"]
 
 
-def load(config: DictConfig) -> Job:
-    """What a checked configuration means."""
-    prompts, evaluated, watched = split_prompts(config)
+def load(config: DictConfig, cache: Path | None = None) -> Job:
+    """What a checked configuration means; latents of pictures, where it wants any, are kept in the folder `cache`."""
+    if from_pictures(config):
+        pictures = Pictures.read(config)
+        prompts, evaluated, watched = pictures.captions, pictures.evaluated, pictures.watched
+    else:
+        prompts, evaluated, watched = split_prompts(config)
 
     def objective_of(job: Job) -> RewardTuning:
-        rollout, draw = instantiate(config.gradient), PromptDraw(prompts, config.seed)
+        if from_pictures(config):
+            assert cache is not None
+            draw: PromptDraw | PictureDraw = PictureDraw(*pictures.encode(job.model, cache))
+        else:
+            draw = PromptDraw(prompts, config.seed)
         detach_negative = config.conditioning.detach_negative
+        rollout = instantiate(config.gradient)
         return RewardTuning(job.model, job.mix, rollout, job.schedule, job.sampling, draw, detach_negative)
 
     return prepare(config, objective_of, prompts, evaluated, watched)
@@ -31,4 +43,5 @@ def load(config: DictConfig) -> Job:
 def run(config: DictConfig, folder: Path) -> float | str:
     """Evaluate, tune by reward, evaluate again, report. Returns the held-out figure after tuning, for sweeps."""
     check(config, folder)
-    return run_job("train", config, folder, load)
+    with kept_while_running(config, folder) as cache:
+        return run_job("train", config, folder, partial(load, cache=cache))

@@ -1,0 +1,192 @@
+"""Pictures of text, with captions that say what is written: the synthetic data of "Improving Text Generation on Images
+with Synthetic Captions" (2406.00505)."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from tqdm import tqdm
+
+from textcraftor.errors import UsageError
+
+Painter = Callable[[str, str, np.random.Generator], tuple[Image.Image, str, str]]
+KINDS = ("word", "number", "series")
+WORDS = re.findall(
+    r"\w+",
+    """open closed exit welcome sale coffee hotel stop menu hello love dream happy birthday summer winter garden market
+    bakery library museum station airport school music pizza fresh organic today tomorrow danger warning push pull""",
+)
+COLORS = {
+    "black": "#101010",
+    "white": "#fafafa",
+    "red": "#c62828",
+    "blue": "#1e4fa3",
+    "green": "#2e7d32",
+    "yellow": "#f9d423",
+    "orange": "#ef6c00",
+    "purple": "#6a1b9a",
+    "gray": "#8a8a8a",
+}
+SIZES = {"small": 0.35, "medium": 0.6, "large": 0.85}  # of the picture's width
+PLACES = {"at the top": 0.2, "in the center": 0.5, "at the bottom": 0.8}  # of the picture's height
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Draws what is to be written.
+
+    Args:
+        share: of words, numbers and random series of letters.
+        words: a text file of them, one a line; null takes common words of signs.
+        alphabet: of series.
+        length: least and most signs of numbers and series.
+    """
+
+    share: Mapping[str, float]
+    words: str | None = None
+    alphabet: str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    length: Sequence[int] = (2, 8)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.share) - set(KINDS))
+        if unknown or not sum(self.share.values()) > 0 or min(self.share.values()) < 0:
+            raise UsageError(f"texts.share={dict(self.share)} must give {', '.join(KINDS)} shares of at least 0")
+        if not 1 <= self.length[0] <= self.length[1]:
+            raise UsageError(f"texts.length={list(self.length)} must be least and most, at least 1")
+        if self.words is not None and not Path(self.words).expanduser().is_file():
+            raise UsageError(f"texts.words={self.words} does not exist: give a text file, one word a line")
+
+    @functools.cached_property
+    def known(self) -> list[str]:
+        lines = WORDS if self.words is None else Path(self.words).expanduser().read_text(encoding="utf-8").split()
+        return [form for word in lines for form in (word, word.upper(), word.capitalize())]
+
+    def draw(self, rng: np.random.Generator) -> tuple[str, str]:
+        """The kind of text, and the text."""
+        names = list(self.share)
+        kind = str(rng.choice(names, p=np.array([self.share[name] for name in names]) / sum(self.share.values())))
+        length = int(rng.integers(self.length[0], self.length[1] + 1))
+        match kind:
+            case "word":
+                return kind, str(rng.choice(self.known))
+            case "number":
+                return kind, "".join(str(digit) for digit in rng.integers(10, size=length))
+            case _:
+                return kind, "".join(rng.choice(list(self.alphabet), size=length))
+
+
+@dataclass(frozen=True)
+class FontPainter:
+    """Writes with fonts, on a plain ground or on a picture that was found.
+
+    Args:
+        height, width: in pixels.
+        fonts: TrueType or OpenType files; none takes Pillow's own.
+        backgrounds: a folder of pictures; null: plain grounds alone.
+        found: share of pictures on found backgrounds, where there are some.
+    """
+
+    height: int
+    width: int
+    fonts: Sequence[str] = ()
+    backgrounds: str | None = None
+    found: float = 0.5
+
+    def __post_init__(self) -> None:
+        for path in (*self.fonts, *([self.backgrounds] if self.backgrounds else [])):
+            if not Path(path).expanduser().exists():
+                raise UsageError(f"painter: {path} does not exist")
+
+    @functools.cached_property
+    def pictures(self) -> list[Path]:
+        if self.backgrounds is None:
+            return []
+        files = sorted(Path(self.backgrounds).expanduser().rglob("*"))
+        return [file for file in files if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")]
+
+    def __call__(self, kind: str, text: str, rng: np.random.Generator) -> tuple[Image.Image, str, str]:
+        """The picture, its basic caption, and the detailed one: colour, size, style and place."""
+        ground, ink = (str(name) for name in rng.choice(list(COLORS), 2, replace=False))
+        size, place = str(rng.choice(list(SIZES))), str(rng.choice(list(PLACES)))
+        picture = Image.new("RGB", (self.width, self.height), COLORS[ground])
+        where = f"a plain {ground} background"
+        if self.pictures and rng.random() < self.found:
+            with Image.open(self.pictures[int(rng.integers(len(self.pictures)))]) as found:
+                picture = ImageOps.fit(found.convert("RGB"), picture.size)
+            where = "a photo"
+        path = str(rng.choice(list(self.fonts))) if self.fonts else None
+        font, style = self._font(path, text, SIZES[size] * self.width)
+        middle = (self.width / 2, PLACES[place] * self.height)
+        ImageDraw.Draw(picture).text(middle, text, fill=COLORS[ink], font=font, anchor="mm")
+        named = {"word": "text", "number": "number", "series": "random letters"}[kind]
+        return (
+            picture,
+            f'a picture with the {named} "{text}"',
+            f'the {named} "{text}" in {size} {ink} letters{style} {place} of {where}',
+        )
+
+    def _font(self, path: str | None, text: str, wide: float):
+        """The font in which the text is as wide as asked, or as high as fits, and what to call it."""
+
+        def of(size: float):
+            return ImageFont.truetype(path, size) if path else ImageFont.load_default(size)
+
+        measured = of(100.0).getbbox(text)
+        size = min(100.0 * wide / max(1, measured[2] - measured[0]), 0.3 * self.height)
+        font = of(max(6.0, size))
+        family, face = font.getname() if path else (None, None)
+        return font, f" of {family} {face}" if family else ""
+
+
+@dataclass
+class Coverage:
+    """How often each sign was written."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def told(self, alphabet: str) -> str:
+        missing = "".join(sorted(set(alphabet) - set(self.counts)))
+        least = min(((self.counts[sign], sign) for sign in alphabet if sign in self.counts), default=(0, ""))
+        line = f"{len(self.counts)} different signs"
+        line += f", of the alphabet the rarest is {least[1]}, {least[0]} times" if least[1] else ""
+        return line + (f"; never written: {missing}" if missing else "")
+
+
+def check(config: DictConfig, folder: Path) -> None:
+    """Refuse what cannot work before anything is written."""
+    if config.count < 1:
+        raise UsageError(f"count={config.count} must be at least 1")
+    if (folder / "metadata.jsonl").exists():
+        raise UsageError(f"run_dir={folder} holds finished pictures: choose another run_dir= or name=, or delete it")
+    instantiate(config.model.letters.texts)
+    instantiate(config.model.letters.painter)
+
+
+def run(config: DictConfig, folder: Path) -> str:
+    """Write a data set: pictures, `metadata.jsonl`, and `coverage.json`, how often each sign was written."""
+    check(config, folder)
+    texts, paint = instantiate(config.model.letters.texts), instantiate(config.model.letters.painter)
+    folder.mkdir(parents=True, exist_ok=True)
+    coverage, lines = Coverage(), []
+    for index in tqdm(range(config.count), desc="writing", unit="picture"):
+        rng = np.random.default_rng((config.seed, index))
+        kind, text = texts.draw(rng)
+        picture, basic, detailed = paint(kind, text, rng)
+        picture.save(folder / f"{index:06d}.png")
+        coverage.counts.update(text)
+        row = {"file_name": f"{index:06d}.png", "caption": basic, "quoted": [text], "kind": kind}
+        lines.append(json.dumps(row | {"synthetic": [{"kind": "descriptive", "text": detailed}]}, ensure_ascii=False))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "coverage.json").write_text(json.dumps(dict(sorted(coverage.counts.items())), indent=2))
+    OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    return f"wrote {folder}: {config.count} pictures of text; {coverage.told(texts.alphabet)}"

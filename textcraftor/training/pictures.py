@@ -1,0 +1,113 @@
+"""The captioned pictures that a run learns from: read, held out, encoded, drawn."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+
+from textcraftor.data.blend import Blend, RecordDraw
+from textcraftor.data.prompts import read_prompts
+from textcraftor.data.records import Records, check_records
+from textcraftor.errors import UsageError
+from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.training.latents import Latents, bucket_sizes, encode_records
+from textcraftor.training.processes import say
+
+
+def check_pictures(config: DictConfig) -> None:
+    """Refuse keys of data and captions that cannot be meant, and files that are not there."""
+    for key in ("p", "dropout"):
+        if not 0 <= config.captions[key] <= 1:
+            raise UsageError(f"captions.{key}={config.captions[key]} is a probability: it must lie in [0, 1]")
+    if config.data.letters.path is not None and not 0 <= config.data.letters.share < 1:
+        raise UsageError(f"data.letters.share={config.data.letters.share} must lie in [0, 1)")
+    if config.data.aspect_ratio < 1:
+        raise UsageError(f"data.aspect_ratio={config.data.aspect_ratio} must be at least 1")
+    if config.data.held_out < 2:
+        raise UsageError(f"data.held_out={config.data.held_out} must be at least 2: one to watch, one to evaluate")
+    check_records(config.data.path, config.data.captions)
+    if config.data.letters.path is not None:
+        check_records(config.data.letters.path)
+    if config.prompts.held_out:
+        read_prompts(config.prompts.held_out)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a configuration's keys data, captions and prompts mean.
+
+    Args:
+        records, letters: to learn from.
+        evaluated, watched: prompts that are not.
+    """
+
+    config: DictConfig
+    blend: Blend
+    records: Records
+    letters: Records | None
+    evaluated: list[str]
+    watched: list[str]
+
+    @classmethod
+    def read(cls, config: DictConfig) -> Pictures:
+        """Prompts are those of `prompts.held_out`, else the captions of `data.held_out` records, drawn by the seed,
+        that are not learned from."""
+        blend = Blend(config.captions.p, config.captions.kind, config.captions.dropout, config.seed)
+        records, count = Records.read(config.data.path, config.data.captions), config.data.held_out
+        if config.prompts.held_out:
+            prompts = list(dict.fromkeys(read_prompts(config.prompts.held_out)))
+            records = records.only(
+                [i for i, record in enumerate(records.records) if record.caption not in set(prompts)]
+            )
+        elif len(records) <= count:
+            raise UsageError(f"data.path holds {len(records)} pictures: not more than data.held_out={count}")
+        else:
+            order = np.random.default_rng((config.seed, 6)).permutation(len(records))
+            prompts = list(dict.fromkeys(records.records[index].caption for index in sorted(order[:count])))
+            records = records.only(sorted(order[count:]))
+        blend.check(records.records)
+        letters = Records.read(config.data.letters.path) if config.data.letters.path is not None else None
+        watched = max(1, min(config.watch.prompts, len(prompts) // 2))
+        chosen = prompts[watched:][: config.evaluation.prompts], prompts[:watched]
+        return cls(config, blend, records, letters, *chosen)
+
+    @property
+    def captions(self) -> list[str]:
+        """Every caption that may be drawn."""
+        return [caption for one in (self.records, self.letters) if one for caption in one.captions]
+
+    def encode(self, model: StableDiffusion, cache: Path) -> tuple[RecordDraw, Latents]:
+        """The latents of every picture that can be read, and what draws them; says what was found."""
+        config, parts = self.config, list[tuple[Records, Latents]]()
+        step = model.vae_scale * 2 ** (len(model.unet.config.block_out_channels) - 1)
+        sizes = bucket_sizes(config.sampling.height, config.sampling.width, step, config.data.aspect_ratio)
+        for name, records in (("main", self.records), ("letters", self.letters)):
+            if records is not None:
+                parts.append(encode_records(model, records, sizes, cache / name))
+                say(parts[-1][0].told())
+        latents = parts[0][1] if len(parts) == 1 else parts[0][1].joined(parts[1][1])
+        say(latents.told())
+        learned, first = [record for records, _ in parts for record in records.records], len(parts[0][0])
+        extra, share = range(first, len(learned)), config.data.letters.share
+        return RecordDraw(learned, latents.buckets, self.blend, config.seed, extra, share), latents
+
+
+@contextlib.contextmanager
+def kept_while_running(config: DictConfig, folder: Path) -> Iterator[Path]:
+    """The folder for latents: within the run's, until it is finished; elsewhere where nothing shall be written."""
+    with tempfile.TemporaryDirectory() as scratch:
+        cache = Path(scratch) if config.dry_run else folder / "latents"
+        try:
+            yield cache
+        except BaseException:
+            if not (folder / "config.yaml").exists():  # nothing to go on with
+                shutil.rmtree(cache, ignore_errors=True)
+            raise
+        shutil.rmtree(cache, ignore_errors=True)

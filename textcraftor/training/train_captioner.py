@@ -1,0 +1,122 @@
+"""`textcraftor train-captioner`: a base captioner, and fine-tunes of it for each kind of caption (Betker et al. 2023,
+section 2.1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from textcraftor.captioning.prefix import PrefixCaptioner
+from textcraftor.data.records import Records, check_records
+from textcraftor.errors import UsageError
+from textcraftor.models.loading import device_of
+from textcraftor.training.fitting import FitSettings, fit
+from textcraftor.training.processes import processes_of_this_run
+
+
+def check(config: DictConfig, folder: Path) -> None:
+    """Refuse what cannot work before any model is loaded."""
+    check_records(config.data.path, config.data.captions)
+    if not config.stages:
+        raise UsageError("stages is empty: name at least one")
+    if config.batch_size < 1:
+        raise UsageError(f"batch_size={config.batch_size} must be at least 1")
+    before: list[str] = []
+    for name, stage in config.stages.items():
+        if stage.start is not None and stage.start not in before:
+            raise UsageError(f"stages.{name}.start={stage.start} must name a stage before it, or be null")
+        if stage.steps < 1 or not stage.lr > 0:
+            raise UsageError(f"stages.{name}: steps={stage.steps} and lr={stage.lr} must be above 0")
+        before.append(str(name))
+    device_of(config.device)
+    if (folder / "config.yaml").exists():
+        raise UsageError(f"run_dir={folder} holds a finished captioner: choose another run_dir= or name=, or delete it")
+
+
+def run(config: DictConfig, folder: Path) -> str:
+    """Write one captioner a stage; a run that was interrupted goes on where the same command is given again."""
+    check(config, folder)
+    records, processes = Records.read(config.data.path, config.data.captions), processes_of_this_run()
+    for name, stage in config.stages.items():
+        if stage.kind is not None and stage.kind not in records.kinds:
+            there = ", ".join(records.kinds) or "none"
+            raise UsageError(f"stages.{name}.kind={stage.kind}: no record has such captions; there are {there}")
+    folder.mkdir(parents=True, exist_ok=True)
+    set_seed(config.seed)
+    embeds: dict[int, Tensor] = {}
+    for name, stage in config.stages.items():
+        if (folder / name / "captioner.json").exists():
+            continue
+        captioner = start_of(config, folder, stage)
+        embeds = embeds or embed(captioner, records)
+        learned = {index: captions for index in embeds if (captions := captions_of(records, index, stage.kind))}
+        fit_stage(captioner, embeds, learned, config, stage, folder, name)
+        if processes.is_main_process:
+            captioner.save(folder / name)
+    if processes.is_main_process:
+        for file in folder.glob("*.checkpoint.pt"):
+            file.unlink()
+        OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    return f"wrote {folder}: {', '.join(config.stages)}; {records.told()}"
+
+
+def start_of(config: DictConfig, folder: Path, stage: DictConfig) -> PrefixCaptioner:
+    device = device_of(config.device)
+    if stage.start is None:
+        return PrefixCaptioner(**config.captioner).to(device)
+    captioner = PrefixCaptioner.load(str(folder / stage.start), device=device)
+    for part in (captioner.language_model, captioner.mapper):
+        part.requires_grad_(True)
+    return captioner
+
+
+def embed(captioner: PrefixCaptioner, records: Records, batch_size: int = 32) -> dict[int, Tensor]:
+    """CLIP's embedding of every picture that can be read; the others are told by `records`."""
+    found: dict[int, Tensor] = {}
+    for start in tqdm(range(0, len(records), batch_size), desc="embedding", unit="batch"):
+        pictures = {}
+        for index in range(start, min(start + batch_size, len(records))):
+            try:
+                pictures[index] = records.picture(index)
+            except OSError as error:
+                records.skipped[records.records[index].key] = f"its picture cannot be read ({error})"
+        if pictures:
+            found |= dict(zip(pictures, captioner.embed(list(pictures.values())), strict=True))
+    if not found:
+        raise UsageError(f"none of {len(records)} pictures can be read")
+    return found
+
+
+def captions_of(records: Records, index: int, kind: str | None) -> tuple[str, ...]:
+    record = records.records[index]
+    return (record.caption,) if kind is None else tuple(record.synthetic.get(kind, ()))
+
+
+def fit_stage(
+    captioner: PrefixCaptioner,
+    embeds: dict[int, Tensor],
+    learned: dict[int, tuple[str, ...]],
+    config: DictConfig,
+    stage: DictConfig,
+    folder: Path,
+    name: str,
+) -> None:
+    """Train mapper and language model on the captions of one kind."""
+    processes, indices = processes_of_this_run(), np.array(list(learned))
+    share = -(-config.batch_size // processes.num_processes)
+
+    def loss_of(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((config.seed, step, processes.process_index))
+        chosen = [int(index) for index in rng.choice(indices, share)]
+        captions = [learned[index][int(rng.integers(len(learned[index])))] for index in chosen]
+        return {"cross_entropy": captioner.loss(torch.stack([embeds[index] for index in chosen]), captions)}
+
+    learning = nn.ModuleDict({"language_model": captioner.language_model, "mapper": captioner.mapper}).train()
+    fit(name, learning, loss_of, FitSettings(stage.steps, stage.lr, warmup=config.warmup), folder)
+    captioner.eval()
