@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+from study import SEEDS, train
 
 POLICIES = ("last_k", "full", "random_k", "low_variance", "refl", "drtune", "ddpo")
 TUNES = ("text_encoder_lora", "unet", "unet_lora", "both", "both_lora", "two_stages")
@@ -21,7 +20,6 @@ METHODS = {policy: (f"gradient={policy}", "tune=text_encoder") for policy in POL
     tune: ("gradient=last_k", f"tune={tune}") for tune in TUNES
 }
 RATES = {"full": (3e-5, 1e-4, 3e-4), "lora": (3e-4, 1e-3, 3e-3)}
-SEEDS = (0, 1, 2)
 # Two thirds of the default run's steps, and of its evaluation two thirds of the prompts and of the seeds.
 BUDGET = ("training.steps=40", "watch.every=20", "evaluation.prompts=32", "evaluation.seeds=[0,1]")
 COLUMNS = {  # of the table: the measure, and its digits
@@ -37,16 +35,6 @@ COLUMNS = {  # of the table: the measure, and its digits
 
 def rates_of(method: str) -> tuple[float, ...]:
     return RATES["lora" if method.endswith("lora") else "full"]
-
-
-def train(folder: Path, *overrides: str) -> dict:
-    """The summary of a run, made or gone on with where it is not there yet."""
-    if not (folder / "summary.json").exists():
-        begun = (folder / "config.yaml").exists()
-        command = str(Path(sys.executable).with_name("textcraftor"))
-        arguments = [f"resume={folder}"] if begun else [f"run_dir={folder}", *overrides, "training.checkpoint_every=20"]
-        subprocess.run([command, "train", *arguments], check=True)
-    return json.loads((folder / "summary.json").read_text())
 
 
 def best_rate(folder: Path, method: str) -> float:
@@ -65,15 +53,16 @@ def row(folder: Path, method: str) -> str:
     runs = [run(folder, method, rate, seed) for seed in SEEDS]
     cells = [f"{rate:g}", spread([one["held_out"] for one in runs], 2)]
     cells += [spread([one["difference"][name]["mean"] for one in runs], digits) for name, digits in COLUMNS.items()]
-    costs = [one["phases"] for one in runs]
-    text = (folder / f"{method}_{rate:g}_0" / "metrics.jsonl").read_text()
-    calls = np.mean(
-        [[line[n] for n in ("unet_calls", "gradient_steps")] for line in map(json.loads, text.splitlines())], 0
-    )
+    lines = [json.loads(line) for seed in SEEDS for line in metrics_of(folder, method, rate, seed)]
+    calls = np.mean([[line[n] for n in ("unet_calls", "gradient_steps")] for line in lines], 0)
     cells.append(f"{calls[0]:.1f}, {calls[1]:.1f}")
-    seconds = [sum(value for name, value in cost.items() if name.startswith("seconds/")) for cost in costs]
-    cells += [f"{np.mean(seconds):.2f}", f"{np.mean([one['peak_memory_gb'] for one in runs]):.2f}"]
+    seconds = np.median([line["seconds"] for line in lines])
+    cells += [f"{seconds:.2f}", f"{np.mean([one['peak_memory_gb'] for one in runs]):.2f}"]
     return f"| {method} | {' | '.join(cells)} |"
+
+
+def metrics_of(folder: Path, method: str, rate: float, seed: int) -> list[str]:
+    return (folder / f"{method}_{rate:g}_{seed}" / "metrics.jsonl").read_text().splitlines()
 
 
 def spread(values: list[float], digits: int) -> str:

@@ -12,78 +12,28 @@ import json
 from pathlib import Path
 
 import numpy as np
-from compare_methods import train
 from scipy.stats import spearmanr
+from study import SEEDS, Study
 
-from textcraftor.cli import call
-from textcraftor.evaluation.statistics import paired_difference
-from textcraftor.evaluation.suite import measures_of, read_rows_of
-
-SEEDS = (0, 1, 2)  # of training
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PICTURES = ("limit=32", "seeds=[0,1]", "+reward@rewards.imagereward=imagereward", "rewards.imagereward.weight=0")
 RUNS = {
-    "default": (),
-    "aesthetic": ("rewards=aesthetic",),
-    "hpsv2": ("rewards=hpsv2",),
-    "ddpo": ("gradient=ddpo",),
+    "default": ("train",),
+    "aesthetic": ("train", "rewards=aesthetic"),
+    "hpsv2": ("train", "rewards=hpsv2"),
+    "ddpo": ("train", "gradient=ddpo"),
 }
-SHOWN = (
-    "total",
-    "aesthetic",
-    "hpsv2",
-    "pickscore",
-    "imagereward",
-    "clip",
-    "judge/taste",
-    "judge/faithfulness",
-    "judge/letters",
-)
+JUDGED = ("judge/taste", "judge/faithfulness", "judge/letters")
+SHOWN = ("total", "aesthetic", "hpsv2", "pickscore", "imagereward", "clip", *JUDGED)
+TUNED = {"tuned.a": "default"}
 
 
-def run(folder: Path, name: str, seed: int) -> Path:
-    """A finished training run."""
-    place = folder / "runs" / f"{name}_{seed}"
-    train(place, *RUNS[name], f"seed={seed}")
-    return place
-
-
-def measures(folder: Path, name: str, *keys: str) -> dict[str, np.ndarray]:
-    """Every measure of an evaluation, (prompts, seeds), made against the common base where it is not there yet."""
-    place, base = folder / "evaluations" / name, folder / "evaluations" / "base"
-    if not (place / "report.html").exists():
-        against = [] if name == "base" else [f"base={base}"]
-        call("evaluate", [*PICTURES, *against, *keys, f"run_dir={place}"])
-    return measures_of(read_rows_of(place), 2)
-
-
-def several(folder: Path, name: str, *keys: str, of: str = "default") -> dict[str, np.ndarray]:
-    """The same of all training seeds, joined as further prompts: (training seeds x prompts, seeds)."""
-    each = [measures(folder, f"{name}_{seed}", f"tuned.a={run(folder, of, seed)}", *keys) for seed in SEEDS]
-    return {key: np.concatenate([one[key] for one in each]) for key in each[0]}
-
-
-def base(folder: Path) -> dict[str, np.ndarray]:
-    """The untuned model's, as often as there are training seeds."""
-    found = measures(folder, "base")
-    return {key: np.concatenate([values] * len(SEEDS)) for key, values in found.items()}
-
-
-def table(folder: Path, rows: dict[str, dict[str, np.ndarray]], against: dict[str, np.ndarray]) -> None:
-    """Each row's paired difference from `against`, with its 95 % interval."""
-    print(f"| | {' | '.join(SHOWN)} |\n|{' --- |' * (len(SHOWN) + 1)}")
-    for name, found in rows.items():
-        cells = [paired_difference(against[key], found[key]) for key in SHOWN]
-        print(f"| {name} | {' | '.join('{mean:+.3f} [{low:+.3f}, {high:+.3f}]'.format(**cell) for cell in cells)} |")
-    print(flush=True)
-
-
-def strip(folder: Path) -> None:
+def strip(study: Study) -> None:
     """Does the trained reward rise with the weight?"""
-    rows = {f"{weight:g}": several(folder, f"strip_{weight:g}", f"mix.a={weight}") for weight in WEIGHTS[1:]}
+    rows = {f"{weight:g}": study.several(f"strip_{weight:g}", TUNED, f"mix.a={weight}") for weight in WEIGHTS[1:]}
     print("Interpolation, the weight of the tuned encoder; differences from the base:\n")
-    table(folder, rows, base(folder))
-    totals = np.array([base(folder)["total"].mean(1), *(found["total"].mean(1) for found in rows.values())])
+    study.table(rows, study.base())
+    totals = np.array([study.base()["total"].mean(1), *(found["total"].mean(1) for found in rows.values())])
     each = [spearmanr(WEIGHTS, prompt).statistic for prompt in totals.T]
     overall = spearmanr(WEIGHTS, totals.mean(1)).statistic
     print(
@@ -92,56 +42,51 @@ def strip(folder: Path) -> None:
     )
 
 
-def merge(folder: Path) -> None:
+def merge(study: Study) -> None:
     """Adding up weights instead of embeddings."""
     rows = {
-        f"{weight:g}, {how}": several(
-            folder, f"{how}_{weight:g}", f"mix.a={weight}", f"merge={how == 'weights'}".lower()
+        f"{weight:g}, {how}": study.several(
+            f"{how}_{weight:g}", TUNED, f"mix.a={weight}", f"merge={how == 'weights'}".lower()
         )
         for weight in (0.5, 1.5)
         for how in ("embeddings", "weights")
     }
     print("What is added up, embeddings or the encoders' weights; differences from the base:\n")
-    table(folder, rows, base(folder))
+    study.table(rows, study.base())
 
 
-def switch(folder: Path) -> None:
+def switch(study: Study) -> None:
     """The tuned encoder in the last steps alone."""
-    rows = {f"last {n} of 15": several(folder, f"last_{n}", "mix.a=1", f"switch.last={n}") for n in (5, 10)}
-    rows |= {"all 15": several(folder, "strip_1", "mix.a=1.0")}
+    rows = {f"last {n} of 15": study.several(f"last_{n}", TUNED, "mix.a=1", f"switch.last={n}") for n in (5, 10)}
+    rows |= {"all 15": study.several("strip_1", TUNED, "mix.a=1.0")}
     print("The tuned encoder in the last steps alone; differences from the base:\n")
-    table(folder, rows, base(folder))
+    study.table(rows, study.base())
 
 
-def styles(folder: Path) -> None:
+def styles(study: Study) -> None:
     """Two encoders of different rewards and their mixture, against both parents."""
-    first = several(folder, "only_aesthetic", "mix.a=1", of="aesthetic")
-    second = several(folder, "only_hpsv2", "mix.a=1", of="hpsv2")
-    each = []
-    for seed in SEEDS:
-        other = run(folder, "hpsv2", seed)
-        keys = (f"tuned.a={run(folder, 'aesthetic', seed)}", f"tuned.b={other}", "mix.a=.5", "mix.b=.5")
-        each.append(measures(folder, f"styles_{seed}", *keys))
-    mixed = {key: np.concatenate([one[key] for one in each]) for key in each[0]}
+    first = study.several("only_aesthetic", {"tuned.a": "aesthetic"}, "mix.a=1")
+    second = study.several("only_hpsv2", {"tuned.a": "hpsv2"}, "mix.a=1")
+    mixed = study.several("styles", {"tuned.a": "aesthetic", "tuned.b": "hpsv2"}, "mix.a=.5", "mix.b=.5")
     print("Half an encoder tuned on the aesthetic scorer, half one tuned on HPSv2; differences from the base:\n")
-    table(folder, {"aesthetic": first, "hpsv2": second, "half and half": mixed}, base(folder))
+    study.table({"aesthetic": first, "hpsv2": second, "half and half": mixed}, study.base())
     print("The same mixture; differences from its parents:\n")
-    table(folder, {"from aesthetic": mixed}, first)
-    table(folder, {"from hpsv2": mixed}, second)
+    study.table({"from aesthetic": mixed}, first)
+    study.table({"from hpsv2": mixed}, second)
 
 
-def baselines(folder: Path) -> None:
+def baselines(study: Study) -> None:
     """The base, prompt engineering, policy gradient and the reward's gradient."""
-    upsampled = measures(folder, "upsampled", "upsample=true")
+    upsampled = study.measures("upsampled", "upsample=true")
     rows = {
         "prompts upsampled": {key: np.concatenate([values] * len(SEEDS)) for key, values in upsampled.items()},
-        "DDPO": several(folder, "ddpo", "mix.a=1", of="ddpo"),
-        "TextCraftor": several(folder, "strip_1", "mix.a=1.0"),
+        "DDPO": study.several("ddpo", {"tuned.a": "ddpo"}, "mix.a=1"),
+        "TextCraftor": study.several("strip_1", TUNED, "mix.a=1.0"),
     }
     print("Baselines; differences from the base:\n")
-    table(folder, rows, base(folder))
+    study.table(rows, study.base())
     for name in ("ddpo", "default"):
-        lines = (run(folder, name, 0) / "metrics.jsonl").read_text().splitlines()
+        lines = (study.run(name, 0) / "metrics.jsonl").read_text().splitlines()
         calls = sum(json.loads(line)["unet_calls"] + 2 * json.loads(line)["gradient_steps"] for line in lines)
         print(f"{name}: {calls} UNet passes a prompt of a batch in training, a gradient step counted as three")
 
@@ -155,7 +100,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(PARTS), choices=PARTS)
     arguments = parser.parse_args()
     for part in arguments.only:
-        PARTS[part](arguments.folder)
+        PARTS[part](Study(arguments.folder, RUNS, PICTURES, SHOWN))
 
 
 if __name__ == "__main__":

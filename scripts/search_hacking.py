@@ -11,8 +11,8 @@ import argparse
 from pathlib import Path
 
 import torch
-from compare_methods import train
 from omegaconf import OmegaConf
+from study import train
 
 from textcraftor.evaluation.evaluate import Evaluation
 from textcraftor.models.loading import device_of

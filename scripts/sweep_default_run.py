@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from compare_methods import train
+from study import train
 
 SETTINGS = {
     "default": [],
