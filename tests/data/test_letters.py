@@ -71,7 +71,7 @@ def test_the_command_writes_a_data_set_that_the_judge_reads(tmp_path):
     ("overrides", "message"),
     [
         (["count=0"], "count=0 must be at least 1"),
-        (["model=sd15", "model.letters.texts.share={words: 1}"], r"texts.share=.* must give word, number, series"),
+        (["model=sd15", "model.letters.texts.share.word=-1"], r"texts.share=.* must give word, number, series"),
         (["model=sd15", "+model.letters.texts.words=nowhere"], "texts.words=nowhere does not exist"),
         (["model=sd15", "model.letters.painter.fonts=[nowhere.ttf]"], "painter: nowhere.ttf does not exist"),
     ],

@@ -56,7 +56,7 @@ class ImageToText:
     def _inputs(self, pictures: Sequence[Image.Image]) -> Any:
         if not self.chats:
             text = None if self.prompt is None else [self.prompt] * len(pictures)
-            return self.processor(images=list(pictures), text=text, return_tensors="pt", padding=text is not None)
+            return self.processor(images=list(pictures), text=text, return_tensors="pt")
         messages = [
             [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": self.prompt}]}]
             for picture in pictures

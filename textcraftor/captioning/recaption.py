@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ def run(config: DictConfig, folder: Path) -> str:
     with (folder / f"captions.{processes.process_index}.part").open("a", encoding="utf-8") as file:
         for start in tqdm(range(0, len(mine), config.batch_size), desc="captioning", unit="batch"):
             for row in captions_of(captioner, records, mine[start : start + config.batch_size], skipped):
-                file.write(json.dumps({**row, **told}, ensure_ascii=False) + "\n")
+                file.write("\n" + json.dumps({**row, **told}, ensure_ascii=False))
             file.flush()
     (folder / f"skipped.{processes.process_index}.part").write_text(json.dumps(skipped))
     processes.wait_for_everyone()
@@ -76,10 +77,12 @@ def captions_of(
 
 def written(folder: Path) -> list[dict[str, Any]]:
     """The rows of all processes so far; a line that an interruption cut short is no row."""
-    lines = [
-        line for file in sorted(folder.glob("captions.*.part")) for line in file.read_text("utf-8").splitlines(True)
-    ]
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+    found = []
+    for file in sorted(folder.glob("captions.*.part")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                found.append(json.loads(line))
+    return found
 
 
 def finish(config: DictConfig, folder: Path, records: Records) -> str:

@@ -71,21 +71,32 @@ class ClipScore(ClipSimilarity):
     is not the tuned one. The text tower is frozen here, so that the constraint cannot drift with what it constrains.
     """
 
+    scale = 1.0
+
     @classmethod
-    def load(cls, path: str, tokenizer: str | None = None, architecture: str | None = None) -> ClipScore:
+    def load(
+        cls, path: str, tokenizer: str | None = None, architecture: str | None = None, scale: float = 1.0
+    ) -> ClipScore:
         """Load a transformers CLIP (folder or hub id), or an open_clip checkpoint.
 
         Args:
             path: the folder, hub id or checkpoint file.
             tokenizer: of an open_clip checkpoint: the folder or hub id of a CLIP tokenizer.
             architecture: of an open_clip checkpoint, see `load_open_clip`.
+            scale: of the score; papers that report "CLIP score" print the cosine of ViT-B/32 times 100.
         """
         if architecture is None:
-            return cls(*load_clip(path, tokenizer))
-        if tokenizer is None:
+            scorer = cls(*load_clip(path, tokenizer))
+        elif tokenizer is None:
             raise UsageError(f"{path}: an open_clip checkpoint holds no tokenizer; name one with tokenizer=")
-        clip = load_open_clip(path, architecture)
-        return cls(clip, load_tokenizer(CLIPTokenizer, tokenizer), open_clip=True)
+        else:
+            clip = load_open_clip(path, architecture)
+            scorer = cls(clip, load_tokenizer(CLIPTokenizer, tokenizer), open_clip=True)
+        scorer.scale = scale
+        return scorer
+
+    def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
+        return self.scale * super().score(images, prompts)
 
 
 class PickScore(ClipSimilarity):
