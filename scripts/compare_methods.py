@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from study import SEEDS, train
+
+from textcraftor.cli import compose, register
+from textcraftor.training.interrupt import Interrupt
+from textcraftor.training.loop import tune
+from textcraftor.training.train import load
 
 POLICIES = ("last_k", "full", "random_k", "low_variance", "refl", "drtune", "ddpo")
 TUNES = ("text_encoder_lora", "unet", "unet_lora", "both", "both_lora", "two_stages")
@@ -53,16 +59,25 @@ def row(folder: Path, method: str) -> str:
     runs = [run(folder, method, rate, seed) for seed in SEEDS]
     cells = [f"{rate:g}", spread([one["held_out"] for one in runs], 2)]
     cells += [spread([one["difference"][name]["mean"] for one in runs], digits) for name, digits in COLUMNS.items()]
-    lines = [json.loads(line) for seed in SEEDS for line in metrics_of(folder, method, rate, seed)]
-    calls = np.mean([[line[n] for n in ("unet_calls", "gradient_steps")] for line in lines], 0)
-    cells.append(f"{calls[0]:.1f}, {calls[1]:.1f}")
-    seconds = np.median([line["seconds"] for line in lines])
-    cells += [f"{seconds:.2f}", f"{np.mean([one['peak_memory_gb'] for one in runs]):.2f}"]
+    text = (folder / f"{method}_{rate:g}_0" / "metrics.jsonl").read_text()
+    calls = np.mean(
+        [[line[n] for n in ("unet_calls", "gradient_steps")] for line in map(json.loads, text.splitlines())], 0
+    )
+    cells += [f"{calls[0]:.1f}, {calls[1]:.1f}", f"{seconds_per_step(folder, method):.2f}"]
+    cells.append(f"{np.mean([one['peak_memory_gb'] for one in runs]):.2f}")
     return f"| {method} | {' | '.join(cells)} |"
 
 
-def metrics_of(folder: Path, method: str, rate: float, seed: int) -> list[str]:
-    return (folder / f"{method}_{rate:g}_{seed}" / "metrics.jsonl").read_text().splitlines()
+def seconds_per_step(folder: Path, method: str, steps: int = 7) -> float:
+    """The mean of all steps but the first, measured apart from the runs, which may have shared the machine."""
+    file = folder / f"{method}.seconds.json"
+    if not file.exists():
+        job, seconds = load(compose("train", [*METHODS[method]])), list[float]()
+        pace = replace(job.pace, steps=steps, watch_every=steps + 1, checkpoint_every=steps + 1)
+        log = lambda step, line: seconds.append(line["seconds"])  # noqa: E731
+        tune(job.objective, job.state(), pace, log, lambda _: None, lambda _: None, Interrupt())
+        file.write_text(json.dumps(seconds))
+    return float(np.mean(json.loads(file.read_text())[1:]))
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -74,6 +89,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--folder", type=Path, default=Path("runs/methods"))
     arguments = parser.parse_args()
+    register()
     rows = [row(arguments.folder, method) for method in arguments.methods]
     heads = ["method", "rate", "held_out", *COLUMNS, "UNet calls, with gradient", "s/step", "GB"]
     print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")

@@ -48,8 +48,16 @@ def weights(folder):
     return load_file(folder / "last" / "text_encoder" / "model.safetensors")
 
 
-def test_a_run_writes_its_folder_and_two_runs_with_one_seed_agree_exactly(go):
-    first, second = go("a"), go("b")
+@pytest.fixture(scope="module")
+def first(configure, tmp_path_factory):
+    """The folder of a finished run; to be read only."""
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    run(configure("train", *QUICK, f"run_dir={folder}"), folder)
+    return folder
+
+
+def test_a_run_writes_its_folder_and_two_runs_with_one_seed_agree_exactly(first, go):
+    second = go("b")
     assert {path.name for path in first.iterdir()} == KEPT
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (first, second)]
     assert summaries[0]["after"] == summaries[1]["after"]
@@ -271,8 +279,8 @@ def test_a_dry_run_forecasts_and_writes_nothing(configure, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_another_seed_trains_otherwise_and_is_evaluated_alike(go):
-    first, other = go("first", "rewards=aesthetic"), go("other", "rewards=aesthetic", "seed=5")
+def test_another_seed_trains_otherwise_and_is_evaluated_alike(first, go):
+    other = go("other", "seed=5")
     before = [json.loads((folder / "summary.json").read_text())["before"] for folder in (first, other)]
     assert before[0] == before[1], "the evaluation depends on the training's seed"
     assert any(not torch.equal(value, weights(other)[key]) for key, value in weights(first).items())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -113,7 +112,6 @@ class LiveBytes(TorchDispatchMode):
 
 def cost_of(compute: Callable[[], Tensor]) -> Cost:
     """Run something with its backward pass, and count; what does not even fit alone costs infinitely much."""
-    gc.collect()
     try:
         with LiveBytes() as live:
             result = compute()
