@@ -63,7 +63,7 @@ def test_every_configuration_composes(configure, group):
             assert "_target_" in config.rewards.added.reward
         else:
             config = configure(first.split()[2], f"{group}={file.stem}", *extra)
-        assert config.model.path
+        assert config.run_dir
 
 
 def test_rewards_are_reweighted_and_added_from_the_command_line(configure):

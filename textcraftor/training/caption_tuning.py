@@ -160,8 +160,7 @@ class DenoisingCosts:
     def __init__(self, tuning: CaptionTuning) -> None:
         self.tuning = tuning
         largest = max(range(len(tuning.latents)), key=lambda index: tuning.latents[index].numel())
-        longest = max((caption for one in tuning.draw.records for caption in (one.caption,)), key=len)
-        self.example = Example(largest, longest, 0, 0.5)
+        self.example = Example(largest, tuning.draw.records[largest].caption, 0, 0.5)
 
     @cached_property
     def kept(self) -> Cost:
