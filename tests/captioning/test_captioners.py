@@ -203,7 +203,8 @@ class Silent:
 
 
 def test_a_captioner_that_says_nothing_is_counted_or_refused(configure, world, tmp_path):
-    keys = [f"data.path={world}", "captioner._target_=tests.captioning.test_captioners.Silent"]
+    silent = "captioner._target_=tests.captioning.test_captioners.Silent"
+    keys = [f"data.path={world}", silent, "captioner.path=none"]
     recaption(configure("recaption", *keys), tmp_path / "some")
     skipped = json.loads((tmp_path / "some" / "skipped.json").read_text())
     assert "the captioner said nothing" in skipped.values()

@@ -97,14 +97,12 @@ class PrefixCaptioner(nn.Module):
         (folder / CONFIG).write_text(json.dumps(told, indent=2))
 
     @classmethod
-    def load(cls, path: str | None, style: str | None = None, device: str = "cpu") -> PrefixCaptioner:
+    def load(cls, path: str, style: str | None = None, device: str = "cpu") -> PrefixCaptioner:
         """Read what `save` wrote.
 
         Args:
             path: the folder, or with a style that of the run whose stage of this name is meant.
         """
-        if path is None:
-            raise UsageError("captioner.path is needed: give the folder that train-captioner wrote, or captioner=blip")
         folder = Path(path).expanduser() / (style or "")
         if not (folder / CONFIG).exists():
             raise UsageError(f"captioner.path: {folder} holds no {CONFIG}: give the folder that train-captioner wrote")

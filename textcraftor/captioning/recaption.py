@@ -25,6 +25,8 @@ FILE = "captions.jsonl"
 def check(config: DictConfig, folder: Path) -> None:
     """Refuse what cannot work before any model is loaded."""
     check_records(config.data.path)
+    if config.captioner.path is None:
+        raise UsageError("captioner.path is needed: give the folder that train-captioner wrote, or captioner=blip")
     if not str(config.style).strip():
         raise UsageError("style='' names no kind of caption: short and descriptive are usual")
     if config.batch_size < 1:
