@@ -89,9 +89,8 @@ def both(study: Study) -> None:
     print("Differences from the base:\n")
     study.table(rows, study.base())
     one, other = rows["caption-tuned UNet"], rows["reward-tuned encoder"]
-    added = {
-        name: study.base()[name] + (one[name] - study.base()[name]) + (other[name] - study.base()[name]) for name in one
-    }
+    base = study.base()
+    added = {name: one[name] + other[name] - base[name] for name in one}
     print("Both together, from the sum of the two gains:\n")
     study.table({"difference": rows["both"]}, added)
 

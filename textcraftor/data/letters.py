@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -148,18 +148,13 @@ class FontPainter:
         return font, f" of {family} {face}" if family else ""
 
 
-@dataclass
-class Coverage:
-    """How often each sign was written."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def told(self, alphabet: str) -> str:
-        missing = "".join(sorted(set(alphabet) - set(self.counts)))
-        least = min(((self.counts[sign], sign) for sign in alphabet if sign in self.counts), default=(0, ""))
-        line = f"{len(self.counts)} different signs"
-        line += f", of the alphabet the rarest is {least[1]}, {least[0]} times" if least[1] else ""
-        return line + (f"; never written: {missing}" if missing else "")
+def coverage(counts: Counter[str], alphabet: str) -> str:
+    """How often each sign was written, in one line."""
+    missing = "".join(sorted(set(alphabet) - set(counts)))
+    least = min(((counts[sign], sign) for sign in alphabet if sign in counts), default=(0, ""))
+    line = f"{len(counts)} different signs"
+    line += f", of the alphabet the rarest is {least[1]}, {least[0]} times" if least[1] else ""
+    return line + (f"; never written: {missing}" if missing else "")
 
 
 def check(config: DictConfig, folder: Path) -> None:
@@ -177,16 +172,16 @@ def run(config: DictConfig, folder: Path) -> str:
     check(config, folder)
     texts, paint = instantiate(config.model.letters.texts), instantiate(config.model.letters.painter)
     folder.mkdir(parents=True, exist_ok=True)
-    coverage, lines = Coverage(), []
+    counts, lines = Counter[str](), []
     for index in tqdm(range(config.count), desc="writing", unit="picture"):
         rng = np.random.default_rng((config.seed, index))
         kind, text = texts.draw(rng)
         picture, basic, detailed = paint(kind, text, rng)
         picture.save(folder / f"{index:06d}.png")
-        coverage.counts.update(text)
+        counts.update(text)
         row = {"file_name": f"{index:06d}.png", "caption": basic, "quoted": [text], "kind": kind}
         lines.append(json.dumps(row | {"synthetic": [{"kind": "descriptive", "text": detailed}]}, ensure_ascii=False))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (folder / "coverage.json").write_text(json.dumps(dict(sorted(coverage.counts.items())), indent=2))
+    (folder / "coverage.json").write_text(json.dumps(dict(sorted(counts.items())), indent=2))
     OmegaConf.save(config, folder / "config.yaml", resolve=True)
-    return f"wrote {folder}: {config.count} pictures of text; {coverage.told(texts.alphabet)}"
+    return f"wrote {folder}: {config.count} pictures of text; {coverage(counts, texts.alphabet)}"

@@ -67,6 +67,11 @@ def _with_prompt(row: str | dict[str, str]) -> dict[str, str]:
     return {**row, "prompt": row[column].strip()}
 
 
+def step_rng(seed: int, step: int) -> np.random.Generator:
+    """Draws what all samples of a step share; the same in every process."""
+    return np.random.default_rng((seed, step, 2))
+
+
 @dataclass(frozen=True)
 class PromptDraw:
     """Draws prompts and noise seeds for a step: a function of seed and step alone, so a resumed run goes on alike.
@@ -91,7 +96,7 @@ class PromptDraw:
 
     def rng(self, step: int) -> np.random.Generator:
         """Draws what all samples of a step share; the same in every process."""
-        return np.random.default_rng((self.seed, step, 2))
+        return step_rng(self.seed, step)
 
     def clean(self, step: int, batch_size: int, rows: Sequence[int]) -> None:
         """Prompts alone come with no picture to start from."""

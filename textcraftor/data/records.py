@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
 from PIL import Image, UnidentifiedImageError
 
 from textcraftor.data.prompts import COLUMNS
@@ -64,6 +63,8 @@ class Records:
         Raises:
             UsageError: no such folder, no table in it, no column of pictures or of captions, no caption at all.
         """
+        import datasets  # seconds at start-up, for commands that read no pictures too
+
         folder, table = _open(path)
         picture, caption = _column(path, table.features, PICTURES), _column(path, _fields(table), CAPTIONS)
         stored = not isinstance(table.features[picture], datasets.Value)  # beside its path, perhaps instead of it
@@ -157,6 +158,8 @@ def check_records(path: str | Path | None, captions: Iterable[str | Path] = ()) 
 
 def _open(path: str | Path) -> tuple[Path, Any]:
     """The folder that paths in the table are relative to, and the table."""
+    import datasets
+
     check_records(path)
     place = Path(path).expanduser()
     folder = place if place.is_dir() else place.parent

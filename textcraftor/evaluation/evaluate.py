@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,7 +22,9 @@ from textcraftor.models.base import DiffusionModel
 from textcraftor.rewards.mix import RewardMix
 from textcraftor.sampling.conditioning import ConditioningSchedule
 
-Upsampler = Callable[[Sequence[str]], list[str]]
+if TYPE_CHECKING:
+    from textcraftor.captioning.upsample import Upsampler
+
 Judge = Callable[[Tensor, Sequence[str]], dict[str, np.ndarray]]
 
 

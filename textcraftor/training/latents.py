@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from textcraftor.data.blend import RecordDraw
+from textcraftor.data.prompts import step_rng
 from textcraftor.data.records import Records
 from textcraftor.errors import UsageError
 from textcraftor.models.stable_diffusion import StableDiffusion
@@ -162,4 +163,4 @@ class PictureDraw:
 
     def rng(self, step: int) -> np.random.Generator:
         """Draws what all samples of a step share; the same in every process."""
-        return np.random.default_rng((self.draw.seed, step, 2))
+        return step_rng(self.draw.seed, step)

@@ -133,7 +133,10 @@ def tune(
         # One read of the device per step, once the backward pass is queued.
         sums = average(torch.cat([sums, sums.new_tensor([interrupt.received])]))
         loss, *values, interrupted, grad_norm = torch.cat([sums, norm[None].double()]).tolist()
-        figures = dict(zip(objective.names, values, strict=False)) | {"loss": loss, "grad_norm": grad_norm}
+        figures = dict(zip(objective.names, values[: len(objective.names)], strict=True)) | {
+            "loss": loss,
+            "grad_norm": grad_norm,
+        }
         if all(map(math.isfinite, figures.values())):
             objective.observe(sums[1:-1])
         elif state.skip(figures) > pace.skip_broken:
