@@ -19,7 +19,7 @@ from textcraftor.models.base import Conditioning
 from textcraftor.models.stable_diffusion import StableDiffusion
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.training.latents import Latents
-from textcraftor.training.memory import Cost, cost_of, recomputing
+from textcraftor.training.memory import cost_of, make_gradients, recomputing
 from textcraftor.training.phases import Phases
 from textcraftor.training.processes import processes_of_this_run
 from textcraftor.training.state import TrainingState
@@ -152,7 +152,7 @@ class CaptionTuning:
 
 
 class DenoisingCosts:
-    """What one picture costs, see `Costs`; the largest size of the data set is measured."""
+    """What pictures cost, see `Costs`: one and two of the data set's largest size are measured, the rest is a line."""
 
     gradient_steps = 1
     choices = ((1, False, True), (1, True, True))
@@ -161,19 +161,17 @@ class DenoisingCosts:
         self.tuning = tuning
         largest = max(range(len(tuning.latents)), key=lambda index: tuning.latents[index].numel())
         self.example = Example(largest, tuning.draw.records[largest].caption, 0, 0.5)
+        self.measured: dict[tuple[bool, int], float] = {}
+        make_gradients(tuning.model)
 
-    @cached_property
-    def kept(self) -> Cost:
-        return self._measured(blocks=False)
-
-    @cached_property
-    def by_blocks(self) -> Cost:
-        return self._measured(blocks=True)
-
-    def _measured(self, blocks: bool) -> Cost:
-        tuning = self.tuning
-        with recomputing(tuning.model, unet=blocks):
-            return cost_of(lambda: tuning.losses([self.example], Phases(tuning.model.device))[0])
+    def _peak_of(self, blocks: bool, rows: int) -> float:
+        if (blocks, rows) not in self.measured:
+            tuning = self.tuning
+            with recomputing(tuning.model, unet=blocks):
+                cost = cost_of(lambda: tuning.losses([self.example] * rows, Phases(tuning.model.device))[0])
+            self.measured[blocks, rows] = cost.peak
+        return self.measured[blocks, rows]
 
     def peak(self, kept: int, blocks: bool, decoder: bool, rows: int) -> float:
-        return (self.by_blocks if blocks else self.kept).peak * rows
+        one, two = (self._peak_of(blocks, some) for some in (1, 2))
+        return one + (two - one) * (rows - 1) if rows > 1 else one

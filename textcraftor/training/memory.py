@@ -25,6 +25,7 @@ from textcraftor.training.phases import GB, resident_bytes
 from textcraftor.training.processes import processes_of_this_run
 
 if TYPE_CHECKING:
+    from textcraftor.models.stable_diffusion import StableDiffusion
     from textcraftor.training.reward_tuning import RewardTuning
 
 SHARE = {"cuda": 0.92, "cpu": 0.8}  # of what is free that `auto` takes
@@ -147,9 +148,7 @@ class Activations:
         self.method = method
         sampling, schedule, unet = method.sampling, method.schedule, method.model.unet
         self.prompt = prompt
-        for part in (unet, *method.model.text_encoders.values()):
-            for parameter in part.parameters():  # gradients are there before anything is counted
-                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        make_gradients(method.model)
         mixed = unet.dtype != method.model.compute_dtype
         self.cast = sum(p.numel() for p in unet.parameters()) * method.model.compute_dtype.itemsize if mixed else 0
         options = {"detach_negative": method.detach_negative, "clean": method.draw.clean(0, 1, [0])}
@@ -267,6 +266,13 @@ def plan_memory(budget: str | float, device: torch.device, costs: Costs, batch: 
                 "raise it, tune with LoRA, choose fewer scorers or smaller pictures"
             )
         size = -(-size // 2)
+
+
+def make_gradients(model: StableDiffusion) -> None:
+    """Those of the weights, empty, so that they are there before activations are counted."""
+    for part in (model.unet, *model.text_encoders.values()):
+        for parameter in part.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
 
 
 def _leaf(tensor: Tensor) -> Tensor:
