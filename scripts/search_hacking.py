@@ -31,10 +31,11 @@ GRID = [
     ("unet_lora", "1e-2"),
 ]
 REWARD = ("rewards=hpsv2", "+reward@rewards.pickscore=pickscore", "rewards.pickscore.weight=0")
-WATCHED = ("+reward@rewards.clip=clip", "rewards.clip.weight=0", "watch.every=10")
+WATCHED = ("+reward@rewards.clip=clip", "rewards.clip.weight=0", "watch.every=20", "watch.prompts=24")
+BRIEF = ("evaluation.prompts=2", "evaluation.seeds=[0]")  # the watched prompts are what is judged
 REMEDIES = {
     "CLIP constraint": ("rewards.clip.weight=20",),
-    "EMA and hinge": ("training.ema_decay=0.98", "rewards.hpsv2.weight=100", "+rewards.hpsv2.target=0.4"),
+    "EMA and hinge": ("training.ema_decay=0.98", "rewards.hpsv2.weight=100", "+rewards.hpsv2.target=0.45"),
     "early stop": ("stop_on=[held_out,gap,diversity,clip]",),
 }
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
@@ -43,7 +44,7 @@ MEASURES = ("hpsv2", "pickscore", "clip", "judge/taste", "judge/faithfulness", "
 
 def search(folder: Path, steps: int, tune: str, rate: str, name: str = "", *extra: str) -> dict:
     """One run of the grid, or of a remedy; its last weights are what is judged, not its best."""
-    overrides = (*REWARD, *WATCHED, f"tune={tune}", f"optim.lr={rate}", f"training.steps={steps}", *extra)
+    overrides = (*REWARD, *WATCHED, *BRIEF, f"tune={tune}", f"optim.lr={rate}", f"training.steps={steps}", *extra)
     return train(folder / f"{tune}_{rate}{name}", *overrides)
 
 
@@ -86,7 +87,7 @@ def describe(name: str, summary: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/hacking"))
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=100)
     arguments = parser.parse_args()
     found = {(tune, rate): search(arguments.folder, arguments.steps, tune, rate) for tune, rate in GRID}
     print(f"| run | steps | {' | '.join(MEASURES)} | alarms, first rung |\n|{' --- |' * (len(MEASURES) + 3)}")
