@@ -1,8 +1,9 @@
 """One table of every gradient policy and of everything that may learn: `python scripts/compare_methods.py`.
 
-Each method gets its learning rate from the same small sweep (seed 0, the highest held-out figure), then three seeds
-at that rate. Finished runs are skipped and unfinished ones resumed, so the script can be interrupted at any time. On a
-few cores two of them side by side on different --methods, with one thread each (OMP_NUM_THREADS=1), take less time.
+Each method gets its learning rate from the same small sweep (seed 0, upwards until the held-out figure falls), then
+three seeds at that rate. Finished runs are skipped and unfinished ones resumed, so the script can be interrupted at any
+time. On a few cores two of them side by side on different --methods, with one thread each (OMP_NUM_THREADS=1), take
+less time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,8 @@ TUNES = ("text_encoder_lora", "unet", "unet_lora", "both", "both_lora", "two_sta
 METHODS = {policy: (f"gradient={policy}", "tune=text_encoder") for policy in POLICIES} | {
     tune: ("gradient=last_k", f"tune={tune}") for tune in TUNES
 }
-RATES = {"full": (3e-5, 1e-4, 3e-4), "lora": (3e-4, 1e-3, 3e-3)}
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+FIRST_OF_LORA = 3e-4
 # Two thirds of the default run's steps, and of its evaluation two thirds of the prompts and of the seeds.
 BUDGET = ("training.steps=40", "watch.every=20", "evaluation.prompts=32", "evaluation.seeds=[0,1]")
 COLUMNS = {  # of the table: the measure, and its digits
@@ -39,14 +42,13 @@ COLUMNS = {  # of the table: the measure, and its digits
 }
 
 
-def rates_of(method: str) -> tuple[float, ...]:
-    return RATES["lora" if method.endswith("lora") else "full"]
-
-
 def best_rate(folder: Path, method: str) -> float:
-    """The learning rate with the highest held-out figure at seed 0."""
-    found = {rate: run(folder, method, rate, 0)["held_out"] for rate in rates_of(method)}
-    return max(found, key=lambda rate: found[rate])
+    """The learning rate before the one at which the held-out figure of seed 0 falls."""
+    rates = [rate for rate in RATES if rate >= FIRST_OF_LORA or not method.endswith("lora")]
+    for rate, higher in pairwise(rates):
+        if run(folder, method, higher, 0)["held_out"] < run(folder, method, rate, 0)["held_out"]:
+            return rate
+    return rates[-1]
 
 
 def run(folder: Path, method: str, rate: float, seed: int) -> dict:
