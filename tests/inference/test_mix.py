@@ -19,7 +19,7 @@ from diffusers import (
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
 )
-from random_pipelines import make_pipeline
+from random_models import make_pipeline
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import PROMPTS, WEIGHTS
@@ -126,7 +126,7 @@ def look_up(part, at) -> None:
 def sd15(tmp_path_factory) -> tuple[Path, Path]:
     """A small random pipeline laid out as SD 1.5, for pipelines that take no other latents, and a run on it."""
     folder = tmp_path_factory.mktemp("sd15")
-    make_pipeline("sd15", folder / "base", tiny=True)
+    make_pipeline("sd15", tiny=True).save_pretrained(folder / "base")
     return folder / "base", make_run(folder / "run", 6, {"text_encoder": None}, base=folder / "base")
 
 

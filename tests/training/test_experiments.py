@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from random_pipelines import make_pipeline
+from random_models import make_pipeline
 
 from tests.conftest import QUICK, TOYBOX
 from textcraftor.cli import config_dir, register
@@ -39,7 +39,7 @@ def test_every_experiment_runs_shrunk(configure, tmp_path, experiment):
 @pytest.mark.parametrize(("layout", "tune"), [("sd15", "both"), ("sd21", "both_lora")])
 def test_the_published_layouts_train(configure, tmp_path, layout, tune):
     """The configuration of `model=sd15` and `sd21` on folders of those layouts with small random weights."""
-    make_pipeline(layout, tmp_path / "model", tiny=True)
+    make_pipeline(layout, tiny=True).save_pretrained(tmp_path / "model")
     (tmp_path / "prompts.txt").write_text("\n".join(f"a {color} circle" for color in ("red", "blue", "green", "pink")))
     head = f"{TOYBOX}/weights/aesthetic.safetensors"
     config = configure(

@@ -156,6 +156,16 @@ def test_tuning_on_one_batch_raises_its_reward(configure, monkeypatch, gradient,
     assert score() > before + 0.01
 
 
+def test_training_may_take_other_steps_than_evaluation(configure):
+    """A shorter chain without guidance to learn from; what is looked at keeps the model's own settings."""
+    job = load(configure("train", *QUICK, "training.sampling={steps: 2, guidance_scale: 1.0}"))
+    assert (job.sampling.steps, job.objective.sampling.steps) == (3, 2)
+    lines: list[dict] = []
+    pace = replace(job.pace, steps=1)
+    tune_on(job.objective, job.state(), pace, lambda _, line: lines.append(line), lambda _: None, print, Interrupt())
+    assert lines[0]["unet_calls"] == 2
+
+
 def rounded_redness(images, prompts):
     """A scorer outside torch: no gradient passes."""
     red, green, blue = images.detach().numpy().round(2).transpose(1, 0, 2, 3)
@@ -308,11 +318,12 @@ def test_training_and_held_out_prompts_never_overlap(configure, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("gradient.k=16", r"gradient.k=16 .* sampling.steps=15"),
+        ("gradient.k=16", r"gradient.k=16 .* training.sampling.steps=15"),
         ("training.steps=0", "training.steps=0 must be at least 1"),
         ("gradient=refl; conditioning.tuned_on=last_n; conditioning.n=2", "conditioning.n must be at least 4 here"),
         ("gradient=drtune; conditioning.tuned_on=last_n; conditioning.n=2", "conditioning.n must be at least 3 here"),
         ("conditioning={tuned_on: last_n, n: 20}", "conditioning.n=20"),
+        ("training.sampling.steps=4", r"gradient.k=5 must lie between 1 and training.sampling.steps=4"),
         ("prompts.path=/nowhere.txt", "does not exist"),
         ("rewards.hpsv2.reward.checkpoint=/nowhere.pt", r"rewards.hpsv2.reward.checkpoint=/nowhere.pt does not exist"),
         ("+rewards.mine.weight=1", "rewards.mine needs both"),

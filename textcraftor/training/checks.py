@@ -91,13 +91,13 @@ def check_tuning(config: DictConfig, folder: Path) -> None:
 
 
 def _check_gradient(config: DictConfig) -> None:
-    steps = config.sampling.steps
+    steps = config.training.sampling.steps
     if config.sampling.scheduler not in SCHEDULERS:
         raise UsageError(f"sampling.scheduler={config.sampling.scheduler} must be one of {', '.join(SCHEDULERS)}")
     k = config.gradient.get("k")
     if k is not None and not 1 <= k <= steps:
         raise UsageError(
-            f"gradient.k={k} must lie between 1 and sampling.steps={steps}: lower gradient.k or use gradient=full"
+            f"gradient.k={k} must lie between 1 and training.sampling.steps={steps}: lower it or use gradient=full"
         )
     n = config.gradient.get("n")
     if n is not None and n < 1:
@@ -117,10 +117,11 @@ def _check_gradient(config: DictConfig) -> None:
 
 
 def _check_last_n(config: DictConfig, steps: int) -> None:
-    """Whatever a policy draws, the tuned encoder must condition a step that carries a gradient."""
+    """Whatever a policy draws, the tuned encoder must condition a step of training that carries a gradient."""
     n, policy, k = config.conditioning.n, config.gradient._target_.rpartition(".")[2], config.gradient.get("k") or steps
-    if not 1 <= n <= steps:
-        raise UsageError(f"conditioning.n={n} must lie between 1 and sampling.steps={steps}")
+    total = config.sampling.steps
+    if not 1 <= n <= total:
+        raise UsageError(f"conditioning.n={n} must lie between 1 and sampling.steps={total}")
     jump = steps - round(steps * config.gradient.get("first", 0))
     needed = {
         "refl": jump,
@@ -128,6 +129,7 @@ def _check_last_n(config: DictConfig, steps: int) -> None:
         "drtune": -(-steps // k),
         "ddpo": steps - k + 1,
     }.get(policy, 1)
+    needed = -(-needed * total // steps)  # training may take other steps than those that n counts
     if n < needed and config.tune.get("unet") is None:
         raise UsageError(
             f"conditioning.n={n}: gradient={policy} may put its gradient where the tuned encoder has no say; "

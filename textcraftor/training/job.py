@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from textcraftor.evaluation.evaluate import Evaluation, Judge, evaluate
 from textcraftor.inference.generate import Sampling
 from textcraftor.inference.mix import Mix
+from textcraftor.models.compiling import compile_unet
 from textcraftor.models.loading import dtype_of, freeze, load_model
 from textcraftor.models.stable_diffusion import StableDiffusion
 from textcraftor.models.tuning import Learner, add_learners
@@ -119,6 +120,8 @@ def prepare(
     mix.rewards.to(scorer_dtype)
     mix.check([*prompts, *evaluated, *watched])
     precision = f"precision: what learns in float32, the rest in {dtype} ({reason}), scorers in {scorer_dtype}"
+    if config.compile:
+        precision += f"; {compile_unet(model, sampling.height, sampling.width)}"
     judge = instantiate(config.model.judge)
     job = Job(config, model, mix, sampling, schedule, learners, start, judge, evaluated, watched, precision)
     job.objective = objective_of(job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def load(config: DictConfig, cache: Path | None = None) -> Job:
             draw = PromptDraw(prompts, config.seed)
         detach_negative = config.conditioning.detach_negative
         rollout = instantiate(config.gradient)
-        return RewardTuning(job.model, job.mix, rollout, job.schedule, job.sampling, draw, detach_negative)
+        sampling = replace(job.sampling, **config.training.sampling)
+        return RewardTuning(job.model, job.mix, rollout, job.schedule, sampling, draw, detach_negative)
 
     return prepare(config, objective_of, prompts, evaluated, watched)
 
