@@ -351,8 +351,8 @@ def startup(shape: str, arguments: argparse.Namespace) -> dict[str, dict]:
     """Seconds from a new process to the list of commands, and to the first step of the toybox's default run."""
     ready = "from textcraftor.cli import *; from textcraftor.training.train import load; register(); "
     programs = {
-        "textcraftor --help": ["-m", "textcraftor.cli", "--help"],
-        "textcraftor train --help": ["-m", "textcraftor.cli", "train", "--help"],
+        "textcraftor --help": ["-m", "textcraftor", "--help"],
+        "textcraftor train --help": ["-m", "textcraftor", "train", "--help"],
         "ready for the first step": ["-c", f"{ready} load(compose('train', [])).state()"],
     }
     found = {}

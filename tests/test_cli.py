@@ -85,7 +85,10 @@ def test_prompts_are_taken_literally(configure):
         (["train", "trainig.steps=3"], "unknown key trainig.steps; did you mean training.steps?"),
         (["generate", "tuned.a=x", "rundir=y"], "unknown key rundir; did you mean run_dir?"),
         (["train", "rewards=hpsv3"], "Could not find 'rewards/hpsv3'"),
-        (["train", "gradient.k=16"], "gradient.k=16 must lie between 1 and sampling.steps=15"),
+        (["train", "gradient.k=16"], "gradient.k=16 must lie between 1 and training.sampling.steps=15"),
+        (["train", "dry_run=fales"], "dry_run=fales must be true or false"),
+        (["train", "training.steps=2.5"], "training.steps=2.5 must be a whole number"),
+        (["train", "optim.lr=fast"], "optim.lr=fast must be a number"),
         (["train", "model.path=/nowhere"], "model.path=/nowhere does not exist"),
         (["train", "prompts.path=missing.txt"], "prompts.path=missing.txt does not exist"),
         (["train", "prompts.path=empty.txt"], "prompts.path=empty.txt holds no prompt"),
@@ -136,7 +139,7 @@ def test_a_mistake_ends_the_real_command_with_two(tmp_path):
     done = textcraftor("train", "gradient.k=16", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == (
-        "textcraftor: gradient.k=16 must lie between 1 and sampling.steps=15: lower gradient.k or use gradient=full\n"
+        "textcraftor: gradient.k=16 must lie between 1 and training.sampling.steps=15: lower it or use gradient=full\n"
     )
     assert not list(tmp_path.iterdir())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import difflib
+import functools
 import importlib
 import os
 import sys
@@ -27,6 +28,11 @@ COMMANDS = {
     "fetch": ("textcraftor.fetch", "download what a configuration names, ahead of time"),
 }
 LITERAL = ("prompt", "negative_prompt")  # taken as typed, never parsed
+KINDS: dict[type, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+}
 USAGE = """\
 usage: textcraftor COMMAND [key=value ...]
 
@@ -95,6 +101,7 @@ def compose(command: str, overrides: Sequence[str]):
         try:
             config = hydra_compose(command, overrides=list(overrides))
             OmegaConf.resolve(copy.deepcopy(config))  # a second pass over the same would unescape what users typed
+            _check_kinds(command, overrides, config)
             return config
         except (HydraException, OmegaConfBaseException) as error:
             plain = OmegaConf.to_container(hydra_compose(command), resolve=False)
@@ -106,6 +113,31 @@ def compose(command: str, overrides: Sequence[str]):
             lines = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UsageError(f"unknown key {wrong[0]}{hint}" if near else lines) from error
+
+
+def _check_kinds(command: str, overrides: Sequence[str], config) -> None:
+    """Refuse a value that is not of its default's kind: as a truth value, `dry_run=fales` would be true."""
+    from omegaconf import OmegaConf
+
+    from textcraftor.errors import UsageError
+
+    groups, keys = [], []
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        (groups if (config_dir() / key.split("@")[0]).is_dir() else keys).append((key, override))
+    defaults = _defaults(command, tuple(override for _, override in groups))
+    for key, _ in keys:
+        default, given = (OmegaConf.select(one, key) for one in (defaults, config))
+        accepted, said = KINDS.get(type(default), ((), ""))
+        if accepted and given is not None and type(given) not in accepted:
+            raise UsageError(f"{key}={given} must be {said}")
+
+
+@functools.cache
+def _defaults(command: str, groups: tuple[str, ...]):
+    from hydra import compose
+
+    return compose(command, overrides=list(groups))
 
 
 @contextlib.contextmanager
@@ -216,7 +248,3 @@ def main() -> None:
         hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
         print(f"textcraftor: unknown command {command}; {hint}", file=sys.stderr)
         sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

@@ -13,7 +13,7 @@ from textcraftor.models.compiling import compile_unet
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # said by dynamo's own look at the inputs
 def test_a_compiled_unet_has_the_same_gradients(model, monkeypatch):
-    """torch.compile for real, for some of the blocks; the inductor would take minutes, so its graphs run as they are."""
+    """torch.compile for real, for some blocks; the inductor would take minutes, so its graphs run as they are."""
     monkeypatch.setattr(compiling, "BLOCKS", ("BasicTransformerBlock",))
     said = compile_unet(model, 64, 64, backend="aot_eager")
     assert "UNet compiled" in said

@@ -28,7 +28,7 @@ SETTINGS = (
 
 def launch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    own = ["--main_process_port", "0", "-m", "textcraftor.cli", *arguments]
+    own = ["--main_process_port", "0", "-m", "textcraftor", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
     return subprocess.run([*command, *own], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
