@@ -121,12 +121,10 @@ def _check_kinds(command: str, overrides: Sequence[str], config) -> None:
 
     from textcraftor.errors import UsageError
 
-    groups, keys = [], []
-    for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
-        (groups if (config_dir() / key.split("@")[0]).is_dir() else keys).append((key, override))
-    defaults = _defaults(command, tuple(override for _, override in groups))
-    for key, _ in keys:
+    keys = {override: override.lstrip("+~").partition("=")[0] for override in overrides}
+    groups = [override for override, key in keys.items() if (config_dir() / key.split("@")[0]).is_dir()]
+    defaults = _defaults(command, tuple(groups))
+    for key in (key for override, key in keys.items() if override not in groups):
         default, given = (OmegaConf.select(one, key) for one in (defaults, config))
         accepted, said = KINDS.get(type(default), ((), ""))
         if accepted and given is not None and type(given) not in accepted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from functools import partial
 
 import numpy as np
@@ -213,7 +214,17 @@ def test_low_variance_re_noises_every_sample_by_its_own_seed(model):
     both, second = results([1, 2], PROMPTS[:2]), results([2], PROMPTS[1:2])
     assert both.shape[0] == 6
     torch.testing.assert_close(both[1::2], second, atol=1e-4, rtol=0)
-    assert (both[1] - both[3]).abs().max() > 1e-3, "no fresh noise"
+    for one, other in itertools.combinations((both[1], both[3], both[5]), 2):
+        assert (one - other).abs().max() > 1e-3, "no fresh noise"
+
+
+def test_every_copy_of_the_noise_is_independent_of_the_others(model):
+    """Seeds, small ones and those that training draws: correlations of 2,048 numbers lie within 5 standard errors."""
+    chain = SAMPLING.chain(model, [0, 1, 2**47 + 7])
+    copies = torch.cat([chain.noise(copy) for copy in range(4)]).flatten(1)
+    correlations = torch.corrcoef(copies).fill_diagonal_(0).abs()
+    assert correlations.max() < 5 / copies.shape[1] ** 0.5
+    torch.testing.assert_close(chain.noise(), chain.start())
 
 
 class Spy:

@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 from textcraftor.models.base import Conditioning, DiffusionModel
 
-COPY_SEED = 1 << 48  # apart from every seed that training draws
 ConditioningAt = Callable[[Tensor], Conditioning]
 
 
@@ -54,11 +53,16 @@ class Chain:
 
     def noise(self, copy: int = 0) -> Float[Tensor, "batch channels h w"]:
         """Unit noise for each sample; another copy is independent of the first."""
-        return self.model.noise([seed + copy * COPY_SEED for seed in self.seeds], self.height, self.width)
+        return self.model.noise([_seed_of(seed, copy) for seed in self.seeds], self.height, self.width)
 
     def start(self) -> Float[Tensor, "batch channels h w"]:
         """The latents that the sampler starts from."""
         return self.noise() * self.scheduler.init_noise_sigma
+
+
+def _seed_of(seed: int, copy: int) -> int:
+    """Torch's CPU generator takes the lower 32 bits alone, so that seeds cannot be told apart by adding to them."""
+    return int(np.random.SeedSequence((seed, copy)).generate_state(1)[0]) if copy else seed
 
 
 def guided(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -136,8 +136,8 @@ class CaptionTuning:
     def observe(self, figures: Tensor) -> None:
         """Nothing is kept."""
 
-    def headline(self, loss: float) -> str:
-        return f"loss={loss:.4f}"
+    def headline(self, figures: Mapping[str, float]) -> str:
+        return f"loss={figures['loss']:.4f}"
 
     def replay(self, step: int, batch_size: int) -> dict[str, Any]:
         examples = self.draw(step, batch_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -64,8 +64,8 @@ class Objective(Protocol):
     def observe(self, figures: Tensor) -> None:
         """Called after each whole step with what follows the loss, averaged over all processes."""
 
-    def headline(self, loss: float) -> str:
-        """What the progress bar shows."""
+    def headline(self, figures: Mapping[str, float]) -> str:
+        """What the progress bar shows of a step's figures."""
 
     def replay(self, step: int, batch_size: int) -> dict[str, Any]:
         """What a step was computed from, as JSON."""
@@ -146,7 +146,7 @@ def tune(
         figures |= {f"learning_rate/{one.part}": lr for one, lr in zip(state.learners, state.rates, strict=True)}
         figures |= {**calls, "seconds": time.perf_counter() - began, **phases.read()}
         log(state.step, figures)
-        progress.set_postfix_str(objective.headline(figures["loss"]))
+        progress.set_postfix_str(objective.headline(figures))
         progress.update()
         last = state.step == pace.steps
         if state.step % pace.watch_every == 0 or last:

@@ -6,7 +6,7 @@ prompts -> text encoder -> sampling chain -> decoder -> images -> rewards, and t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -52,11 +52,11 @@ class RewardTuning:
         """Add the gradient of minus the mean reward over these rows of the step's batch; see `Objective`.
 
         Returns:
-            (1 + 2 * rewards,), the loss and the rewards' moments; and how often the denoiser was called, and how often
-            with a gradient.
+            (2 + 2 * rewards,), the loss, the rewards' means, their weighted total and their mean squares; and how often
+            the denoiser was called, and how often with a gradient.
         """
         prompts, seeds = self.draw(state.step, batch_size)
-        sums = torch.zeros(1 + 2 * len(self.mix.rewards), dtype=torch.float64, device=self.model.device)
+        sums = torch.zeros(2 + 2 * len(self.mix.rewards), dtype=torch.float64, device=self.model.device)
         for part in state.plan.micro_batches(rows):
             said = [prompts[row] for row in part]
             numbers = [seeds[row] for row in part]
@@ -69,11 +69,12 @@ class RewardTuning:
                     loss = -share * self.mix.objective(scores).mean()
                 else:
                     loss = -share * (self.mix.advantage(scores) * chain.log_prob).mean()
-                moments = self.mix.moments(scores)
-                finite = torch.where(moments.isfinite().all(), 1.0, math.nan)  # a broken score must not teach anything
+                means, squares = self.mix.moments(scores).chunk(2)
+                finite = torch.where(squares.isfinite().all(), 1.0, math.nan)  # a broken score must not teach anything
+                total = self.mix.total(scores).detach().double().mean()[None]
             with phases("backward"):
                 state.scaler.scale(loss * finite).backward()
-            sums += torch.cat([loss.detach()[None].double(), share * moments])
+            sums += torch.cat([loss.detach()[None].double(), share * torch.cat([means, total, squares])])
         return sums, {"unet_calls": chain.calls, "gradient_steps": chain.gradient_steps}
 
     def pictures(
@@ -104,13 +105,14 @@ class RewardTuning:
 
     @property
     def names(self) -> list[str]:
-        return [f"reward/{name}" for name in self.mix.rewards]
+        return [*(f"reward/{name}" for name in self.mix.rewards), "total"]
 
     def observe(self, figures: Tensor) -> None:
-        self.mix.observe(figures)
+        means, _, squares = figures.split([len(self.mix.rewards), 1, len(self.mix.rewards)])
+        self.mix.observe(torch.cat([means, squares]))
 
-    def headline(self, loss: float) -> str:
-        return f"total={-loss:.3f}"
+    def headline(self, figures: Mapping[str, float]) -> str:
+        return f"total={figures['total']:.3f}"
 
     def replay(self, step: int, batch_size: int) -> dict[str, Any]:
         prompts, seeds = self.draw(step, batch_size)
