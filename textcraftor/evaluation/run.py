@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from textcraftor.captioning.upsample import check_upsampler, upsampler_of
-from textcraftor.errors import UsageError
+from textcraftor.errors import UsageError, at_least
 from textcraftor.evaluation.evaluate import compare_measures, means, measure
 from textcraftor.evaluation.report import write_evaluation
 from textcraftor.evaluation.suite import Store, Suite, measures_of, read_rows_of
@@ -40,14 +40,14 @@ def shard_of(config: DictConfig) -> tuple[int, int]:
 
 def check(config: DictConfig, folder: Path) -> None:
     """Refuse what cannot work before any model is loaded and before anything is written."""
+    at_least(config, {"batch_size": 1, "limit": 1})
     suite, mix = Suite.of(config), Mix.of(config)
+    Sampling(**config.sampling)
     check_upsampler(config)
     check_mix(config.rewards)
     for key in ("dtype", "scorer_dtype"):
         dtype_of(config, key)
     shard_of(config)
-    if config.batch_size < 1:
-        raise UsageError(f"batch_size={config.batch_size} must be at least 1")
     if config.base is not None:
         if not changes(config, mix):
             raise UsageError("base= is compared with what tuned, mix, unet.path or upsample change: give one of them")

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from textcraftor.data.prompts import read_prompts
-from textcraftor.errors import UsageError
+from textcraftor.errors import UsageError, at_least
 from textcraftor.models.loading import device_of, dtype_of
 from textcraftor.rewards.mix import RewardMix, check_mix, load_mix
 from textcraftor.rewards.preprocessing import from_pil
@@ -121,8 +121,7 @@ def check(config: DictConfig, folder: Path) -> None:
     pair(Path(config.images), config.prompts.path)
     check_mix(config.rewards)
     dtype_of(config, "scorer_dtype")
-    if config.batch_size < 1:
-        raise UsageError(f"batch_size={config.batch_size} must be at least 1")
+    at_least(config, {"batch_size": 1})
     if (folder / "scores.jsonl").exists():
         raise UsageError(f"run_dir={folder} already holds scores: choose another run_dir= or name=")
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from textcraftor.data.prompts import read_rows
-from textcraftor.errors import UsageError
+from textcraftor.errors import UsageError, check_seeds
 from textcraftor.evaluation.evaluate import diversity
 from textcraftor.inference.pictures import save_png
 
@@ -45,8 +45,7 @@ class Suite:
                     raise UsageError(f"suite.category={column} is no column of {path}, or empty in a row")
                 found.setdefault(row[column] if column else name, []).append(row["prompt"])
         chosen = [(prompt, category) for category, prompts in found.items() for prompt in prompts[: config.limit]]
-        if not config.seeds or len(set(config.seeds)) < len(config.seeds):
-            raise UsageError(f"seeds={list(config.seeds)} must name at least one seed, and each once")
+        check_seeds("seeds", config.seeds)
         prompts, categories = zip(*chosen, strict=True)
         return cls(prompts, categories, tuple(config.seeds))
 

@@ -47,6 +47,7 @@ def check(config: DictConfig, folder: Path) -> None:
     tuned = names_of(list(config.runs))
     Mix(tuned, {name: 1 / len(tuned) for name in tuned}, timestep=0, **unet_of(config))
     check_mix(config.rewards)
+    Sampling(**config.sampling)
     device_of(config.device)
     if not 0 <= config.port < 65536:
         raise UsageError(f"port={config.port} must lie between 0 and 65535")

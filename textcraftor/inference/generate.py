@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from textcraftor.errors import UsageError
 from textcraftor.models.base import DiffusionModel
+from textcraftor.models.stable_diffusion import SCHEDULERS
 from textcraftor.sampling.chain import Chain, denoise
 from textcraftor.sampling.conditioning import ConditioningSchedule
 
@@ -25,6 +27,9 @@ class Sampling:
         height, width: in pixels.
         negative_prompt: of the unconditional branch.
         scheduler: ddim, euler, dpmsolver++ or pndm.
+
+    Raises:
+        UsageError: none of that can be sampled with.
     """
 
     steps: int
@@ -33,6 +38,13 @@ class Sampling:
     width: int
     negative_prompt: str = ""
     scheduler: str = "ddim"
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("guidance_scale", 1), ("height", 8), ("width", 8)):
+            if getattr(self, name) < least:
+                raise UsageError(f"sampling.{name}={getattr(self, name)} must be at least {least}")
+        if self.scheduler not in SCHEDULERS:
+            raise UsageError(f"sampling.scheduler={self.scheduler} must be one of {', '.join(SCHEDULERS)}")
 
     def timesteps(self, model: DiffusionModel) -> Tensor:
         """The sampler's timesteps, highest noise first; PNDM has one more than `steps`."""

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from textcraftor.captioning.upsample import check_upsampler, upsampler_of
 from textcraftor.data.prompts import read_prompts
-from textcraftor.errors import UsageError
+from textcraftor.errors import UsageError, at_least, check_seeds
 from textcraftor.inference.generate import Sampling, generate, grid
 from textcraftor.inference.mix import Mix
 from textcraftor.inference.pictures import contact_sheet, save_png, to_pil
@@ -42,9 +42,10 @@ def check(config: DictConfig, folder: Path) -> None:
         if not OmegaConf.is_list(weights) or not weights:
             raise UsageError(f"grid.{name}={weights} must be a list of weights, as grid.{name}=[0,.5,1]")
     list(mixes(config))
+    Sampling(**config.sampling)
     check_upsampler(config)
-    if not config.seeds:
-        raise UsageError("seeds=[] is empty: give at least one")
+    check_seeds("seeds", config.seeds)
+    at_least(config, {"batch_size": 1})
     if (folder / "contact_sheet.png").exists():
         raise UsageError(f"run_dir={folder} already holds pictures: choose another run_dir= or name=")
 

@@ -37,7 +37,10 @@ def device_of(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"device={device}, but this machine or this build of torch has no CUDA: use device=cpu")
-    return device
+    try:
+        return str(torch.device(device))
+    except RuntimeError as error:
+        raise UsageError(f"device={device} must be auto, cpu, cuda or a numbered one, as cuda:1") from error
 
 
 def dtype_of(config: DictConfig, key: str) -> tuple[torch.dtype, str]:

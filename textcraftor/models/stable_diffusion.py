@@ -129,8 +129,8 @@ class StableDiffusion:
 
     def scheduler(self, name: str, steps: int) -> SchedulerMixin:
         """The sampler of that name with the pipeline's noise schedule, ready for its first step."""
-        if name not in SCHEDULERS:
-            raise UsageError(f"sampling.scheduler={name} must be one of {', '.join(SCHEDULERS)}")
+        if steps > len(self.alphas_cumprod):
+            raise UsageError(f"sampling.steps={steps}: the model knows {len(self.alphas_cumprod)} noise levels")
         kind, options = SCHEDULERS[name]
         scheduler = kind.from_config(self.scheduler_config, **options)
         scheduler.set_timesteps(steps)

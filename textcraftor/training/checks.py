@@ -5,17 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 
 from accelerate.tracking import get_available_trackers
+from diffusers.optimization import SchedulerType
 from omegaconf import DictConfig
 
 from textcraftor.data.prompts import read_prompts
-from textcraftor.errors import UsageError
+from textcraftor.errors import UsageError, at_least, check_seeds
+from textcraftor.inference.generate import Sampling
 from textcraftor.inference.mix import Mix
 from textcraftor.models.loading import device_of, dtype_of
-from textcraftor.models.stable_diffusion import SCHEDULERS
 from textcraftor.models.tuning import PARTS
 from textcraftor.rewards.mix import check_mix, parts_of
 from textcraftor.training.checkpoint import Checkpoints
 from textcraftor.training.pictures import check_pictures
+
+LR_SCHEDULES = [one.value for one in SchedulerType if one is not SchedulerType.PIECEWISE_CONSTANT]
+LEAST = {
+    "training.steps": 1,
+    "training.batch_size": 1,
+    "training.checkpoint_every": 1,
+    "training.keep_checkpoints": 1,
+    "training.warmup": 0,
+    "training.skip_broken": 0,
+    "watch.every": 1,
+    "watch.prompts": 1,
+    "evaluation.prompts": 1,
+    "evaluation.batch_size": 1,
+    "seed": 0,
+}
 
 
 def split_prompts(config: DictConfig) -> tuple[list[str], list[str], list[str]]:
@@ -58,20 +74,24 @@ def from_pictures(config: DictConfig) -> bool:
 
 def check_tuning(config: DictConfig, folder: Path) -> None:
     """What every tuning run needs, whatever it learns from."""
+    Sampling(**config.sampling)
     _check_tune(config)
-    for name in ("steps", "batch_size", "checkpoint_every", "keep_checkpoints"):
-        if config.training[name] < 1:
-            raise UsageError(f"training.{name}={config.training[name]} must be at least 1")
-    if config.watch.every < 1:
-        raise UsageError(f"watch.every={config.watch.every} must be at least 1")
+    at_least(config, LEAST)
+    check_seeds("evaluation.seeds", config.evaluation.seeds)
+    check_seeds("watch.seeds", config.watch.seeds)
+    if config.training.lr_schedule not in LR_SCHEDULES:
+        raise UsageError(f"training.lr_schedule={config.training.lr_schedule} must be one of {', '.join(LR_SCHEDULES)}")
+    if not config.training.max_grad_norm > 0:
+        raise UsageError(f"training.max_grad_norm={config.training.max_grad_norm} must be above 0")
     if not 0 <= config.training.ema_decay < 1:
         raise UsageError(f"training.ema_decay={config.training.ema_decay} must lie in [0, 1)")
     if config.memory.budget != "auto" and not (
         isinstance(config.memory.budget, int | float) and config.memory.budget > 0
     ):
         raise UsageError(f"memory.budget={config.memory.budget} must be auto or a number of GB")
-    unknown = sorted(set(config.stop_on) - set(config.watch.alarms))
-    if unknown:
+    if isinstance(config.stop_on, str):
+        raise UsageError(f"stop_on={config.stop_on} must be a list, as stop_on=[{config.stop_on}]")
+    if unknown := sorted(set(config.stop_on) - set(config.watch.alarms)):
         raise UsageError(f"stop_on={unknown[0]} names no alarm; watch.alarms has {', '.join(config.watch.alarms)}")
     trackers = sorted(str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers())
     if config.tracker is not None and config.tracker not in trackers:
@@ -91,9 +111,7 @@ def check_tuning(config: DictConfig, folder: Path) -> None:
 
 
 def _check_gradient(config: DictConfig) -> None:
-    steps = config.training.sampling.steps
-    if config.sampling.scheduler not in SCHEDULERS:
-        raise UsageError(f"sampling.scheduler={config.sampling.scheduler} must be one of {', '.join(SCHEDULERS)}")
+    steps = Sampling(**{**config.sampling, **config.training.sampling}).steps
     k = config.gradient.get("k")
     if k is not None and not 1 <= k <= steps:
         raise UsageError(
@@ -105,6 +123,9 @@ def _check_gradient(config: DictConfig) -> None:
     first, last = config.gradient.get("first", 0), config.gradient.get("last", 1)
     if not 0 <= first <= last <= 1:
         raise UsageError(f"gradient.first={first} and gradient.last={last} must rise within [0, 1]")
+    mean, sd = config.gradient.get("mean", 0), config.gradient.get("sd", 0)
+    if not 0 <= mean <= 1 or sd < 0:
+        raise UsageError(f"gradient.mean={mean} is a share of the chain, within [0, 1]; gradient.sd={sd} at least 0")
     policy = config.gradient._target_.rpartition(".")[2]
     if policy == "ddpo" and config.sampling.scheduler != "ddim":
         raise UsageError(

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from textcraftor.data.blend import Blend, RecordDraw
 from textcraftor.data.prompts import read_prompts
 from textcraftor.data.records import Records, check_records
-from textcraftor.errors import UsageError
+from textcraftor.errors import UsageError, at_least
 from textcraftor.models.stable_diffusion import StableDiffusion
 from textcraftor.training.latents import Latents, bucket_sizes, encode_records
 from textcraftor.training.processes import say
@@ -28,10 +28,7 @@ def check_pictures(config: DictConfig) -> None:
             raise UsageError(f"captions.{key}={config.captions[key]} is a probability: it must lie in [0, 1]")
     if config.data.letters.path is not None and not 0 <= config.data.letters.share < 1:
         raise UsageError(f"data.letters.share={config.data.letters.share} must lie in [0, 1)")
-    if config.data.aspect_ratio < 1:
-        raise UsageError(f"data.aspect_ratio={config.data.aspect_ratio} must be at least 1")
-    if config.data.held_out < 2:
-        raise UsageError(f"data.held_out={config.data.held_out} must be at least 2: one to watch, one to evaluate")
+    at_least(config, {"data.aspect_ratio": 1, "data.held_out": 2})
     check_records(config.data.path, config.data.captions)
     if config.data.letters.path is not None:
         check_records(config.data.letters.path)

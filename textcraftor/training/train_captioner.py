@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from textcraftor.captioning.prefix import PrefixCaptioner
 from textcraftor.data.records import Records, check_records
-from textcraftor.errors import UsageError
+from textcraftor.errors import UsageError, at_least
 from textcraftor.models.loading import device_of
 from textcraftor.training.fitting import FitSettings, fit
 from textcraftor.training.processes import processes_of_this_run
@@ -25,8 +25,7 @@ def check(config: DictConfig, folder: Path) -> None:
     check_records(config.data.path, config.data.captions)
     if not config.stages:
         raise UsageError("stages is empty: name at least one")
-    if config.batch_size < 1:
-        raise UsageError(f"batch_size={config.batch_size} must be at least 1")
+    at_least(config, {"batch_size": 1})
     before: list[str] = []
     for name, stage in config.stages.items():
         if stage.start is not None and stage.start not in before:
