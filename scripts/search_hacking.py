@@ -1,8 +1,9 @@
 """Looks for runs in which the reward rises while the judge falls: `python scripts/search_hacking.py`.
 
 One preference model, no constraint, a fixed number of steps, a grid of what is tuned and how fast; then the worst run
-is done again with each remedy alone, and the worst LoRA is weakened. Prints what the watch saw, when its alarms rang,
-and what each remedy changed. Finished runs are skipped, unfinished ones resumed.
+is done again with each remedy alone, and the worst LoRA is weakened. The judge is the sum of its three measures. Prints
+what the watch saw, when its alarms rang, and what each remedy changed. Finished runs are skipped, unfinished ones
+resumed.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ REMEDIES = {
     "early stop": ("stop_on=[held_out,gap,diversity,clip]",),
 }
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-MEASURES = ("hpsv2", "pickscore", "clip", "judge/taste", "judge/faithfulness", "judge/letters", "diversity")
+JUDGE = ("judge/taste", "judge/faithfulness", "judge/letters")
+MEASURES = ("hpsv2", "pickscore", "clip", *JUDGE, "diversity")
 
 
 def search(folder: Path, steps: int, tune: str, rate: str, name: str = "", *extra: str) -> dict:
@@ -55,8 +57,13 @@ def change(summary: dict, measure: str, index: int = -1) -> float:
 
 def hacked(summary: dict) -> float:
     """How far the judge fell in the end while the reward rose; 0 where either did not happen."""
-    fell = -(change(summary, "judge/taste") + change(summary, "judge/faithfulness"))
+    fell = -sum(change(summary, measure) for measure in JUDGE)
     return max(0.0, fell) if change(summary, "hpsv2") > 0 else 0.0
+
+
+def best(summary: dict) -> int:
+    """The look at which the held-out figure was highest: what is exported."""
+    return max(range(1, len(summary["watched"])), key=lambda index: summary["watched"][index]["held_out"])
 
 
 @torch.no_grad()
@@ -76,12 +83,12 @@ def weakened(run: Path) -> dict[float, dict[str, float]]:
     return found
 
 
-def describe(name: str, summary: dict) -> str:
+def describe(name: str, summary: dict, index: int = -1) -> str:
     rang = [f"{alarm} at {point['step']}" for point in summary["watched"] for alarm in point["alarms"]]
     first = dict(reversed([one.split(" at ") for one in rang]))
     alarms = ", ".join(f"{alarm} at {step}" for alarm, step in first.items()) or "none"
-    cells = [f"{change(summary, measure):+.3f}" for measure in MEASURES]
-    return f"| {name} | {summary['watched'][-1]['step']} | {' | '.join(cells)} | {alarms} |"
+    cells = [f"{change(summary, measure, index):+.3f}" for measure in MEASURES]
+    return f"| {name} | {summary['watched'][index]['step']} | {' | '.join(cells)} | {alarms} |"
 
 
 def main() -> None:
@@ -99,7 +106,9 @@ def main() -> None:
         return
     print(f"\nThe judge fell most, while the reward rose, in {worst[0]} at {worst[1]}. With one remedy each:\n")
     for name, extra in REMEDIES.items():
-        print(describe(name, search(arguments.folder, arguments.steps, *worst, f"_{name.replace(' ', '_')}", *extra)))
+        summary = search(arguments.folder, arguments.steps, *worst, f"_{name.replace(' ', '_')}", *extra)
+        print(describe(name, summary))
+    print(describe("early stop: what is exported", summary, best(summary)))
     lora = max((key for key in found if key[0].endswith("lora")), key=lambda key: hacked(found[key]))
     print(f"\nThe worst LoRA, {lora[0]} at {lora[1]}, with its last adapters at a fraction of their strength:\n")
     for strength, measures in weakened(arguments.folder / f"{lora[0]}_{lora[1]}").items():
