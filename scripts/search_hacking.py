@@ -1,9 +1,9 @@
 """Looks for runs in which the reward rises while the judge falls: `python scripts/search_hacking.py`.
 
-One preference model, no constraint, a fixed number of steps, a grid of what is tuned and how fast; then the worst run
-is done again with each remedy alone, and the worst LoRA is weakened. The judge is the sum of its three measures. Prints
-what the watch saw, when its alarms rang, and what each remedy changed. Finished runs are skipped, unfinished ones
-resumed.
+One preference model, no constraint, a fixed number of steps, a grid of what is tuned and how fast. The judge is the sum
+of its three measures. Each run that hacks is looked at on more prompts and made again with each remedy alone; its LoRA
+is weakened; where an early stop would have ended it is read off. Prints what the watch saw and when its alarms rang.
+Finished runs are skipped, unfinished ones resumed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from omegaconf import OmegaConf
 from study import train
 
+from textcraftor.cli import call
 from textcraftor.evaluation.evaluate import Evaluation
 from textcraftor.models.loading import device_of
 from textcraftor.models.stable_diffusion import StableDiffusion
@@ -34,11 +35,12 @@ GRID = [
 REWARD = ("rewards=hpsv2", "+reward@rewards.pickscore=pickscore", "rewards.pickscore.weight=0")
 WATCHED = ("+reward@rewards.clip=clip", "rewards.clip.weight=0", "watch.every=20", "watch.prompts=24")
 BRIEF = ("evaluation.prompts=2", "evaluation.seeds=[0]")  # the watched prompts are what is judged
+SUITE = ("suite=toybox", "limit=32", "seeds=[0,1]")
 REMEDIES = {
     "CLIP constraint": ("rewards.clip.weight=20",),
     "EMA and hinge": ("training.ema_decay=0.98", "rewards.hpsv2.weight=100", "+rewards.hpsv2.target=0.45"),
-    "early stop": ("stop_on=[held_out,gap,diversity,clip]",),
 }
+STOP_ON = {"held_out", "gap", "diversity", "clip"}
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 JUDGE = ("judge/taste", "judge/faithfulness", "judge/letters")
 MEASURES = ("hpsv2", "pickscore", "clip", *JUDGE, "diversity")
@@ -61,9 +63,21 @@ def hacked(summary: dict) -> float:
     return max(0.0, fell) if change(summary, "hpsv2") > 0 else 0.0
 
 
-def best(summary: dict) -> int:
-    """The look at which the held-out figure was highest: what is exported."""
-    return max(range(1, len(summary["watched"])), key=lambda index: summary["watched"][index]["held_out"])
+def exported(summary: dict) -> int:
+    """The look whose weights an early stop exports: the best held-out figure of those until it ends the run."""
+    looks = summary["watched"]
+    end = next((index for index, look in enumerate(looks) if STOP_ON & {*look["alarms"]}), len(looks) - 1)
+    return max(range(1, end + 1), key=lambda index: looks[index]["held_out"])
+
+
+def confirm(folder: Path, name: str) -> str:
+    """The table of a run's last weights over the toybox's whole suite: the watched prompts are few."""
+    place, base = folder / "evaluations" / name, folder / "evaluations" / "base"
+    if not (base / "report.html").exists():
+        call("evaluate", [*SUITE, f"run_dir={base}"])
+    if not (place / "report.html").exists():
+        call("evaluate", [*SUITE, f"base={base}", f"tuned.a={folder / name / 'last'}", f"run_dir={place}"])
+    return (place / "table.md").read_text()
 
 
 @torch.no_grad()
@@ -100,19 +114,21 @@ def main() -> None:
     print(f"| run | steps | {' | '.join(MEASURES)} | alarms, first rung |\n|{' --- |' * (len(MEASURES) + 3)}")
     for (tune, rate), summary in found.items():
         print(describe(f"{tune}, {rate}", summary))
-    worst = max(found, key=lambda key: hacked(found[key]))
-    if not hacked(found[worst]):
+    hacking = [key for key in found if hacked(found[key])]
+    if not hacking:
         print(f"\nNo run of this grid hacks within {arguments.steps} steps: that is the bound that was searched.")
-        return
-    print(f"\nThe judge fell most, while the reward rose, in {worst[0]} at {worst[1]}. With one remedy each:\n")
-    for name, extra in REMEDIES.items():
-        summary = search(arguments.folder, arguments.steps, *worst, f"_{name.replace(' ', '_')}", *extra)
-        print(describe(name, summary))
-    print(describe("early stop: what is exported", summary, best(summary)))
-    lora = max((key for key in found if key[0].endswith("lora")), key=lambda key: hacked(found[key]))
-    print(f"\nThe worst LoRA, {lora[0]} at {lora[1]}, with its last adapters at a fraction of their strength:\n")
-    for strength, measures in weakened(arguments.folder / f"{lora[0]}_{lora[1]}").items():
-        print(f"| strength {strength} | {' | '.join(f'{measures[name]:+.3f}' for name in MEASURES)} |")
+    for tune, rate in hacking:
+        name, summary = f"{tune}_{rate}", found[tune, rate]
+        print(f"\n{tune} at {rate} hacks. Its last weights over the suite, two pictures of each prompt:\n")
+        print(confirm(arguments.folder, name))
+        print("One remedy each, on the watched prompts:\n")
+        for remedy, extra in REMEDIES.items():
+            again = search(arguments.folder, arguments.steps, tune, rate, f"_{remedy.replace(' ', '_')}", *extra)
+            print(describe(remedy, again))
+        print(describe("early stop, what is exported", summary, exported(summary)))
+        if tune.endswith("lora"):
+            for strength, measures in weakened(arguments.folder / name).items():
+                print(f"| strength {strength} | | {' | '.join(f'{measures[name]:+.3f}' for name in MEASURES)} | |")
 
 
 if __name__ == "__main__":

@@ -35,9 +35,9 @@ QUICK = (
     "gradient.k=2",
     "training.steps=2",
     "training.batch_size=2",
-    "watch.every=1",
-    "evaluation.prompts=3",
-    "watch.prompts=2",
+    "watch.every=2",
+    "evaluation.prompts=2",
+    "watch.prompts=1",
     "evaluation.seeds=[0,1]",
     "device=cpu",
 )

@@ -31,7 +31,7 @@ def test_the_wheel_trains_from_any_folder(tmp_path):
     # The extracted wheel comes before the checkout on the path, so this is the wheel's code and configuration.
     code = f"import textcraftor.cli as cli; assert cli.__file__.startswith({str(site)!r}), cli.__file__; cli.main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, "train", *QUICK, "training.steps=1", "name=w"],
+        [sys.executable, "-c", code, "train", *QUICK, "training.steps=1", "rewards=aesthetic", "name=w"],
         cwd=elsewhere,
         env=os.environ | {"PYTHONPATH": str(site)},
         capture_output=True,

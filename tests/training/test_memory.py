@@ -14,10 +14,10 @@ from textcraftor.training.memory import LiveBytes, plan_memory
 from textcraftor.training.phases import GB, Phases, resident_bytes
 from textcraftor.training.train import load
 
-BATCH = 8
+BATCH = 4
 SETTINGS = (
     *QUICK,
-    "sampling.steps=4",
+    "sampling.steps=3",
     "gradient.k=3",
     f"training.batch_size={BATCH}",
     "memory.budget=64",
@@ -67,7 +67,7 @@ def test_every_plan_predicts_its_peak_within_15_percent_and_changes_no_gradient(
 def test_a_smaller_budget_keeps_less_and_says_so(job):
     costs, device = job.objective.costs(), job.model.device
     here = resident_bytes(device)
-    plans = [plan_memory((here + extra) / GB, device, costs, BATCH, 0) for extra in (4e9, 3e8, 1.6e8)]
+    plans = [plan_memory((here + extra) / GB, device, costs, BATCH, 0) for extra in (4e9, 1.5e8, 8e7)]
     assert plans[0].kept_steps == 3
     assert plans[0].decoder
     assert plans[2].kept_steps < plans[1].kept_steps or plans[2].micro_batch < plans[1].micro_batch
@@ -77,7 +77,7 @@ def test_a_smaller_budget_keeps_less_and_says_so(job):
 
 
 def test_running_out_of_memory_all_the_same_re_plans_once_and_accumulates(job, monkeypatch, capsys):
-    """The decoder refuses more than four pictures once; the step is done again in halves, with the same gradient."""
+    """The decoder refuses more than two pictures once; the step is done again in halves, with the same gradient."""
     model, decode, state = job.model, job.model.decode, job.state()
     whole = gradient(job, state)
 
@@ -101,4 +101,4 @@ def test_running_out_of_memory_all_the_same_re_plans_once_and_accumulates(job, m
     assert state.plan.micro_batch == BATCH // 2
     assert state.plan.replanned
     assert norms[0] == pytest.approx(whole.norm().item(), rel=1e-3)
-    assert "out of memory: accumulating gradients of 4 at a time" in capsys.readouterr().err
+    assert "out of memory: accumulating gradients of 2 at a time" in capsys.readouterr().err

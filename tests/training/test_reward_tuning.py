@@ -68,7 +68,7 @@ def test_a_run_writes_its_folder_and_two_runs_with_one_seed_agree_exactly(first,
     assert {"loss", "grad_norm", "reward/aesthetic", "reward/hpsv2", "reward/clip"} <= set(lines[0])
     assert {"before", "after", "difference", "seconds", "peak_memory_gb"} <= set(summaries[0])
     html = (first / "report.html").read_text()
-    assert html.count("data:image/png;base64") >= 12
+    assert html.count("data:image/png;base64") >= 9, "two prompts with two seeds, before and after, and a grid"
     assert "http" not in html.replace("http://www.w3.org", ""), "the report must be self-contained"
     with Image.open(first / "before_after.png") as sheet:
         assert sheet.size[0] > 256
@@ -295,7 +295,7 @@ def test_half_precision_of_what_is_frozen_keeps_the_gradients_direction(configur
         assert job.model.unet.dtype == getattr(torch, dtype)
         state = job.state()
         state.learn(0)
-        job.objective.gradient(state, range(8), 8, Phases(job.model.device))
+        job.objective.gradient(state, range(4), 4, Phases(job.model.device))
         assert all(parameter.dtype == torch.float32 for parameter in state.parameters)
         flat.append(torch.cat([p.grad.flatten() for p in state.parameters if p.grad is not None]).double())
     assert torch.nn.functional.cosine_similarity(*flat, dim=0) >= 0.999
