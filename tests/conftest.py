@@ -48,6 +48,7 @@ def _two_threads():
     """Of two cores, shared by the workers of `pytest -n 2`."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, min(2, len(os.sched_getaffinity(0))) // workers))
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # of the commands that tests start
 
 
 @pytest.fixture

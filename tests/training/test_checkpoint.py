@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import signal
@@ -39,10 +38,7 @@ TEXTCRAFTOR = Path(sys.executable).with_name("textcraftor")
 
 
 def start(*arguments: str, cwd: Path) -> subprocess.Popen:
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as in this process: sums depend on it
-    return subprocess.Popen(
-        [TEXTCRAFTOR, *arguments], cwd=cwd, env=os.environ | threads, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([TEXTCRAFTOR, *arguments], cwd=cwd, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:

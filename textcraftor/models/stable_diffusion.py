@@ -84,8 +84,8 @@ class StableDiffusion:
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Refuse prompts with words that the tokenizer does not know; warn once of those that are too long."""
         unknown = self.tokenizer.unk_token_id
-        for prompt in prompts:
-            ids = self.tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
+        tokens = self.tokenizer(list(prompts), add_special_tokens=False, truncation=False, verbose=False)
+        for prompt, ids in zip(prompts, tokens.input_ids, strict=True):
             if unknown in ids:
                 pieces = prompt.replace('"', " ").replace(",", " ").split()
                 words = [w for w in pieces if unknown in self.tokenizer(w, add_special_tokens=False).input_ids]
