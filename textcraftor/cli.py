@@ -123,8 +123,9 @@ def _check_kinds(command: str, overrides: Sequence[str], config) -> None:
 
     keys = {override: override.lstrip("+~").partition("=")[0] for override in overrides}
     groups = [override for override, key in keys.items() if (config_dir() / key.split("@")[0]).is_dir()]
-    defaults = _defaults(command, tuple(one for one in groups if keys[one] != "experiment"))
-    for key in (key for override, key in keys.items() if override not in groups):
+    values = [key for override, key in keys.items() if override not in groups]
+    defaults = _defaults(command, tuple(one for one in groups if keys[one] != "experiment")) if values else config
+    for key in values:
         default, given = (OmegaConf.select(one, key) for one in (defaults, config))
         accepted, said = KINDS.get(type(default), ((), ""))
         if accepted and given is not None and type(given) not in accepted:

@@ -17,7 +17,7 @@ from textcraftor.training.train import run
 SHRUNK = (
     "model=toybox",
     "prompts=model",
-    "sampling.steps=6",
+    "sampling.steps=5",
     "sampling.guidance_scale=3.0",
     "training.steps=1",
     *(override for override in QUICK if not override.startswith(("sampling.steps", "training.steps", "gradient.k"))),

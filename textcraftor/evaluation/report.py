@@ -63,7 +63,8 @@ def _curves(lines: Sequence[Mapping], window: int) -> str:
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg")
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text: half the time, a smaller file
+        figure.savefig(buffer, format="svg")
     pyplot.close(figure)
     return _data_url(buffer.getvalue(), "svg+xml")
 
