@@ -13,19 +13,18 @@ from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr
-from study import SEEDS, Study
+from study import BRIEF, JUDGE, SEEDS, Study
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PICTURES = ("limit=32", "seeds=[0,1]", "+reward@rewards.imagereward=imagereward", "rewards.imagereward.weight=0")
-TRAIN = ("train", "evaluation.prompts=2", "evaluation.seeds=[0]")  # the evaluations below take its place
+TRAIN = ("train", *BRIEF)
 RUNS = {
     "default": TRAIN,
     "aesthetic": (*TRAIN, "rewards=aesthetic"),
     "hpsv2": (*TRAIN, "rewards=hpsv2"),
     "ddpo": (*TRAIN, "gradient=ddpo", "optim.lr=3e-5"),  # the best of its sweep in docs/training.md
 }
-JUDGED = ("judge/taste", "judge/faithfulness", "judge/letters")
-SHOWN = ("total", "aesthetic", "hpsv2", "pickscore", "imagereward", "clip", *JUDGED)
+SHOWN = ("total", "aesthetic", "hpsv2", "pickscore", "imagereward", "clip", *JUDGE)
 TUNED = {"tuned.a": "default"}
 
 

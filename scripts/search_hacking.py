@@ -13,9 +13,8 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from study import train
+from study import BRIEF, JUDGE, Study, train
 
-from textcraftor.cli import call
 from textcraftor.evaluation.evaluate import Evaluation
 from textcraftor.models.loading import device_of
 from textcraftor.models.stable_diffusion import StableDiffusion
@@ -34,7 +33,6 @@ GRID = [
 ]
 REWARD = ("rewards=hpsv2", "+reward@rewards.pickscore=pickscore", "rewards.pickscore.weight=0")
 WATCHED = ("+reward@rewards.clip=clip", "rewards.clip.weight=0", "watch.every=20", "watch.prompts=24")
-BRIEF = ("evaluation.prompts=2", "evaluation.seeds=[0]")  # the watched prompts are what is judged
 SUITE = ("suite=toybox", "limit=32", "seeds=[0,1]")
 REMEDIES = {
     "CLIP constraint": ("rewards.clip.weight=20",),
@@ -42,7 +40,6 @@ REMEDIES = {
 }
 STOP_ON = {"held_out", "gap", "diversity", "clip"}
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-JUDGE = ("judge/taste", "judge/faithfulness", "judge/letters")
 MEASURES = ("hpsv2", "pickscore", "clip", *JUDGE, "diversity")
 
 
@@ -57,10 +54,9 @@ def change(summary: dict, measure: str, index: int = -1) -> float:
     return summary["watched"][index][measure] - summary["watched"][0][measure]
 
 
-def hacked(summary: dict) -> float:
-    """How far the judge fell in the end while the reward rose; 0 where either did not happen."""
-    fell = -sum(change(summary, measure) for measure in JUDGE)
-    return max(0.0, fell) if change(summary, "hpsv2") > 0 else 0.0
+def hacked(summary: dict) -> bool:
+    """Whether in the end the judge has fallen and the reward risen."""
+    return change(summary, "hpsv2") > 0 > sum(change(summary, measure) for measure in JUDGE)
 
 
 def exported(summary: dict) -> int:
@@ -68,16 +64,6 @@ def exported(summary: dict) -> int:
     looks = summary["watched"]
     end = next((index for index, look in enumerate(looks) if STOP_ON & {*look["alarms"]}), len(looks) - 1)
     return max(range(1, end + 1), key=lambda index: looks[index]["held_out"])
-
-
-def confirm(folder: Path, name: str) -> str:
-    """The table of a run's last weights over the toybox's whole suite: the watched prompts are few."""
-    place, base = folder / "evaluations" / name, folder / "evaluations" / "base"
-    if not (base / "report.html").exists():
-        call("evaluate", [*SUITE, f"run_dir={base}"])
-    if not (place / "report.html").exists():
-        call("evaluate", [*SUITE, f"base={base}", f"tuned.a={folder / name / 'last'}", f"run_dir={place}"])
-    return (place / "table.md").read_text()
 
 
 @torch.no_grad()
@@ -114,13 +100,15 @@ def main() -> None:
     print(f"| run | steps | {' | '.join(MEASURES)} | alarms, first rung |\n|{' --- |' * (len(MEASURES) + 3)}")
     for (tune, rate), summary in found.items():
         print(describe(f"{tune}, {rate}", summary))
+    study = Study(arguments.folder, {}, SUITE, MEASURES)  # the watched prompts are few
     hacking = [key for key in found if hacked(found[key])]
     if not hacking:
         print(f"\nNo run of this grid hacks within {arguments.steps} steps: that is the bound that was searched.")
     for tune, rate in hacking:
         name, summary = f"{tune}_{rate}", found[tune, rate]
         print(f"\n{tune} at {rate} hacks. Its last weights over the suite, two pictures of each prompt:\n")
-        print(confirm(arguments.folder, name))
+        last = study.measures(name, f"tuned.a={arguments.folder / name / 'last'}")
+        study.table({name: last}, study.measures("base"))
         print("One remedy each, on the watched prompts:\n")
         for remedy, extra in REMEDIES.items():
             again = search(arguments.folder, arguments.steps, tune, rate, f"_{remedy.replace(' ', '_')}", *extra)

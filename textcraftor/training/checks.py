@@ -169,8 +169,7 @@ def _check_tune(config: DictConfig) -> None:
         start, end = options.span
         if not 0 <= start < end <= 1:
             raise UsageError(f"tune.{part}.span={list(options.span)} must be a share of the steps, within [0, 1]")
-        if options.lora and options.lora.rank < 1:
-            raise UsageError(f"tune.{part}.lora.rank={options.lora.rank} must be at least 1")
+        at_least(config, {f"tune.{part}.lora.rank": 1})
     spans = sorted(tuple(config.tune[part].span) for part in chosen)
     if spans[0][0] > 0 or max(end for _, end in spans) < 1 or (len(spans) > 1 and spans[1][0] > spans[0][1]):
         raise UsageError(f"tune: the spans {spans} leave steps in which nothing learns; they must cover [0, 1]")
