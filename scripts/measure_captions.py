@@ -42,7 +42,7 @@ def study_of(folder: Path, shares: list[int]) -> Study:
     places = make_data(folder)
     data, letters = f"data.path={places['world']}", f"data.letters.path={places['letters']}"
     runs = {f"p{share}": (*TUNE, data, f"captions.p={share / 100}") for share in shares}
-    runs |= {"letters": (*TUNE, data, "captions.p=.95", letters), "reward": ("train",)}
+    runs |= {"letters": (*TUNE, data, "captions.p=.95", letters), "reward": ("train", *BRIEF)}
     prompts = {kind: (f"prompts.path={places['held_out'] / kind}.txt",) for kind in ("found", "descriptive")}
     root = Path("textcraftor/toybox/prompts")
     prompts |= {

@@ -168,19 +168,21 @@ def quiet_libraries() -> None:
 
 def launch(command: str, overrides: list[str]) -> None:
     """Check the configuration, then hand over to Hydra, which runs one job or a sweep."""
-    quiet_libraries()
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     register()
     sys.path.append(os.getcwd())  # so that a user's own scorer in the working folder is found
-    module = importlib.import_module(COMMANDS[command][0])
+
+    def module():  # takes seconds to import, which a question for help need not wait for
+        quiet_libraries()
+        return importlib.import_module(COMMANDS[command][0])
 
     def work(config, folder: Path) -> float | str | None:
         with one_line_errors():
             try:
-                result = module.run(config, folder)
+                result = module().run(config, folder)
             finally:
                 with contextlib.suppress(OSError):  # an empty folder is no result; one with files stays
                     folder.rmdir()
@@ -194,13 +196,13 @@ def launch(command: str, overrides: list[str]) -> None:
 
         with one_line_errors():
             config = resumed_config(overrides)
-            module.check(config, Path(config.run_dir))
+            module().check(config, Path(config.run_dir))
         work(config, Path(config.run_dir))
         return
     if all("=" in override or override.startswith("~") for override in overrides):  # no Hydra flags: one job
         with one_line_errors():
             config = compose(command, overrides)
-            module.check(config, Path(config.run_dir))
+            module().check(config, Path(config.run_dir))
     sys.argv = [f"textcraftor {command}", *overrides]
 
     def task(config) -> float | str | None:

@@ -99,6 +99,7 @@ def test_a_slider_changes_the_picture_and_nothing_fails(app, page):
     assert "aesthetic" in page.input_value("#scores-after textarea, #scores-after input")
     page.click("#dial")
     page.wait_for_function("() => document.querySelectorAll('#strip img').length === 5", timeout=60_000)
+    assert page.input_value("#scores-strip textarea").count("aesthetic") == 5, "a line of scores a picture"
     page.click("#take")
     page.wait_for_selector("#taken a", timeout=60_000)
     assert page.said == []

@@ -112,15 +112,18 @@ class Studio:
             self.before = (prompt, int(seed)), self.picture(prompt, int(seed), ConditioningSchedule.original())
         return *self.before[1], *self.picture(prompt, int(seed), self.schedule(list(weights), int(last)))
 
-    def strip(self, prompt: str, seed: float, last: float, *weights: float) -> list[tuple[Image.Image, str]]:
-        """The mix dialled in from nothing to all of it."""
+    def strip(
+        self, prompt: str, seed: float, last: float, *weights: float
+    ) -> tuple[list[tuple[Image.Image, str]], str]:
+        """The mix dialled in from nothing to all of it, and what the scorers say, a line a picture."""
         self.check(prompt)
-        found = []
+        found, lines = [], []
         for share in STRIP:
             schedule = self.schedule([share * weight for weight in weights], int(last))
             picture, scores = self.picture(prompt, int(seed), schedule)
-            found.append((picture, f"{share:g}: {scores}"))
-        return found
+            found.append((picture, f"{share:g}"))
+            lines.append(f"{share:g}: {scores}")
+        return found, "\n".join(lines)
 
     def download(self, last: float, *weights: float) -> str:
         """The mix as one encoder, its weights added up, in a zip with how it was made; returns the file."""
@@ -190,16 +193,16 @@ def page(studio: Studio, prompt: str) -> Any:
         with gradio.Row():
             dial = gradio.Button("Strip: the mix dialled in", elem_id="dial")
             take = gradio.Button("The mix as one encoder, to download", elem_id="take")
-        strip = gradio.Gallery(
-            label="Strip", columns=len(STRIP), elem_id="strip", height="auto", format="png", buttons=[]
-        )
-        taken = gradio.File(label="The encoders' weights added up", elem_id="taken", interactive=False)
+        strip = gradio.Gallery(label="Strip", columns=len(STRIP), elem_id="strip", height=240, format="png", buttons=[])
+        scores_strip = gradio.Textbox(label="Scores", elem_id="scores-strip", lines=len(STRIP), interactive=False)
+        taken = gradio.File(label="The encoders' weights added up", elem_id="taken", visible=False, interactive=False)
         inputs, outputs = [said, seed, last, *sliders], [before, scores_before, after, scores_after]
         show = friendly(studio.pair)
         for event in (said.submit, seed.submit, last.change, *(slider.change for slider in sliders), blocks.load):
             event(show, inputs, outputs, show_progress="minimal", trigger_mode="always_last")
-        dial.click(friendly(studio.strip), inputs, strip)
-        take.click(friendly(studio.download), [last, *sliders], taken)
+        dial.click(friendly(studio.strip), inputs, [strip, scores_strip])
+        download = friendly(lambda *values: gradio.File(studio.download(*values), visible=True))
+        take.click(download, [last, *sliders], taken)
     return blocks
 
 
