@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr
-from study import BRIEF, JUDGE, SEEDS, Study
+from study import BRIEF, JUDGE, Measures, Study
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PICTURES = ("limit=32", "seeds=[0,1]", "+reward@rewards.imagereward=imagereward", "rewards.imagereward.weight=0")
@@ -28,12 +28,18 @@ SHOWN = ("total", "aesthetic", "hpsv2", "pickscore", "imagereward", "clip", *JUD
 TUNED = {"tuned.a": "default"}
 
 
+def dialled(study: Study, weight: float, merge: bool = False) -> Measures:
+    """The default run's encoder with this weight, the original with the rest."""
+    name = f"{'merged' if merge else 'dialled'}_{weight:g}"
+    return study.several(name, TUNED, f"mix.a={weight}", f"merge={merge}".lower())
+
+
 def strip(study: Study) -> None:
     """Does the trained reward rise with the weight?"""
-    rows = {f"{weight:g}": study.several(f"strip_{weight:g}", TUNED, f"mix.a={weight}") for weight in WEIGHTS[1:]}
+    rows = {f"{weight:g}": dialled(study, weight) for weight in WEIGHTS[1:]}
     print("Interpolation, the weight of the tuned encoder; differences from the base:\n")
     study.table(rows, study.base())
-    totals = np.array([study.base()["total"].mean(1), *(found["total"].mean(1) for found in rows.values())])
+    totals = np.array([found["total"].mean((0, 2)) for found in (study.base(), *rows.values())])
     each = [spearmanr(WEIGHTS, prompt).statistic for prompt in totals.T]
     overall = spearmanr(WEIGHTS, totals.mean(1)).statistic
     print(
@@ -45,11 +51,9 @@ def strip(study: Study) -> None:
 def merge(study: Study) -> None:
     """Adding up weights instead of embeddings."""
     rows = {
-        f"{weight:g}, {how}": study.several(
-            f"{how}_{weight:g}", TUNED, f"mix.a={weight}", f"merge={how == 'weights'}".lower()
-        )
+        f"{weight:g}, {'weights' if merge else 'embeddings'}": dialled(study, weight, merge)
         for weight in (0.5, 1.5)
-        for how in ("embeddings", "weights")
+        for merge in (False, True)
     }
     print("What is added up, embeddings or the encoders' weights; differences from the base:\n")
     study.table(rows, study.base())
@@ -58,7 +62,7 @@ def merge(study: Study) -> None:
 def switch(study: Study) -> None:
     """The tuned encoder in the last steps alone."""
     rows = {f"last {n} of 15": study.several(f"last_{n}", TUNED, "mix.a=1", f"switch.last={n}") for n in (5, 10)}
-    rows |= {"all 15": study.several("strip_1", TUNED, "mix.a=1.0")}
+    rows |= {"all 15": dialled(study, 1)}
     print("The tuned encoder in the last steps alone; differences from the base:\n")
     study.table(rows, study.base())
 
@@ -77,11 +81,10 @@ def styles(study: Study) -> None:
 
 def baselines(study: Study) -> None:
     """The base, prompt engineering, policy gradient and the reward's gradient."""
-    upsampled = study.measures("upsampled", "upsample=true")
     rows = {
-        "prompts upsampled": {key: np.concatenate([values] * len(SEEDS)) for key, values in upsampled.items()},
+        "prompts upsampled": study.measures("upsampled", "upsample=true"),
         "DDPO": study.several("ddpo", {"tuned.a": "ddpo"}, "mix.a=1"),
-        "TextCraftor": study.several("strip_1", TUNED, "mix.a=1.0"),
+        "TextCraftor": dialled(study, 1),
     }
     print("Baselines; differences from the base:\n")
     study.table(rows, study.base())

@@ -18,7 +18,7 @@ from textcraftor.evaluation.suite import measures_of, read_rows_of
 SEEDS = (0, 1, 2)  # of training
 BRIEF = ("evaluation.prompts=2", "evaluation.seeds=[0]")  # of runs that are evaluated, or judged on the way, otherwise
 JUDGE = ("judge/taste", "judge/faithfulness", "judge/letters")
-Measures = dict[str, np.ndarray]  # each (prompts, seeds)
+Measures = dict[str, np.ndarray]  # each (training seeds, prompts, seeds)
 
 
 def train(folder: Path, *overrides: str, command: str = "train") -> dict:
@@ -62,10 +62,11 @@ class Study:
             against = [] if name == "base" else [f"base={base}"]
             call("evaluate", [*self.pictures, *self.prompts[prompts], *against, *keys, f"run_dir={place}"])
         rows = read_rows_of(place)
-        return measures_of(rows, len({row["seed"] for row in rows}))
+        found = measures_of(rows, len({row["seed"] for row in rows}))
+        return {key: values[None] for key, values in found.items()}
 
     def several(self, name: str, keys: Mapping[str, str], *more: str, prompts: str = "") -> Measures:
-        """The same of all training seeds, joined as further prompts: (training seeds x prompts, seeds).
+        """The same of all training seeds.
 
         Args:
             keys: of the evaluation, and the name of the run whose folder each takes.
@@ -77,16 +78,23 @@ class Study:
         return {key: np.concatenate([one[key] for one in each]) for key in each[0]}
 
     def base(self, prompts: str = "") -> Measures:
-        """The untuned model's, as often as there are training seeds."""
-        found = self.measures("base", prompts=prompts)
-        return {key: np.concatenate([values] * len(SEEDS)) for key, values in found.items()}
+        """The untuned model's."""
+        return self.measures("base", prompts=prompts)
 
     def table(self, rows: Mapping[str, Measures], against: Measures, shown: Sequence[str] = ()) -> None:
-        """Print each row's paired difference from `against`, with its 95 % interval."""
+        """Print each row's paired difference from `against` with its 95 % interval over prompts, whose pictures of all
+        seeds are averaged first, and in parentheses the standard deviation over training seeds."""
         names = [name for name in shown or self.shown if name in against]
         print(f"| | {' | '.join(names)} |\n|{' --- |' * (len(names) + 1)}")
         for label, found in rows.items():
-            cells = [paired_difference(against[name], found[name]) for name in names]
-            told = " | ".join("{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**cell) for cell in cells)
-            print(f"| {label} | {told} |")
+            print(f"| {label} | {' | '.join(cell(against[name], found[name]) for name in names)} |")
         print(flush=True)
+
+
+def cell(before: np.ndarray, after: np.ndarray) -> str:
+    """One difference of a table, each side (training seeds, prompts, seeds)."""
+    sides = np.broadcast_arrays(before, after)
+    told = paired_difference(*(np.concatenate(list(side), 1) for side in sides))
+    means = np.nanmean(sides[1] - sides[0], (1, 2))
+    spread = f" ({means.std(ddof=1):.3f})" if len(means) > 1 else ""
+    return "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**told) + spread
