@@ -18,11 +18,10 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import optuna
-from study import SEEDS, train
+from study import JUDGE, SEEDS, train
 
 PASSES = 12_000  # of single samples: guidance makes a call two, a gradient makes a call three
-LOOKS = 6
-JUDGED = ("judge/taste", "judge/faithfulness", "judge/letters")
+WATCHED = ("watch.prompts=24", "evaluation.prompts=24", "evaluation.seeds=[0]")
 SCHEME = {"gradient": "last_k", "gradient.k": 5, "optim.lr": 3e-4}  # TextCraftor's, its learning rate from the sweep
 CHAIN, GUIDANCE, BATCH = 15, 3.0, 8  # of the toybox
 SINGLE: dict[str, dict] = {
@@ -97,20 +96,15 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def run(self, name: str, keys: Mapping[str, object], seed: int, passes: float) -> Curve:
+    def run(self, name: str, keys: Mapping[str, object], seed: int, passes: float, looks: int = 2) -> Curve:
         keys = SCHEME | dict(keys)
         if keys["gradient"] not in ("last_k", "drtune"):
             keys.pop("gradient.k", None)
-        steps = max(LOOKS, round(passes / cost_of(keys)))
-        looks = (
-            "watch.prompts=24",
-            f"watch.every={-(-steps // LOOKS)}",
-            "evaluation.prompts=2",
-            "evaluation.seeds=[0]",
-        )
+        steps = max(looks, round(passes / cost_of(keys)))
+        watched = (*WATCHED, f"watch.every={-(-steps // looks)}")
         place = self.folder / f"{name.replace(' ', '_').replace(',', '')}_{seed}"
         overrides = [f"{key}={value}" for key, value in keys.items()]
-        summary = train(place, *overrides, *looks, f"training.steps={steps}", f"seed={seed}")
+        summary = train(place, *overrides, *watched, f"training.steps={steps}", f"seed={seed}")
         lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
         guided = 2 if keys.get("training.sampling.guidance_scale", GUIDANCE) != 1 else 1
         each = [line["unet_calls"] + 2 * line["gradient_steps"] for line in lines]
@@ -118,11 +112,11 @@ class Bench:
         seconds = np.cumsum([0.0, *(line["seconds"] for line in lines)])
         points = summary["watched"]
         at = [point["step"] for point in points]
-        judged = [np.mean([point[name] - points[0][name] for name in JUDGED]) for point in points]
+        judged = [np.mean([point[name] - points[0][name] for name in JUDGE]) for point in points]
         return Curve(spent[at], seconds[at], np.array([point["held_out"] for point in points]), np.array(judged))
 
-    def curves(self, name: str, keys: Mapping[str, object], passes: float) -> list[Curve]:
-        return [self.run(name, keys, seed, passes) for seed in SEEDS]
+    def curves(self, name: str, keys: Mapping[str, object], passes: float, looks: int = 2) -> list[Curve]:
+        return [self.run(name, keys, seed, passes, looks) for seed in SEEDS]
 
     def search(self, name: str, space: Mapping[str, list], trials: int) -> dict[str, object]:
         """The settings with the highest held-out figure at half the passes, kept in a file between calls."""
@@ -212,7 +206,7 @@ def main() -> None:
         for name, keys in best.items():
             print(f"best of {arguments.trials} {name}: {' '.join(f'{key}={value}' for key, value in keys.items())}\n")
     if "final" in arguments.parts:
-        final = {name: bench.curves(f"final {name}", keys, 2 * PASSES) for name, keys in best.items()}
+        final = {name: bench.curves(f"final {name}", keys, 2 * PASSES, looks=12) for name, keys in best.items()}
         print_table(final)
         print_factor(*final.values())
         found |= final
