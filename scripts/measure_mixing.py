@@ -24,7 +24,7 @@ RUNS = {
     "hpsv2": (*TRAIN, "rewards=hpsv2"),
     "ddpo": (*TRAIN, "gradient=ddpo", "optim.lr=3e-5"),  # the best of its sweep in docs/training.md
 }
-SHOWN = ("total", "aesthetic", "hpsv2", "pickscore", "imagereward", "clip", *JUDGE)
+SHOWN = ("total", "aesthetic", "hpsv2", "pickscore", "clip", *JUDGE)
 TUNED = {"tuned.a": "default"}
 
 

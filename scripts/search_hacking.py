@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from study import BRIEF, JUDGE, Study, train
+from study import JUDGE, Study, train
 
 from textcraftor.evaluation.evaluate import Evaluation
 from textcraftor.models.loading import device_of
@@ -33,6 +33,7 @@ GRID = [
 ]
 REWARD = ("rewards=hpsv2", "+reward@rewards.pickscore=pickscore", "rewards.pickscore.weight=0")
 WATCHED = ("+reward@rewards.clip=clip", "rewards.clip.weight=0", "watch.every=20", "watch.prompts=24")
+BRIEF = ("evaluation.prompts=2", "evaluation.seeds=[0]")  # the watched prompts are what is judged
 SUITE = ("suite=toybox", "limit=32", "seeds=[0,1]")
 REMEDIES = {
     "CLIP constraint": ("rewards.clip.weight=20",),

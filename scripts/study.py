@@ -16,7 +16,7 @@ from textcraftor.evaluation.statistics import paired_difference
 from textcraftor.evaluation.suite import measures_of, read_rows_of
 
 SEEDS = (0, 1, 2)  # of training
-BRIEF = ("evaluation.prompts=2", "evaluation.seeds=[0]")  # of runs that are evaluated, or judged on the way, otherwise
+BRIEF = ("evaluation.seeds=[0]",)  # of runs that are evaluated otherwise; they watch the prompts that they always watch
 JUDGE = ("judge/taste", "judge/faithfulness", "judge/letters")
 Measures = dict[str, np.ndarray]  # each (training seeds, prompts, seeds)
 
