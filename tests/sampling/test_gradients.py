@@ -202,6 +202,16 @@ def test_refl_jumps_from_late_steps_alone(model):
         assert 5 <= chain.calls <= 8
 
 
+def test_several_jumps_of_one_chain_have_the_mean_gradient_of_each_alone(doubled):
+    """Whose gradient the finite differences above confirm: one chain of 3 calls in place of two."""
+    alone = [encoder_gradient(doubled, partial(refl, first=share, last=share)) for share in (1 / 3, 2 / 3)]
+    together = encoder_gradient(doubled, partial(refl, first=1 / 3, last=2 / 3, jumps=2))
+    torch.testing.assert_close(together, sum(alone) / 2, rtol=1e-10, atol=1e-14)
+    chain, encoded = new_chain(doubled), doubled.encode(PROMPTS[:2], ["", ""])
+    results = refl(chain, chain.start(), lambda t: encoded, first=1 / 3, last=2 / 3, jumps=2)
+    assert (len(results), chain.calls, chain.gradient_steps) == (4, 3, 2)
+
+
 def test_low_variance_re_noises_every_sample_by_its_own_seed(model):
     """Results are all prompts, then all again; they do not depend on who else is in the batch."""
 

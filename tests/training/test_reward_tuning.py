@@ -344,6 +344,7 @@ def test_training_and_held_out_prompts_never_overlap(configure, tmp_path):
     [
         ("gradient.k=16", r"gradient.k=16 .* training.sampling.steps=15"),
         ("training.steps=0", "training.steps=0 must be at least 1"),
+        ("gradient=refl; gradient.jumps=5", "gradient.jumps=5 must lie between 1 and"),
         ("gradient=refl; conditioning.tuned_on=last_n; conditioning.n=2", "conditioning.n must be at least 4 here"),
         ("gradient=drtune; conditioning.tuned_on=last_n; conditioning.n=2", "conditioning.n must be at least 3 here"),
         ("conditioning={tuned_on: last_n, n: 20}", "conditioning.n=20"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -85,18 +86,29 @@ def refl(
     *,
     first: float,
     last: float,
-) -> Float[Tensor, "batch channels h w"]:
+    jumps: int = 1,
+) -> Float[Tensor, "results channels h w"]:
     """To a random late step, then in one jump to the x0 that it predicts (ReFL, Xu et al. 2023, algorithm 1).
 
     Args:
         first, last: the steps to draw from, as shares of the chain; the paper's 30 to 39 of 40 are .75 and .975.
+        jumps: from so many steps of one chain, each drawn from its own part of them; the paper's is one.
+
+    Returns:
+        (batch * jumps, ...): a chain costs most of a step, and further jumps from it cost three passes each at most.
     """
-    steps = len(chain.timesteps)
-    index = int(chain.rng.integers(round(steps * first), min(round(steps * last), steps - 1) + 1))
-    with torch.no_grad():
-        latents = denoise(chain, latents, chain.timesteps[:index], conditioning_at)
-        latents = chain.scheduler.scale_model_input(latents, chain.timesteps[index])
-    return predicted_x0(chain, latents, chain.timesteps[index], conditioning_at)
+    steps, results, at = len(chain.timesteps), [], 0
+    start, end = round(steps * first), min(round(steps * last), steps - 1) + 1
+    for low, high in pairwise(start + (end - start) * part // jumps for part in range(jumps + 1)):
+        index = int(chain.rng.integers(low, high))
+        t = chain.timesteps[index]
+        with torch.no_grad():
+            latents = denoise(chain, latents, chain.timesteps[at:index], conditioning_at)
+        noisy, at = chain.scheduler.scale_model_input(latents, t), index + 1
+        output = output_at(chain, noisy, t, conditioning_at)
+        results.append(chain.model.to_x0(output, t, noisy))
+        latents = chain.scheduler.step(output.detach(), t, latents).prev_sample
+    return torch.cat(results)
 
 
 def direct(

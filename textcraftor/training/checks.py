@@ -123,6 +123,11 @@ def _check_gradient(config: DictConfig) -> None:
     first, last = config.gradient.get("first", 0), config.gradient.get("last", 1)
     if not 0 <= first <= last <= 1:
         raise UsageError(f"gradient.first={first} and gradient.last={last} must rise within [0, 1]")
+    late = min(round(steps * last), steps - 1) + 1 - round(steps * first)
+    if not 1 <= (jumps := config.gradient.get("jumps", 1)) <= late:
+        raise UsageError(
+            f"gradient.jumps={jumps} must lie between 1 and {late}, the steps from gradient.first to gradient.last"
+        )
     mean, sd = config.gradient.get("mean", 0), config.gradient.get("sd", 0)
     if not 0 <= mean <= 1 or sd < 0:
         raise UsageError(f"gradient.mean={mean} is a share of the chain, within [0, 1]; gradient.sd={sd} at least 0")
