@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -24,6 +25,7 @@ PASSES = 12_000  # of single samples: guidance makes a call two, a gradient make
 WATCHED = ("watch.prompts=24", "evaluation.prompts=24", "evaluation.seeds=[0]")
 SCHEME = {"gradient": "last_k", "gradient.k": 5, "optim.lr": 3e-4}  # TextCraftor's, its learning rate from the sweep
 CHAIN, GUIDANCE, BATCH = 15, 3.0, 8  # of the toybox
+FIRST, LAST = 0.75, 0.975  # of ReFL
 SINGLE: dict[str, dict] = {
     "scheme": {},
     "k 1": {"gradient.k": 1},
@@ -33,6 +35,7 @@ SINGLE: dict[str, dict] = {
     "random_k": {"gradient": "random_k"},
     "low_variance": {"gradient": "low_variance"},
     "refl": {"gradient": "refl"},
+    "refl, 4 jumps": {"gradient": "refl", "gradient.jumps": 4},
     "drtune": {"gradient": "drtune"},
     "ddpo": {"gradient": "ddpo", "optim.lr": 3e-5},
     "lr 1e-4": {"optim.lr": 1e-4},
@@ -50,19 +53,46 @@ SINGLE: dict[str, dict] = {
 WITHIN = {
     "optim.lr": [1e-4, 2e-4, 3e-4, 5e-4, 1e-3],
     "training.ema_decay": [0.0, 0.9, 0.95],
-    "training.batch_size": [4, 8, 16],
+    "training.batch_size": [2, 4, 8, 16],
 }
 AMONG = WITHIN | {
     "gradient": ["last_k", "low_variance", "refl", "drtune"],
     "gradient.k": [1, 2, 3, 5],
+    "gradient.jumps": [1, 2, 4],
+    "gradient.first": [0.5, 0.75],
     "training.sampling.steps": [5, 6, 8, 10, 15],
     "training.sampling.guidance_scale": [1.0, 2.0, 3.0],
 }
 
 
-def cost_of(keys: Mapping[str, object]) -> float:
+SPACES = {"within the scheme": WITHIN, "among everything": AMONG}
+
+
+def settled(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The scheme with some settings changed; what its policy does not know is left out, and no step is taken twice."""
+    found = SCHEME | dict(keys)
+    steps, policy = found.get("training.sampling.steps", CHAIN), found["gradient"]
+    if policy in ("last_k", "drtune"):
+        found["gradient.k"] = min(found["gradient.k"], steps)
+    elif policy == "refl":
+        late = min(round(steps * LAST), steps - 1) + 1 - round(steps * found.get("gradient.first", FIRST))
+        found["gradient.jumps"] = min(found.get("gradient.jumps", 1), late)
+    known = {"last_k": ("k",), "drtune": ("k",), "refl": ("jumps", "first")}.get(policy, ())
+    return {
+        key: value for key, value in found.items() if key.removeprefix("gradient.") in known or "gradient." not in key
+    }
+
+
+def passes_of(keys: Mapping[str, Any], calls: float, learning: float) -> float:
+    """UNet passes of a step with so many calls, so many of them with a gradient."""
+    guided = 2 if keys.get("training.sampling.guidance_scale", GUIDANCE) != 1 else 1
+    return keys.get("training.batch_size", BATCH) * guided * (calls + 2 * learning)
+
+
+def cost_of(keys: Mapping[str, Any]) -> float:
     """UNet passes of one optimiser step, as expected of policies that draw."""
     steps, k = keys.get("training.sampling.steps", CHAIN), keys.get("gradient.k", 5)
+    jumps, first = keys.get("gradient.jumps", 1), keys.get("gradient.first", FIRST)
     calls, learning = {
         "last_k": (steps, k),
         "drtune": (steps, k),
@@ -70,10 +100,9 @@ def cost_of(keys: Mapping[str, object]) -> float:
         "ddpo": (steps, steps),
         "random_k": (steps, 0.2 * steps),
         "low_variance": (steps + 2, 3),
-        "refl": (0.9 * steps, 1),
+        "refl": (steps * (LAST - (LAST - first) / (2 * jumps)), jumps),
     }[keys["gradient"]]
-    guided = 2 if keys.get("training.sampling.guidance_scale", GUIDANCE) != 1 else 1
-    return keys.get("training.batch_size", BATCH) * guided * (calls + 2 * learning)
+    return passes_of(keys, calls, learning)
 
 
 @dataclass
@@ -96,29 +125,26 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def run(self, name: str, keys: Mapping[str, object], seed: int, passes: float, looks: int = 2) -> Curve:
-        keys = SCHEME | dict(keys)
-        if keys["gradient"] not in ("last_k", "drtune"):
-            keys.pop("gradient.k", None)
+    def run(self, name: str, keys: Mapping[str, Any], seed: int, passes: float, looks: int = 2) -> Curve:
+        keys = settled(keys)
         steps = max(looks, round(passes / cost_of(keys)))
         watched = (*WATCHED, f"watch.every={-(-steps // looks)}")
         place = self.folder / f"{name.replace(' ', '_').replace(',', '')}_{seed}"
         overrides = [f"{key}={value}" for key, value in keys.items()]
         summary = train(place, *overrides, *watched, f"training.steps={steps}", f"seed={seed}")
         lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
-        guided = 2 if keys.get("training.sampling.guidance_scale", GUIDANCE) != 1 else 1
-        each = [line["unet_calls"] + 2 * line["gradient_steps"] for line in lines]
-        spent = np.cumsum([0, *each]) * guided * keys.get("training.batch_size", BATCH)
+        each = [passes_of(keys, line["unet_calls"], line["gradient_steps"]) for line in lines]
+        spent = np.cumsum([0.0, *each])
         seconds = np.cumsum([0.0, *(line["seconds"] for line in lines)])
         points = summary["watched"]
         at = [point["step"] for point in points]
         judged = [np.mean([point[name] - points[0][name] for name in JUDGE]) for point in points]
         return Curve(spent[at], seconds[at], np.array([point["held_out"] for point in points]), np.array(judged))
 
-    def curves(self, name: str, keys: Mapping[str, object], passes: float, looks: int = 2) -> list[Curve]:
+    def curves(self, name: str, keys: Mapping[str, Any], passes: float, looks: int = 2) -> list[Curve]:
         return [self.run(name, keys, seed, passes, looks) for seed in SEEDS]
 
-    def search(self, name: str, space: Mapping[str, list], trials: int) -> dict[str, object]:
+    def search(self, name: str, space: Mapping[str, list], trials: int) -> dict[str, Any]:
         """The settings with the highest held-out figure at half the passes, kept in a file between calls."""
         storage = f"sqlite:///{self.folder / 'search.db'}"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -132,8 +158,6 @@ class Bench:
 
         def objective(trial: optuna.Trial) -> float:
             keys = {key: trial.suggest_categorical(key, choices) for key, choices in space.items()}
-            if keys.get("gradient.k", 5) > keys.get("training.sampling.steps", CHAIN):
-                raise optuna.TrialPruned
             return float(self.run(f"{name}_{trial.number}", keys, 0, PASSES / 2).held_out.max())
 
         done = [trial for trial in study.trials if trial.state.is_finished()]
@@ -194,6 +218,7 @@ def main() -> None:
         "--parts", nargs="*", default=["single", "search", "final"], choices=["single", "search", "final"]
     )
     parser.add_argument("--settings", nargs="*", default=list(SINGLE), choices=SINGLE)
+    parser.add_argument("--spaces", nargs="*", default=list(SPACES), choices=SPACES)
     parser.add_argument("--trials", type=int, default=20)
     arguments = parser.parse_args()
     bench, found = Bench(arguments.folder), dict[str, list[Curve]]()
@@ -201,8 +226,7 @@ def main() -> None:
         found |= {name: bench.curves(name, SINGLE[name], PASSES) for name in arguments.settings}
         print_table(found)
     if "search" in arguments.parts or "final" in arguments.parts:
-        spaces = {"within the scheme": WITHIN, "among everything": AMONG}
-        best = {name: bench.search(name, space, arguments.trials) for name, space in spaces.items()}
+        best = {name: bench.search(name, SPACES[name], arguments.trials) for name in arguments.spaces}
         for name, keys in best.items():
             print(f"best of {arguments.trials} {name}: {' '.join(f'{key}={value}' for key, value in keys.items())}\n")
     if "final" in arguments.parts:
