@@ -1,8 +1,9 @@
 """What captions do to a UNet on the toybox: `python scripts/measure_captions.py`.
 
 Three miniatures, three seeds each: UNets tuned on captions as found and on descriptive ones (--shares for more of
-them), with and without letter data, and beside a text encoder tuned by reward. What is finished is kept: the script can
-be interrupted at any time, and parts of it asked for alone (--only kinds letters both).
+them), with and without letter data, and beside a text encoder tuned by reward; and reward tuning from real pictures
+beside that from noise. What is finished is kept: the script can be interrupted at any time, and parts of it asked for
+alone (--only kinds letters both direct).
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def study_of(folder: Path, shares: list[int]) -> Study:
     data, letters = f"data.path={places['world']}", f"data.letters.path={places['letters']}"
     runs = {f"p{share}": (*TUNE, data, f"captions.p={share / 100}") for share in shares}
     runs |= {"letters": (*TUNE, data, "captions.p=.95", letters), "reward": ("train", *BRIEF)}
+    runs |= {"direct": (*runs["reward"], "gradient=direct", data, "captions.p=1", "captions.kind=short")}
     prompts = {kind: (f"prompts.path={places['held_out'] / kind}.txt",) for kind in ("found", "descriptive")}
     root = Path("textcraftor/toybox/prompts")
     prompts |= {
@@ -95,7 +97,17 @@ def both(study: Study) -> None:
     study.table({"difference": rows["both"]}, added)
 
 
-PARTS = {"kinds": kinds, "letters": letters, "both": both}
+def direct(study: Study) -> None:
+    """Reward tuning from real pictures, noised, in one jump: the paper's first variant."""
+    rows = {
+        "from pictures (direct)": study.several("direct", {"tuned.a": "direct"}),
+        "from noise (last_k)": study.several("reward", {"tuned.a": "reward"}),
+    }
+    print("Reward tuning; differences from the base:\n")
+    study.table(rows, study.base())
+
+
+PARTS = {"kinds": kinds, "letters": letters, "both": both, "direct": direct}
 
 
 def main() -> None:
