@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from study import BRIEF, Study
+from study import BRIEF, Measures, Study
 from toybox_records import write_records
 
 from textcraftor.cli import call
@@ -21,7 +21,7 @@ from textcraftor.data.records import Records
 TUNE = ("tune-captions", "training.steps=600", "watch.every=600", *BRIEF)
 PICTURES = ("limit=32", "seeds=[0,1]", "+reward@rewards.imagereward=imagereward", "rewards.imagereward.weight=0")
 SHOWN = ("clip", "judge/faithfulness", "judge/letters", "judge/taste", "pickscore", "imagereward", "total")
-BEST = "p95"
+FOUND, BEST, LETTERS = 0, 95, "letters_p"  # shares of descriptive captions, and the name of runs with letter data
 
 
 def make_data(folder: Path) -> dict[str, Path]:
@@ -43,7 +43,8 @@ def study_of(folder: Path, shares: list[int]) -> Study:
     places = make_data(folder)
     data, letters = f"data.path={places['world']}", f"data.letters.path={places['letters']}"
     runs = {f"p{share}": (*TUNE, data, f"captions.p={share / 100}") for share in shares}
-    runs |= {"letters": (*TUNE, data, "captions.p=.95", letters), "reward": ("train", *BRIEF)}
+    runs |= {f"{LETTERS}{share}": (*runs[f"p{share}"], letters) for share in (FOUND, BEST)}
+    runs |= {"reward": ("train", *BRIEF)}
     runs |= {"direct": (*runs["reward"], "gradient=direct", data, "captions.p=1", "captions.kind=short")}
     prompts = {kind: (f"prompts.path={places['held_out'] / kind}.txt",) for kind in ("found", "descriptive")}
     root = Path("textcraftor/toybox/prompts")
@@ -56,35 +57,43 @@ def study_of(folder: Path, shares: list[int]) -> Study:
 
 
 def kinds(study: Study) -> None:
-    """UNets tuned on both kinds of caption, on prompts of both kinds."""
+    """UNets tuned on both kinds of caption, on prompts of both kinds; those as found hardly ever name a word."""
     names = [name for name in study.runs if name.startswith("p")]
     for prompts, what in (("found", "as found"), ("descriptive", "descriptive")):
         rows = {f"{name[1:]} %": study.several(name, {"unet.path": name}, prompts=prompts) for name in names}
         print(f"Prompts {what}; share of descriptive captions in training; differences from the base:\n")
-        study.table(rows, study.base(prompts))
+        shown = [name for name in SHOWN if prompts == "descriptive" or name != "judge/letters"]
+        study.table(rows, study.base(prompts), shown)
         first, last = rows[f"{names[0][1:]} %"], rows[f"{names[-1][1:]} %"]
         print(f"The same; from {names[0][1:]} % to {names[-1][1:]} %:\n")
-        study.table({"difference": last}, first)
+        study.table({"difference": last}, first, shown)
 
 
 def letters(study: Study) -> None:
     """With and without letter data, words that training shows and words that it never shows."""
+    shown = ("judge/letters", "judge/faithfulness")
     for prompts in ("seen", "unseen"):
-        without = study.several(BEST, {"unet.path": BEST}, prompts=prompts)
-        with_letters = study.several("letters", {"unet.path": "letters"}, prompts=prompts)
-        shown = ("judge/letters", "judge/faithfulness")
+        rows, gains = dict[str, Measures](), dict[str, tuple[Measures, Measures]]()
+        for share, captions in ((FOUND, "as found"), (BEST, f"{BEST} % descriptive")):
+            names = f"p{share}", f"{LETTERS}{share}"
+            sides = [study.several(name, {"unet.path": name}, prompts=prompts) for name in names]
+            rows |= {
+                f"captions {captions}, {data} % letter data": side for data, side in zip((0, 19), sides, strict=True)
+            }
+            gains[captions] = (sides[0], sides[1])
         mean = np.nanmean(study.base(prompts)["judge/letters"])
         print(f"Words {prompts} (the base writes {mean:.3f} of the letters); differences from the base:\n")
-        study.table({"0 % letter data": without, "19 % letter data": with_letters}, study.base(prompts), shown)
-        print("The same; from 0 to 19 %:\n")
-        study.table({"difference": with_letters}, without, shown)
+        study.table(rows, study.base(prompts), shown)
+        for captions, (without, with_letters) in gains.items():
+            print(f"The same; captions {captions}, from 0 to 19 % letter data:\n")
+            study.table({"difference": with_letters}, without, shown)
 
 
 def both(study: Study) -> None:
     """A caption-tuned UNet, a reward-tuned encoder, and both together: do the gains add up?"""
-    encoder, unet = {"tuned.a": "reward"}, {"unet.path": BEST}
+    encoder, unet = {"tuned.a": "reward"}, {"unet.path": f"p{BEST}"}
     rows = {
-        "caption-tuned UNet": study.several(BEST, unet),
+        "caption-tuned UNet": study.several(f"p{BEST}", unet),
         "reward-tuned encoder": study.several("reward", encoder),
         "both": study.several("both", encoder | unet),
     }
@@ -116,7 +125,7 @@ def main() -> None:
     parser.add_argument("--shares", nargs="*", type=int, default=[0, 95], help="of descriptive captions, in percent")
     parser.add_argument("--only", nargs="*", default=list(PARTS), choices=PARTS)
     arguments = parser.parse_args()
-    study = study_of(arguments.folder, sorted({*arguments.shares, 95}))
+    study = study_of(arguments.folder, sorted({*arguments.shares, FOUND, BEST}))
     for part in arguments.only:
         PARTS[part](study)
 
