@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from PIL import Image
 from tokenizers import ByteLevelBPETokenizer
 from toybox_records import write_records
@@ -30,7 +32,7 @@ from tests.conftest import WEIGHTS
 from textcraftor.captioning.image_to_text import ImageToText
 from textcraftor.captioning.prefix import PrefixCaptioner
 from textcraftor.captioning.recaption import run as recaption
-from textcraftor.cli import call
+from textcraftor.cli import call, config_dir
 from textcraftor.data.records import Records
 from textcraftor.errors import UsageError
 
@@ -129,6 +131,20 @@ def test_models_with_a_chat_template_are_asked_in_it(tmp_path):
     assert not any("picture of the shapes" in text for text in together)
     with pytest.raises(UsageError, match=r"captioner.prompt is needed"):
         ImageToText(str(tmp_path), None)
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in (config_dir() / "captioner").glob("*.yaml")))
+def test_every_captioners_configuration_is_what_its_class_takes(configure, name, tmp_path):
+    """Up to the weights, which are not there: for both styles the folder is what is missed, for another the style."""
+    for style in ("short", "descriptive"):
+        keys = [f"captioner={name}", f"style={style}", f"captioner.path={tmp_path / 'nothing'}"]
+        with pytest.raises(InstantiationException) as refused:
+            instantiate(configure("recaption", *keys).captioner, device="cpu")
+        assert isinstance(refused.value.__cause__, UsageError)
+        assert "nothing" in str(refused.value.__cause__)
+    if name in ("florence2", "qwen_vl"):
+        with pytest.raises(InstantiationException, match=r"style=long: captioner.prompt knows short, descriptive"):
+            instantiate(configure("recaption", f"captioner={name}", "style=long").captioner, device="cpu")
 
 
 def test_a_prefix_captioner_learns_its_pictures_by_heart_and_keeps_them_when_saved(language_model, tmp_path):

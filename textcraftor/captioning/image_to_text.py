@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,12 +18,24 @@ class ImageToText:
 
     Args:
         path: a local folder or a hub id.
-        prompt: what the model is asked; null asks nothing, as BLIP can do. Where the processor has a chat template it
-            is the user's message beside the picture.
+        prompt: what the model is asked, or that for each style; null asks nothing, as BLIP can do. Where the processor
+            has a chat template it is the user's message beside the picture.
+        style: the kind of caption that is wanted.
         max_new_tokens: of a caption.
     """
 
-    def __init__(self, path: str, prompt: str | None, max_new_tokens: int = 120, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        path: str,
+        prompt: str | Mapping[str, str] | None,
+        style: str | None = None,
+        max_new_tokens: int = 120,
+        device: str = "cpu",
+    ) -> None:
+        if isinstance(prompt, Mapping):
+            if style is None or style not in prompt:
+                raise UsageError(f"style={style}: captioner.prompt knows {', '.join(prompt)}; or give it as one text")
+            prompt = prompt[style]
         place = folder_or_id(path, "captioner.path")
         self.name, self.prompt, self.max_new_tokens = path, prompt, max_new_tokens
         self.processor: Any = AutoProcessor.from_pretrained(place)
