@@ -17,7 +17,12 @@ from omegaconf import OmegaConf
 
 from textcraftor import fetch
 from textcraftor.assets import cache_dir, folder_or_id, hub_folder, local_file
+from textcraftor.captioning.image_to_text import ImageToText
+from textcraftor.captioning.prefix import PrefixCaptioner
+from textcraftor.captioning.upsample import InstructedModel
 from textcraftor.errors import UsageError
+from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.rewards.clip import ClipScore
 
 CONTENT = bytes(range(256)) * 400
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -272,6 +277,25 @@ def test_a_hub_folder_is_checked_and_must_hold_weights(cache):
     assert hub_folder("owner/tokens", "tokenizer", weights=False).is_dir()
     with pytest.raises(UsageError, match=r"^CLIP: owner/tokens holds neither model.safetensors nor pytorch_model.bin"):
         hub_folder("owner/tokens", "CLIP")
+
+
+@pytest.mark.parametrize(
+    ("what", "load"),
+    [
+        ("model.path", StableDiffusion.load),
+        ("captioner.path", partial(ImageToText, prompt=None)),
+        ("captioner.language_model", partial(PrefixCaptioner, "no/clip")),
+        ("upsampler.path", InstructedModel),
+        ("CLIP", ClipScore.load),
+    ],
+)
+def test_a_model_that_is_not_in_the_cache_is_missed_in_one_line(what, load):
+    """Whichever library's loader it is that misses it; the suite forbids the hub."""
+    with pytest.raises(UsageError) as refused:
+        load("nobody/nothing")
+    line = str(refused.value)
+    assert line.startswith(f"{what}: nobody/nothing cannot be loaded (it is not in the cache and HF_HUB_OFFLINE=1")
+    assert "\n" not in line
 
 
 def test_fetch_finds_the_whole_toybox_local(configure, capsys, tmp_path):

@@ -28,6 +28,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from textcraftor.errors import UsageError
@@ -166,6 +167,17 @@ def hub_download(path: str, what: str) -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if hidden:
             disable_progress_bars()
+
+
+@contextlib.contextmanager
+def loading(path: str, what: str, expected: str) -> Iterator[None]:
+    """Turn what the libraries raise over a folder or hub id that they cannot load into one line."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UsageError(f"{what}: {path} cannot be loaded ({_hub_reason(error)}); expected {expected}") from error
 
 
 def _not_had(path: str, what: str, reason: str) -> UsageError:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from textcraftor.assets import folder_or_id
+from textcraftor.assets import folder_or_id, loading
 from textcraftor.errors import UsageError
 
 
@@ -38,9 +38,10 @@ class ImageToText:
             prompt = prompt[style]
         place = folder_or_id(path, "captioner.path")
         self.name, self.prompt, self.max_new_tokens = path, prompt, max_new_tokens
-        self.processor: Any = AutoProcessor.from_pretrained(place)
         dtype = torch.float32 if device == "cpu" else "auto"
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(place, dtype=dtype)
+        with loading(place, "captioner.path", "an image-to-text model of transformers"):
+            self.processor: Any = AutoProcessor.from_pretrained(place)
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(place, dtype=dtype)
         self.model = loaded.to(device).eval().requires_grad_(False)
         tokenizer = self.processor.tokenizer
         tokenizer.padding_side = "left"  # what is written follows the prompt

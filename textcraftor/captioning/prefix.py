@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModelWithProjection
 
-from textcraftor.assets import folder_or_id
+from textcraftor.assets import folder_or_id, loading
 from textcraftor.errors import UsageError
 from textcraftor.rewards.checkpoints import load_pretrained
 from textcraftor.rewards.preprocessing import clip_pixels, from_pil
@@ -40,8 +40,9 @@ class PrefixCaptioner(nn.Module):
         self.clip, self.prefix_length, self.max_new_tokens = clip, prefix_length, max_new_tokens
         self.name, self.prompt = language_model, None
         place = folder_or_id(language_model, "captioner.language_model")
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(place)
-        self.language_model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+        with loading(place, "captioner.language_model", "a causal language model of transformers"):
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(place)
+            self.language_model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
         vision = load_pretrained(CLIPVisionModelWithProjection, clip, "CLIP")
         self.vision = vision.eval().requires_grad_(False)
         width = self.language_model.get_input_embeddings().embedding_dim

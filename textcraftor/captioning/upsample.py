@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from textcraftor.assets import folder_or_id
+from textcraftor.assets import folder_or_id, loading
 from textcraftor.data.prompts import read_prompts
 from textcraftor.errors import UsageError
 from textcraftor.models.loading import device_of
@@ -82,11 +82,13 @@ class InstructedModel:
             raise UsageError(f"upsampler: least={least}, most={most}, tries={tries} must be at least 1, least first")
         place = folder_or_id(path, "upsampler.path")
         self.least, self.most, self.tries, self.batch_size = least, most, tries, batch_size
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(place, padding_side="left")
-        if self.tokenizer.chat_template is None:
-            raise UsageError(f"upsampler.path={path} has no chat template: give an instruction-tuned model")
         device = device_of(device)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32 if device == "cpu" else "auto")
+        with loading(place, "upsampler.path", "an instruction-tuned language model of transformers"):
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(place, padding_side="left")
+            if self.tokenizer.chat_template is None:
+                raise UsageError(f"upsampler.path={path} has no chat template: give an instruction-tuned model")
+            dtype = torch.float32 if device == "cpu" else "auto"
+            loaded: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype)
         self.model = loaded.to(device).eval().requires_grad_(False)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token

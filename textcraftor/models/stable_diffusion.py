@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel
 
+from textcraftor.assets import loading
 from textcraftor.errors import UsageError
 from textcraftor.models.base import Conditioning
 
@@ -71,10 +72,9 @@ class StableDiffusion:
         if local.is_dir() and not (local / "model_index.json").exists():
             raise UsageError(f"model.path={path} has no model_index.json: it is not a diffusers pipeline folder")
         options = {"dtype": torch.float32, "safety_checker": None, "requires_safety_checker": False}
-        if local.is_file():
-            pipeline = StableDiffusionPipeline.from_single_file(path, **options)
-        else:
-            pipeline = StableDiffusionPipeline.from_pretrained(path, **options)
+        read = StableDiffusionPipeline.from_single_file if local.is_file() else StableDiffusionPipeline.from_pretrained
+        with loading(path, "model.path", "a Stable Diffusion pipeline"):
+            pipeline = read(path, **options)
         return cls(pipeline.to(device))
 
     @property

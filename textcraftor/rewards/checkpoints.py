@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from textcraftor.assets import folder_or_id, local_file
+from textcraftor.assets import folder_or_id, loading, local_file
 from textcraftor.errors import UsageError
 
 
@@ -91,13 +91,10 @@ def load_pretrained(kind: type[PreTrainedModel], path: str, what: str, unused: s
         UsageError: no such folder, a damaged file, or a tensor that is missing or has another shape.
     """
     layout = f"{kind.__name__} as transformers saves it"
-    try:
+    with loading(path, what, layout):
         model, info = kind.from_pretrained(
             folder_or_id(path, what), dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except (OSError, SafetensorError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"{what}: {path} cannot be loaded ({reason}); expected {layout}") from error
     missing = sorted(key for key in info["missing_keys"] if not unused or unused not in key)
     if missing:
         raise UsageError(f"{what} {path}: key {missing[0]!r} is missing; expected {layout}")

@@ -12,8 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
 
-from textcraftor.assets import folder_or_id
-from textcraftor.errors import UsageError
+from textcraftor.assets import folder_or_id, loading
 
 
 def clean(prompt: str) -> str:
@@ -62,11 +61,8 @@ class PromptTokenizer:
 
 def load_tokenizer(kind: type[PreTrainedTokenizerBase] | type[AutoTokenizer], path: str) -> PreTrainedTokenizerBase:
     """A transformers tokenizer from a folder or hub id."""
-    try:
+    with loading(path, "tokenizer", "a transformers folder"):
         return kind.from_pretrained(folder_or_id(path, "tokenizer"))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"tokenizer: {path} cannot be loaded ({reason}); expected a transformers folder") from error
 
 
 class Cache:
