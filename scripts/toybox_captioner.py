@@ -12,6 +12,8 @@ import argparse
 import json
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,16 @@ def facts(caption: str) -> set[tuple[str, ...]]:
     return found | ({("row", wanted.row)} if wanted.word and wanted.row else set())
 
 
+def by_kind(pairs: Sequence[tuple[Record, str]]) -> str:
+    """Of the facts of each kind that captions state, how many are true."""
+    stated, true = Counter[str](), Counter[str]()
+    for record, caption in pairs:
+        found = facts(caption)
+        stated.update(fact[0] for fact in found)
+        true.update(fact[0] for fact in found & facts(record.synthetic["descriptive"][0]))
+    return ", ".join(f"{kind} {true[kind] / stated[kind]:.2f}" for kind in stated)
+
+
 def grade(record: Record, caption: str, kind: str) -> tuple[float, float]:
     """Precision and recall of a caption."""
     stated, true = facts(caption), facts(record.synthetic["descriptive"][0])
@@ -86,7 +98,8 @@ def main() -> None:
         parts = [f"captioner.clip={WEIGHTS / 'aesthetic_clip'}", f"captioner.language_model={model}"]
         place = f"run_dir={folder / 'captioner'}"
         command("train-captioner", f"data.path={world}", *parts, *stages, place, "batch_size=64")
-    print("| captioner | captions | precision of stated facts | recall | an example |\n| --- | --- | --- | --- | --- |")
+    heads = ["captioner", "captions", "precision of stated facts", "recall", "precision by kind", "an example"]
+    print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
     records = Records.read(held_out).records
     for name in STAGES:
         place = folder / "captions" / name
@@ -94,9 +107,9 @@ def main() -> None:
             keys = [f"captioner.path={folder / 'captioner'}", f"style={name}", "batch_size=50"]
             command("recaption", f"data.path={held_out}", *keys, f"run_dir={place}")
         rows = {row["key"]: row["text"] for row in map(json.loads, (place / "captions.jsonl").read_text().splitlines())}
-        graded = [grade(record, rows[record.key], name) for record in records if record.key in rows]
-        precision, recall = np.nanmean(graded, 0)
-        print(f"| {name} | {len(graded)} | {precision:.3f} | {recall:.3f} | {rows[records[0].key]} |")
+        pairs = [(record, rows[record.key]) for record in records if record.key in rows]
+        precision, recall = np.nanmean([grade(record, caption, name) for record, caption in pairs], 0)
+        print(f"| {name} | {len(pairs)} | {precision:.3f} | {recall:.3f} | {by_kind(pairs)} | {pairs[0][1]} |")
 
 
 if __name__ == "__main__":
