@@ -12,14 +12,13 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from study import BRIEF, Measures, Study
+from study import BRIEF, PICTURES, Measures, Study
 from toybox_records import write_records
 
 from textcraftor.cli import call
 from textcraftor.data.records import Records
 
 TUNE = ("tune-captions", "training.steps=600", "watch.every=600", *BRIEF)
-PICTURES = ("limit=32", "seeds=[0,1]", "+reward@rewards.imagereward=imagereward", "rewards.imagereward.weight=0")
 SHOWN = ("clip", "judge/faithfulness", "judge/letters", "judge/taste", "pickscore", "imagereward", "total")
 FOUND, BEST, LETTERS = 0, 95, "letters_p"  # shares of descriptive captions, and the name of runs with letter data
 

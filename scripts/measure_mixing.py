@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr
-from study import BRIEF, JUDGE, Measures, Study
+from study import BRIEF, JUDGE, PICTURES, Measures, Study
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-PICTURES = ("limit=32", "seeds=[0,1]", "+reward@rewards.imagereward=imagereward", "rewards.imagereward.weight=0")
 TRAIN = ("train", *BRIEF)
 RUNS = {
     "default": TRAIN,

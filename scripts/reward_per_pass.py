@@ -21,6 +21,8 @@ import numpy as np
 import optuna
 from study import JUDGE, SEEDS, train
 
+from textcraftor.sampling.gradients import steps_between
+
 PASSES = 12_000  # of single samples: guidance makes a call two, a gradient makes a call three
 WATCHED = ("watch.prompts=24", "evaluation.prompts=24", "evaluation.seeds=[0]")
 SCHEME = {"gradient": "last_k", "gradient.k": 5, "optim.lr": 3e-4}  # TextCraftor's, its learning rate from the sweep
@@ -75,7 +77,7 @@ def settled(keys: Mapping[str, Any]) -> dict[str, Any]:
     if policy in ("last_k", "drtune"):
         found["gradient.k"] = min(found["gradient.k"], steps)
     elif policy == "refl":
-        late = min(round(steps * LAST), steps - 1) + 1 - round(steps * found.get("gradient.first", FIRST))
+        late = len(steps_between(steps, found.get("gradient.first", FIRST), LAST))
         found["gradient.jumps"] = min(found.get("gradient.jumps", 1), late)
     known = {"last_k": ("k",), "drtune": ("k",), "refl": ("jumps", "first")}.get(policy, ())
     return {

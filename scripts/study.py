@@ -17,6 +17,12 @@ from textcraftor.evaluation.suite import measures_of, read_rows_of
 
 SEEDS = (0, 1, 2)  # of training
 BRIEF = ("evaluation.seeds=[0]",)  # of runs that are evaluated otherwise; they watch the prompts that they always watch
+PICTURES = (  # of evaluations
+    "limit=32",
+    "seeds=[0,1]",
+    "+reward@rewards.imagereward=imagereward",
+    "rewards.imagereward.weight=0",
+)
 JUDGE = ("judge/taste", "judge/faithfulness", "judge/letters")
 Measures = dict[str, np.ndarray]  # each (training seeds, prompts, seeds)
 

@@ -97,9 +97,8 @@ def refl(
     Returns:
         (batch * jumps, ...): a chain costs most of a step, and further jumps from it cost three passes each at most.
     """
-    steps, results, at = len(chain.timesteps), [], 0
-    start, end = round(steps * first), min(round(steps * last), steps - 1) + 1
-    for low, high in pairwise(start + (end - start) * part // jumps for part in range(jumps + 1)):
+    results, at, span = [], 0, steps_between(len(chain.timesteps), first, last)
+    for low, high in pairwise(span.start + len(span) * part // jumps for part in range(jumps + 1)):
         index = int(chain.rng.integers(low, high))
         t = chain.timesteps[index]
         with torch.no_grad():
@@ -127,8 +126,8 @@ def direct(
     """
     if chain.clean is None:
         raise UsageError("gradient=direct starts from real pictures: give data.path=")
-    steps = len(chain.timesteps)
-    index = int(chain.rng.integers(round(steps * first), min(round(steps * last), steps - 1) + 1))
+    span = steps_between(len(chain.timesteps), first, last)
+    index = int(chain.rng.integers(span.start, span.stop))
     noisy = chain.model.add_noise(chain.clean.to(latents), chain.noise(1).to(latents), chain.timesteps[index])
     return predicted_x0(chain, noisy, chain.timesteps[index], conditioning_at)
 
@@ -179,6 +178,11 @@ def ddpo(
             log_prob = log_prob - ((latents - mean) / sd).square().mean((1, 2, 3)) / 2
     chain.log_prob = log_prob
     return latents
+
+
+def steps_between(steps: int, first: float, last: float) -> range:
+    """The steps of a chain from one share of it to another, both included."""
+    return range(round(steps * first), min(round(steps * last), steps - 1) + 1)
 
 
 def _check_k(k: int, calls: int) -> None:

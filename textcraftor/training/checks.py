@@ -15,6 +15,7 @@ from textcraftor.inference.mix import Mix
 from textcraftor.models.loading import device_of, dtype_of
 from textcraftor.models.tuning import PARTS
 from textcraftor.rewards.mix import check_mix, parts_of
+from textcraftor.sampling.gradients import steps_between
 from textcraftor.training.checkpoint import Checkpoints
 from textcraftor.training.pictures import check_pictures
 
@@ -120,10 +121,10 @@ def _check_gradient(config: DictConfig) -> None:
     n = config.gradient.get("n")
     if n is not None and n < 1:
         raise UsageError(f"gradient.n={n} must be at least 1: gradient=last_k gradient.k=1 is the same without noise")
-    first, last = config.gradient.get("first", 0), config.gradient.get("last", 1)
+    first, last = float(config.gradient.get("first", 0)), float(config.gradient.get("last", 1))
     if not 0 <= first <= last <= 1:
         raise UsageError(f"gradient.first={first} and gradient.last={last} must rise within [0, 1]")
-    late = min(round(steps * last), steps - 1) + 1 - round(steps * first)
+    late = len(steps_between(steps, first, last))
     if not 1 <= (jumps := config.gradient.get("jumps", 1)) <= late:
         raise UsageError(
             f"gradient.jumps={jumps} must lie between 1 and {late}, the steps from gradient.first to gradient.last"
