@@ -31,6 +31,7 @@ from statistics import median
 import random_models
 import rivals
 import torch
+from study import SCHEME
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -104,6 +105,7 @@ def load_shape(shape: str, arguments: argparse.Namespace, dtype: str, compiled: 
     """The job that `textcraftor train` would run, with random weights in place of published ones."""
     steps, guidance, side, batch = SHAPES[shape]
     keys = [
+        SCHEME,
         f"sampling={{steps: {steps}, guidance_scale: {guidance}, height: {side}, width: {side}}}",
         f"training.batch_size={arguments.batch or batch}",
         f"dtype={dtype}",

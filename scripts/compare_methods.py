@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from study import SEEDS, train
+from study import SCHEME, SEEDS, train
 
 from textcraftor.cli import compose, register
 from textcraftor.training.interrupt import Interrupt
@@ -52,7 +52,9 @@ def best_rate(folder: Path, method: str) -> float:
 
 
 def run(folder: Path, method: str, rate: float, seed: int) -> dict:
-    return train(folder / f"{method}_{rate:g}_{seed}", *METHODS[method], *BUDGET, f"optim.lr={rate:g}", f"seed={seed}")
+    return train(
+        folder / f"{method}_{rate:g}_{seed}", SCHEME, *METHODS[method], *BUDGET, f"optim.lr={rate:g}", f"seed={seed}"
+    )
 
 
 def row(folder: Path, method: str) -> str:
@@ -74,7 +76,7 @@ def seconds_per_step(folder: Path, method: str, steps: int = 7) -> float:
     """The mean of all steps but the first, measured apart from the runs, which may have shared the machine."""
     file = folder / f"{method}.seconds.json"
     if not file.exists():
-        job, seconds = load(compose("train", [*METHODS[method]])), list[float]()
+        job, seconds = load(compose("train", [SCHEME, *METHODS[method]])), list[float]()
         pace = replace(job.pace, steps=steps, watch_every=steps + 1, checkpoint_every=steps + 1)
         log = lambda step, line: seconds.append(line["seconds"])  # noqa: E731
         tune(job.objective, job.state(), pace, log, lambda _: None, lambda _: None, Interrupt())

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from study import BRIEF, PICTURES, Measures, Study
+from study import BRIEF, PICTURES, SCHEME, Measures, Study
 from toybox_records import write_records
 
 from textcraftor.cli import call
@@ -43,7 +43,7 @@ def study_of(folder: Path, shares: list[int]) -> Study:
     data, letters = f"data.path={places['world']}", f"data.letters.path={places['letters']}"
     runs = {f"p{share}": (*TUNE, data, f"captions.p={share / 100}") for share in shares}
     runs |= {f"{LETTERS}{share}": (*runs[f"p{share}"], letters) for share in (FOUND, BEST)}
-    runs |= {"reward": ("train", *BRIEF)}
+    runs |= {"reward": ("train", SCHEME, *BRIEF)}
     runs |= {"direct": (*runs["reward"], "gradient=direct", data, "captions.p=1", "captions.kind=short")}
     prompts = {kind: (f"prompts.path={places['held_out'] / kind}.txt",) for kind in ("found", "descriptive")}
     root = Path("textcraftor/toybox/prompts")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr
-from study import BRIEF, JUDGE, PICTURES, Measures, Study
+from study import BRIEF, JUDGE, PICTURES, SCHEME, Measures, Study
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-TRAIN = ("train", *BRIEF)
+TRAIN = ("train", SCHEME, *BRIEF)
 RUNS = {
     "default": TRAIN,
     "aesthetic": (*TRAIN, "rewards=aesthetic"),

@@ -1,33 +1,40 @@
 """What a pass through the UNet buys: `python scripts/reward_per_pass.py`.
 
-All runs spend the same number of UNet passes, as many steps as that takes, and are looked at on the way, on prompts
-that they never learn from. `single` changes one setting of TextCraftor's scheme at a time; `search` looks for the
-best settings twice with as many trials, once within the scheme (learning rate, averaging, batch) and once among
-everything; `final` gives both winners twice the passes. Prints tables and draws runs/per_pass/frontier.png. Finished
-runs are skipped and unfinished ones resumed; on a few cores two of these side by side on different --parts or --seeds.
+All runs of a kind spend the same number of UNet passes, as many steps as that takes, and are looked at on the way, on
+prompts that they never learn from. `single` changes one setting of TextCraftor's scheme at a time; `search` looks for
+the best settings within the scheme (learning rate, averaging, batch), among everything, and among cheap ones that are
+given a tenth of the passes; `final` trains the winners with three seeds. Prints tables and draws
+runs/per_pass/frontier.png. Finished runs are skipped and unfinished ones resumed; on two cores two of these run side by
+side on different --settings or --searches.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import matplotlib
 import numpy as np
 import optuna
-from study import JUDGE, SEEDS, train
+from study import JUDGE, SCHEME, SEEDS, train
+from toybox_records import write_records
 
+from textcraftor.cli import call
+from textcraftor.data.prompts import read_prompts
 from textcraftor.sampling.gradients import steps_between
 
 PASSES = 12_000  # of single samples: guidance makes a call two, a gradient makes a call three
 WATCHED = ("watch.prompts=24", "evaluation.prompts=24", "evaluation.seeds=[0]")
-SCHEME = {"gradient": "last_k", "gradient.k": 5, "optim.lr": 3e-4}  # TextCraftor's, its learning rate from the sweep
+START = {"gradient": "last_k", "gradient.k": 5, "optim.lr": 3e-4}  # TextCraftor's scheme
 CHAIN, GUIDANCE, BATCH = 15, 3.0, 8  # of the toybox
 FIRST, LAST = 0.75, 0.975  # of ReFL
+RENDERED, OWN = "rendered", "own"  # pictures for `direct`: the world's, or the untuned model's
+OWN_PICTURES, OWN_STEPS, TRAINED = 64, 8, Path("textcraftor/toybox/prompts/train.txt")
 SINGLE: dict[str, dict] = {
     "scheme": {},
     "k 1": {"gradient.k": 1},
@@ -51,35 +58,83 @@ SINGLE: dict[str, dict] = {
     "no guidance in training": {"training.sampling.guidance_scale": 1.0},
     "batch 4": {"training.batch_size": 4},
     "batch 16": {"training.batch_size": 16},
+    "no warm-up": {"training.warmup": 0},
+    "unconditional branch without gradient": {"conditioning.detach_negative": True},
+    "direct, rendered pictures": {
+        "gradient": "direct",
+        "data.path": RENDERED,
+        "captions.p": 1,
+        "captions.kind": "short",
+    },
+    "direct, own pictures": {"gradient": "direct", "data.path": OWN},
 }
 WITHIN = {
     "optim.lr": [1e-4, 2e-4, 3e-4, 5e-4, 1e-3],
     "training.ema_decay": [0.0, 0.9, 0.95],
     "training.batch_size": [2, 4, 8, 16],
+    "training.warmup": [0, 10],
 }
 AMONG = WITHIN | {
-    "gradient": ["last_k", "low_variance", "refl", "drtune"],
+    "gradient": ["last_k", "low_variance", "refl", "drtune", "direct"],
     "gradient.k": [1, 2, 3, 5],
     "gradient.jumps": [1, 2, 4],
-    "gradient.first": [0.5, 0.75],
-    "training.sampling.steps": [5, 6, 8, 10, 15],
+    "gradient.first": [0.0, 0.5, 0.75],
+    "training.sampling.steps": [3, 5, 8, 15],
     "training.sampling.guidance_scale": [1.0, 2.0, 3.0],
+    "conditioning.detach_negative": [False, True],
+}
+
+CHEAP = {
+    "optim.lr": [1e-4, 2e-4, 3e-4, 5e-4],
+    "training.ema_decay": [0.0, 0.9],
+    "training.batch_size": [2, 4],
+    "training.warmup": [0],
+    "training.lr_schedule": ["constant", "cosine"],
+    "gradient": ["last_k", "refl", "drtune"],
+    "gradient.k": [1, 2],
+    "gradient.first": [0.0, 0.5, 0.75],
+    "training.sampling.steps": [5],
+    "conditioning.detach_negative": [False, True],
 }
 
 
-SPACES = {"within the scheme": WITHIN, "among everything": AMONG}
+@dataclass(frozen=True)
+class Search:
+    """What to choose from, how often, by what and what the winner is then given.
+
+    Args:
+        passes, seeds: of a trial; its figure is the mean over seeds of the highest held_out of two looks.
+        final: UNet passes of the winner, looked at so often.
+    """
+
+    space: Mapping[str, list]
+    trials: int
+    passes: float
+    seeds: Sequence[int]
+    final: float
+    looks: int
+
+
+FINAL, TUNED_SCHEME = "best", "within the scheme"
+SEARCHES = {
+    TUNED_SCHEME: Search(WITHIN, 24, PASSES / 2, SEEDS[:1], 2 * PASSES, 20),
+    "among everything": Search(AMONG, 24, PASSES / 2, SEEDS[:1], 2 * PASSES, 20),
+    "with a tenth of the passes": Search(CHEAP, 16, PASSES / 5, SEEDS[:2], PASSES / 5, 4),
+}
 
 
 def settled(keys: Mapping[str, Any]) -> dict[str, Any]:
     """The scheme with some settings changed; what its policy does not know is left out, and no step is taken twice."""
-    found = SCHEME | dict(keys)
+    found = START | dict(keys)
     steps, policy = found.get("training.sampling.steps", CHAIN), found["gradient"]
     if policy in ("last_k", "drtune"):
         found["gradient.k"] = min(found["gradient.k"], steps)
     elif policy == "refl":
         late = len(steps_between(steps, found.get("gradient.first", FIRST), LAST))
         found["gradient.jumps"] = min(found.get("gradient.jumps", 1), late)
-    known = {"last_k": ("k",), "drtune": ("k",), "refl": ("jumps", "first")}.get(policy, ())
+    elif policy == "direct":
+        found.setdefault("data.path", OWN)
+    known = {"last_k": ("k",), "drtune": ("k",), "refl": ("jumps", "first"), "direct": ("first",)}.get(policy, ())
     return {
         key: value for key, value in found.items() if key.removeprefix("gradient.") in known or "gradient." not in key
     }
@@ -88,7 +143,8 @@ def settled(keys: Mapping[str, Any]) -> dict[str, Any]:
 def passes_of(keys: Mapping[str, Any], calls: float, learning: float) -> float:
     """UNet passes of a step with so many calls, so many of them with a gradient."""
     guided = 2 if keys.get("training.sampling.guidance_scale", GUIDANCE) != 1 else 1
-    return keys.get("training.batch_size", BATCH) * guided * (calls + 2 * learning)
+    learned = 1 if keys.get("conditioning.detach_negative") else guided
+    return keys.get("training.batch_size", BATCH) * (guided * calls + 2 * learned * learning)
 
 
 def cost_of(keys: Mapping[str, Any]) -> float:
@@ -100,6 +156,7 @@ def cost_of(keys: Mapping[str, Any]) -> float:
         "drtune": (steps, k),
         "full": (steps, steps),
         "ddpo": (steps, steps),
+        "direct": (1, 1),
         "random_k": (steps, 0.2 * steps),
         "low_variance": (steps + 2, 3),
         "refl": (steps * (LAST - (LAST - first) / (2 * jumps)), jumps),
@@ -129,42 +186,56 @@ class Bench:
 
     def run(self, name: str, keys: Mapping[str, Any], seed: int, passes: float, looks: int = 2) -> Curve:
         keys = settled(keys)
-        steps = max(looks, round(passes / cost_of(keys)))
+        values, passes_before, seconds_before = dict(keys), 0.0, 0.0
+        if "data.path" in keys:
+            values["data.path"], passes_before, seconds_before = self.pictures(keys["data.path"])
+        steps = max(looks, round((passes - passes_before) / cost_of(keys)))
         watched = (*WATCHED, f"watch.every={-(-steps // looks)}")
         place = self.folder / f"{name.replace(' ', '_').replace(',', '')}_{seed}"
-        overrides = [f"{key}={value}" for key, value in keys.items()]
-        summary = train(place, *overrides, *watched, f"training.steps={steps}", f"seed={seed}")
+        overrides = [f"{key}={value}" for key, value in values.items()]
+        summary = train(place, SCHEME, *overrides, *watched, f"training.steps={steps}", f"seed={seed}")
         lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
         each = [passes_of(keys, line["unet_calls"], line["gradient_steps"]) for line in lines]
-        spent = np.cumsum([0.0, *each])
-        seconds = np.cumsum([0.0, *(line["seconds"] for line in lines)])
+        spent = np.cumsum([passes_before, *each])
+        seconds = np.cumsum([seconds_before, *(line["seconds"] for line in lines)])
         points = summary["watched"]
         at = [point["step"] for point in points]
         judged = [np.mean([point[name] - points[0][name] for name in JUDGE]) for point in points]
         return Curve(spent[at], seconds[at], np.array([point["held_out"] for point in points]), np.array(judged))
 
+    def pictures(self, name: str) -> tuple[Path, float, float]:
+        """A captioned data set, made once, and the UNet passes and seconds that it cost."""
+        place = self.folder / name
+        told = place / "seconds.json"
+        if not told.exists():
+            begun = perf_counter()
+            if name == RENDERED:
+                write_records(place, 2000, seed=71)
+            else:
+                prompts = self.folder / "own.txt"
+                prompts.write_text("\n".join(read_prompts(TRAINED)[:OWN_PICTURES]) + "\n")
+                chain = f"sampling.steps={OWN_STEPS}"
+                call("generate", [f"prompts.path={prompts}", "seeds=[0]", chain, f"run_dir={place}"])
+            told.write_text(json.dumps(perf_counter() - begun))
+        if name == RENDERED:
+            return place, 0.0, 0.0
+        return place, OWN_PICTURES * OWN_STEPS * 2.0, json.loads(told.read_text())
+
     def curves(self, name: str, keys: Mapping[str, Any], passes: float, looks: int = 2) -> list[Curve]:
         return [self.run(name, keys, seed, passes, looks) for seed in SEEDS]
 
-    def search(self, name: str, space: Mapping[str, list], trials: int) -> dict[str, Any]:
-        """The settings with the highest held-out figure at half the passes, kept in a file between calls."""
-        storage = f"sqlite:///{self.folder / 'search.db'}"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        study = optuna.create_study(
-            storage=storage,
-            study_name=name,
-            direction="maximize",
-            load_if_exists=True,
-            sampler=optuna.samplers.TPESampler(seed=0),
-        )
+    def search(self, search: Search) -> dict[str, Any]:
+        """The settings with the highest held-out figure; finished trials are not run again."""
+        study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
 
         def objective(trial: optuna.Trial) -> float:
-            keys = {key: trial.suggest_categorical(key, choices) for key, choices in space.items()}
-            return float(self.run(f"{name}_{trial.number}", keys, 0, PASSES / 2).held_out.max())
+            keys = settled({key: trial.suggest_categorical(key, choices) for key, choices in search.space.items()})
+            name = " ".join(f"{key.rpartition('.')[2]} {value}" for key, value in keys.items())
+            curves = [self.run(f"trial {name} {search.passes:g}", keys, seed, search.passes) for seed in search.seeds]
+            return float(np.mean([curve.held_out.max() for curve in curves]))
 
-        done = [trial for trial in study.trials if trial.state.is_finished()]
-        study.optimize(objective, max(0, trials - len(done)))
-        return study.best_trial.params
+        study.optimize(objective, search.trials)
+        return study.best_params
 
 
 def mean_of(curves: list[Curve], field: str) -> np.ndarray:
@@ -181,35 +252,60 @@ def print_table(found: Mapping[str, list[Curve]]) -> None:
     print(flush=True)
 
 
-def print_factor(scheme: list[Curve], best: list[Curve]) -> None:
-    """How much sooner the mean curve of `best` reaches what that of the scheme reaches at most."""
-    goal = mean_of(scheme, "held_out").max()
-    for field in ("passes", "seconds"):
-        spent = []
-        for curves in (scheme, best):
-            heights, costs = np.maximum.accumulate(mean_of(curves, "held_out")), mean_of(curves, field)
-            first = int(np.argmax(heights >= goal))
-            if heights[first] < goal:
-                print(f"the best setting does not reach the scheme's {goal:+.3f}")
-                return
-            spent.append(float(np.interp(goal, heights[: first + 1], costs[: first + 1])))
-        ratio = f"{spent[0] / spent[1]:.1f} times less"
-        print(f"held_out {goal:+.3f}: {spent[0]:.0f} {field} by the scheme, {spent[1]:.0f} by the best: {ratio}")
+def cost_to_reach(goal: float, curves: list[Curve], field: str) -> float:
+    """What the mean curve has spent when it first reaches a held-out figure; infinite where it never does."""
+    heights = np.maximum.accumulate(mean_of(curves, "held_out"))
+    if heights[-1] < goal:
+        return float("inf")
+    first = int(np.argmax(heights >= goal)) + 1
+    return float(np.interp(goal, heights[:first], mean_of(curves, field)[:first]))
+
+
+def print_factors(baseline: str, found: Mapping[str, list[Curve]]) -> None:
+    """How much sooner other settings reach what the baseline reaches at most, on average and seed by seed."""
+    goal = float(mean_of(found[baseline], "held_out").max())
+    spent = {field: cost_to_reach(goal, found[baseline], field) for field in ("passes", "seconds")}
+    print(
+        f"To {baseline}'s highest held_out, {goal:+.3f}, at {spent['passes']:.0f} passes, {spent['seconds']:.0f} s:\n"
+    )
+    print(
+        "| setting | passes | seconds | times fewer passes | times fewer seconds | passes, seed by seed |\n|"
+        + " --- |" * 6
+    )
+    for name, curves in found.items():
+        needed = {field: cost_to_reach(goal, curves, field) for field in spent}
+        each = ", ".join(number_of(cost_to_reach(goal, [curve], "passes")) for curve in curves)
+        factors = [f"{spent[field] / needed[field]:.1f}" if np.isfinite(needed[field]) else "" for field in spent]
+        if name.startswith(FINAL) and name != baseline:
+            print(f"| {name} | {' | '.join([*map(number_of, needed.values()), *factors, each])} |")
+    print(flush=True)
+
+
+def number_of(spent: float) -> str:
+    return f"{spent:.0f}" if np.isfinite(spent) else "not reached"
 
 
 def draw(found: Mapping[str, list[Curve]], file: Path) -> None:
+    """Held-out reward and judge against passes and seconds: the winners of the searches bold, single settings thin."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    canvas, panels = pyplot.subplots(1, 2, figsize=(13, 6), layout="constrained")
-    for axes, field, label in zip(panels, ("held_out", "judge"), ("held-out reward, sd", "judge"), strict=True):
-        for index, (name, curves) in enumerate(found.items()):
-            style = {"color": pyplot.get_cmap("tab20")(index % 20), "linestyle": "-" if index < 20 else "--"}
-            axes.plot(mean_of(curves, "passes"), mean_of(curves, field), label=name, **style)
-        axes.set_xlabel("UNet passes")
-        axes.set_ylabel(f"{label}, change")
-    panels[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    canvas.savefig(file, dpi=120)
+    canvas, panels = pyplot.subplots(2, 2, figsize=(13, 9), layout="constrained", sharey="col")
+    for (spent, unit), row in zip((("passes", "UNet passes"), ("seconds", "seconds")), panels, strict=True):
+        for (field, label), axes in zip((("held_out", "held-out reward, sd"), ("judge", "judge")), row, strict=True):
+            bold = iter(("black", "tab:blue", "tab:red"))
+            for index, (name, curves) in enumerate(found.items()):
+                if name.startswith(FINAL):
+                    style = {"color": next(bold), "linewidth": 2.5}
+                else:
+                    style = {"color": pyplot.get_cmap("tab20")(index % 20), "linewidth": 1, "alpha": 0.7}
+                    style["linestyle"] = "-" if index < 20 else "--"
+                x, y = mean_of(curves, spent)[1:], mean_of(curves, field)[1:]
+                axes.plot(x, y, label=name, marker=".", **style)
+            axes.set(xscale="log", xlabel=unit, ylabel=f"{label}, change")
+            axes.grid(alpha=0.3)
+    canvas.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
+    canvas.savefig(file, dpi=110)
     pyplot.close(canvas)
 
 
@@ -220,22 +316,26 @@ def main() -> None:
         "--parts", nargs="*", default=["single", "search", "final"], choices=["single", "search", "final"]
     )
     parser.add_argument("--settings", nargs="*", default=list(SINGLE), choices=SINGLE)
-    parser.add_argument("--spaces", nargs="*", default=list(SPACES), choices=SPACES)
-    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--searches", nargs="*", default=list(SEARCHES), choices=SEARCHES)
     arguments = parser.parse_args()
     bench, found = Bench(arguments.folder), dict[str, list[Curve]]()
     if "single" in arguments.parts:
         found |= {name: bench.curves(name, SINGLE[name], PASSES) for name in arguments.settings}
         print_table(found)
-    if "search" in arguments.parts or "final" in arguments.parts:
-        best = {name: bench.search(name, SPACES[name], arguments.trials) for name in arguments.spaces}
-        for name, keys in best.items():
-            print(f"best of {arguments.trials} {name}: {' '.join(f'{key}={value}' for key, value in keys.items())}\n")
+    searches = {name: SEARCHES[name] for name in arguments.searches if {"search", "final"} & set(arguments.parts)}
+    best = {name: bench.search(search) for name, search in searches.items()}
+    for name, keys in best.items():
+        print(f"best of {searches[name].trials} {name}: {' '.join(f'{k}={v}' for k, v in settled(keys).items())}\n")
     if "final" in arguments.parts:
-        final = {name: bench.curves(f"final {name}", keys, 2 * PASSES, looks=12) for name, keys in best.items()}
+        final = {
+            f"{FINAL} {name}": bench.curves(f"{FINAL} {name}", best[name], search.final, search.looks)
+            for name, search in searches.items()
+        }
         print_table(final)
-        print_factor(*final.values())
         found |= final
+        for baseline in ("scheme", f"{FINAL} {TUNED_SCHEME}"):
+            if baseline in found:
+                print_factors(baseline, found)
     if found:
         draw(found, arguments.folder / "frontier.png")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from study import JUDGE, Study, train
+from study import JUDGE, SCHEME, Study, train
 
 from textcraftor.evaluation.evaluate import Evaluation
 from textcraftor.models.loading import device_of
@@ -46,8 +46,8 @@ MEASURES = ("hpsv2", "pickscore", "clip", *JUDGE, "diversity")
 
 def search(folder: Path, steps: int, tune: str, rate: str, name: str = "", *extra: str) -> dict:
     """One run of the grid, or of a remedy; its last weights are what is judged, not its best."""
-    overrides = (*REWARD, *WATCHED, *BRIEF, f"tune={tune}", f"optim.lr={rate}", f"training.steps={steps}", *extra)
-    return train(folder / f"{tune}_{rate}{name}", *overrides)
+    chosen = (f"tune={tune}", f"optim.lr={rate}", f"training.steps={steps}", *extra)
+    return train(folder / f"{tune}_{rate}{name}", SCHEME, *REWARD, *WATCHED, *BRIEF, *chosen)
 
 
 def change(summary: dict, measure: str, index: int = -1) -> float:

@@ -16,6 +16,7 @@ from textcraftor.evaluation.statistics import paired_difference
 from textcraftor.evaluation.suite import measures_of, read_rows_of
 
 SEEDS = (0, 1, 2)  # of training
+SCHEME = "experiment=toybox_scheme"  # what the studies train with, whatever the defaults are
 BRIEF = ("evaluation.seeds=[0]",)  # of runs that are evaluated otherwise; they watch the prompts that they always watch
 PICTURES = (  # of evaluations
     "limit=32",

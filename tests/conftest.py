@@ -32,6 +32,8 @@ PROMPTS = ["a red circle and a blue star", 'a small green square on the left wit
 # Small enough for seconds, real in every part.
 QUICK = (
     "sampling.steps=3",
+    "training.sampling.steps=3",
+    "training.ema_decay=0",
     "gradient.k=2",
     "training.steps=2",
     "training.batch_size=2",

@@ -14,6 +14,7 @@ from PIL import Image
 import textcraftor as package
 from tests.conftest import QUICK
 from textcraftor.cli import COMMANDS, config_dir, main, quote_literals
+from textcraftor.data.records import Records
 from textcraftor.errors import UsageError
 
 TEXTCRAFTOR = Path(sys.executable).with_name("textcraftor")
@@ -85,7 +86,7 @@ def test_prompts_are_taken_literally(configure):
         (["train", "trainig.steps=3"], "unknown key trainig.steps; did you mean training.steps?"),
         (["generate", "tuned.a=x", "rundir=y"], "unknown key rundir; did you mean run_dir?"),
         (["train", "rewards=hpsv3"], "Could not find 'rewards/hpsv3'"),
-        (["train", "gradient.k=16"], "gradient.k=16 must lie between 1 and training.sampling.steps=15"),
+        (["train", "gradient.k=16"], "gradient.k=16 must lie between 1 and training.sampling.steps=5"),
         (["train", "dry_run=fales"], "dry_run=fales must be true or false"),
         (["train", "training.steps=2.5"], "training.steps=2.5 must be a whole number"),
         (["train", "optim.lr=fast"], "optim.lr=fast must be a number"),
@@ -149,7 +150,7 @@ def test_a_mistake_ends_the_real_command_with_two(tmp_path):
     done = textcraftor("train", "gradient.k=16", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == (
-        "textcraftor: gradient.k=16 must lie between 1 and training.sampling.steps=15: lower it or use gradient=full\n"
+        "textcraftor: gradient.k=16 must lie between 1 and training.sampling.steps=5: lower it or use gradient=full\n"
     )
     assert not list(tmp_path.iterdir())
 
@@ -174,7 +175,10 @@ def test_train_then_generate_from_another_folder(tmp_path, here):
     prompt = 'a red circle with the word "KKQ"'
     here("generate", "tuned.a=runs/first", "seeds=[3,4]", "name=g", f"prompt={prompt}")
     folder = tmp_path / "generated" / "g"
-    assert {path.name for path in folder.iterdir()} == {"0000_3.png", "0000_4.png", "contact_sheet.png"}
+    assert {path.name for path in folder.glob("*.png")} == {"0000_3.png", "0000_4.png", "contact_sheet.png"}
+    made = Records.read(folder)
+    assert [(record.key, record.caption) for record in made.records] == [(f"0000_{n}.png", prompt) for n in (3, 4)]
+    assert made.picture(1).size == (64, 64)
     with Image.open(folder / "0000_3.png") as picture:
         assert picture.size == (64, 64)
         assert picture.text["prompt"] == prompt

@@ -20,7 +20,11 @@ SHRUNK = (
     "sampling.steps=5",
     "sampling.guidance_scale=3.0",
     "training.steps=1",
-    *(override for override in QUICK if not override.startswith(("sampling.steps", "training.steps", "gradient.k"))),
+    *(
+        override
+        for override in QUICK
+        if not override.startswith(("sampling.steps", "training.s", "training.ema", "gradient.k"))
+    ),
     "memory.budget=auto",
     "scorer_dtype=float32",
     "stop_on=[]",

@@ -149,7 +149,7 @@ def test_tuning_on_one_batch_raises_its_reward(configure, monkeypatch, gradient,
     rate = "1e-3" if "lora" in tune else "3e-5"
     chosen = (f"gradient={gradient}", f"tune={tune}", f"optim.lr={rate}", "training.warmup=0", "rewards=aesthetic")
     quick = [override for override in QUICK if gradient in ("last_k", "drtune") or "gradient.k" not in override]
-    job = load(configure("train", *quick, "sampling.steps=4", "training.steps=5", *chosen))
+    job = load(configure("train", *quick, "sampling.steps=4", "training.sampling.steps=4", "training.steps=5", *chosen))
     method = job.objective
     prompts, seeds = method.draw(0, 2)
 
@@ -178,6 +178,13 @@ def test_the_policy_gradient_makes_what_scored_well_likelier(configure):
     method.gradient(state, [0, 1], 2, Phases(method.model.device))
     descended = torch.cat([parameter.grad.flatten() for parameter in state.parameters])
     torch.testing.assert_close(-descended, raising, rtol=1e-3, atol=1e-5 * raising.abs().max().item())
+
+
+def test_published_models_learn_from_whole_chains(configure):
+    """As published, however many steps are asked for; what the toybox's short chains are, `experiment=` undoes."""
+    assert configure("train", "model=sd15", "prompts=parti", "sampling.steps=40").training.sampling.steps == 40
+    short, whole = configure("train"), configure("train", "experiment=toybox_scheme")
+    assert short.training.sampling.steps < short.sampling.steps == whole.training.sampling.steps
 
 
 def test_training_may_take_other_steps_than_evaluation(configure):
@@ -297,7 +304,7 @@ def test_half_precision_of_what_is_frozen_keeps_the_gradients_direction(configur
     """The gradient of a step at the toybox's own sampling, bf16 frozen parts against all fp32: cosine at least .999."""
     flat = []
     for dtype in ("float32", "bfloat16"):
-        job = load(configure("train", f"dtype={dtype}", "device=cpu", "gradient.k=2"))
+        job = load(configure("train", "experiment=toybox_scheme", f"dtype={dtype}", "device=cpu", "gradient.k=2"))
         assert job.model.unet.dtype == getattr(torch, dtype)
         state = job.state()
         state.learn(0)
@@ -342,13 +349,13 @@ def test_training_and_held_out_prompts_never_overlap(configure, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("gradient.k=16", r"gradient.k=16 .* training.sampling.steps=15"),
+        ("gradient.k=16", r"gradient.k=16 .* training.sampling.steps=5"),
         ("training.steps=0", "training.steps=0 must be at least 1"),
         ("gradient=refl; gradient.jumps=5", "gradient.jumps=5 must lie between 1 and"),
-        ("gradient=refl; conditioning.tuned_on=last_n; conditioning.n=2", "conditioning.n must be at least 4 here"),
-        ("gradient=drtune; conditioning.tuned_on=last_n; conditioning.n=2", "conditioning.n must be at least 3 here"),
+        ("gradient=refl; conditioning.tuned_on=last_n; conditioning.n=2", "conditioning.n must be at least 3 here"),
+        ("gradient=drtune; conditioning.tuned_on=last_n; conditioning.n=2", "conditioning.n must be at least 9 here"),
         ("conditioning={tuned_on: last_n, n: 20}", "conditioning.n=20"),
-        ("training.sampling.steps=4", r"gradient.k=5 must lie between 1 and training.sampling.steps=4"),
+        ("gradient.k=5; training.sampling.steps=4", r"gradient.k=5 must lie between 1 and training.sampling.steps=4"),
         ("prompts.path=/nowhere.txt", "does not exist"),
         ("rewards.hpsv2.reward.checkpoint=/nowhere.pt", r"rewards.hpsv2.reward.checkpoint=/nowhere.pt does not exist"),
         ("+rewards.mine.weight=1", "rewards.mine needs both"),

@@ -67,6 +67,13 @@ def _with_prompt(row: str | dict[str, str]) -> dict[str, str]:
     return {**row, "prompt": row[column].strip()}
 
 
+def split_held_out(prompts: Sequence[str], evaluated: int, watched: int) -> tuple[list[str], list[str]]:
+    """Of prompts that are not trained on, so many to evaluate with and so many to watch; of too few, half at most."""
+    prompts = list(prompts[: evaluated + watched])
+    watched = max(1, min(watched, len(prompts) // 2))
+    return prompts[:-watched], prompts[-watched:]
+
+
 def step_rng(seed: int, step: int) -> np.random.Generator:
     """Draws what all samples of a step share; the same in every process."""
     return np.random.default_rng((seed, step, 2))

@@ -51,8 +51,9 @@ def check(config: DictConfig, folder: Path) -> None:
 
 
 def run(config: DictConfig, folder: Path) -> None:
-    """Write `<prompt number>_<seed>[_<weights>].png` for every prompt, seed and cell of the grid, and
-    `contact_sheet.png`: a prompt a row and a seed a column, or with a grid its cells for every prompt and seed."""
+    """Write `<prompt number>_<seed>[_<weights>].png` for every prompt, seed and cell of the grid, `metadata.jsonl`, by
+    which they are a data set, and `contact_sheet.png`: a prompt a row and a seed a column, or with a grid its cells
+    for every prompt and seed."""
     check(config, folder)
     prompts, sampling = prompts_of(config), Sampling(**config.sampling)
     model = load_model(config)
@@ -63,7 +64,7 @@ def run(config: DictConfig, folder: Path) -> None:
     freeze(model, dtype_of(config, "dtype")[0])
     upsampler = upsampler_of(config)
     read = dict(zip(prompts, upsampler(prompts) if upsampler else prompts, strict=True))
-    jobs, found = grid(prompts, config.seeds), []
+    jobs, found, lines = grid(prompts, config.seeds), [], []
     folder.mkdir(parents=True, exist_ok=True)
     for (cell, _), schedule in zip(cells, schedules, strict=True):
         images = generate(model, [(read[prompt], seed) for prompt, seed in jobs], schedule, sampling, config.batch_size)
@@ -75,10 +76,12 @@ def run(config: DictConfig, folder: Path) -> None:
             said = {"prompt": prompt, "seed": seed, "settings": json.dumps(settings)}
             said |= {"upsampled": read[prompt]} if upsampler else {}
             save_png(image, folder / f"{name}.png", said)
+            lines.append(json.dumps({"file_name": f"{name}.png", "caption": prompt, "seed": seed, **cell}))
         found.append((label, [to_pil(image) for image in images]))
     across = len(config.seeds) if not config.grid else len(list(config.grid.values())[-1])
     pictures = [(picture, label) for i in range(len(jobs)) for label, column in found for picture in [column[i]]]
     rows = [pictures[i : i + across] for i in range(0, len(pictures), across)]
     captions = [[label for _, label in row] for row in rows] if config.grid else None
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     sheet = contact_sheet([[picture for picture, _ in row] for row in rows], captions)
     sheet.save(folder / "contact_sheet.png")

@@ -8,7 +8,7 @@ from accelerate.tracking import get_available_trackers
 from diffusers.optimization import SchedulerType
 from omegaconf import DictConfig
 
-from textcraftor.data.prompts import read_prompts
+from textcraftor.data.prompts import read_prompts, split_held_out
 from textcraftor.errors import UsageError, at_least, check_seeds
 from textcraftor.inference.generate import Sampling
 from textcraftor.inference.mix import Mix
@@ -40,20 +40,20 @@ def split_prompts(config: DictConfig) -> tuple[list[str], list[str], list[str]]:
 
     The last two come from `prompts.held_out` where that is given, else from the end of `prompts.path`.
     """
-    wanted, watched = config.evaluation.prompts, config.watch.prompts
     prompts = list(dict.fromkeys(read_prompts(config.prompts.path)))
+    count = config.evaluation.prompts + config.watch.prompts
     if config.prompts.held_out:
-        held_out = list(dict.fromkeys(read_prompts(config.prompts.held_out)))[: wanted + watched]
-        prompts = [prompt for prompt in prompts if prompt not in set(held_out)]
+        held_out = list(dict.fromkeys(read_prompts(config.prompts.held_out)))[:count]
     else:
-        count = min(wanted + watched, len(prompts) // 2)
-        prompts, held_out = prompts[: len(prompts) - count], prompts[len(prompts) - count :]
+        held_out = prompts[len(prompts) - min(count, len(prompts) // 2) :]
+    evaluated, watched = split_held_out(held_out, config.evaluation.prompts, config.watch.prompts)
+    apart = set(held_out)
+    prompts = [prompt for prompt in prompts if prompt not in apart]
     if not prompts or len(held_out) < 2:
         raise UsageError(
             f"prompts.path={config.prompts.path}: too few different prompts; 4 are needed, 2 of them held out"
         )
-    share = max(1, min(watched, len(held_out) // 2))
-    return prompts, held_out[:-share], held_out[-share:]
+    return prompts, evaluated, watched
 
 
 def check(config: DictConfig, folder: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from textcraftor.data.blend import Blend, RecordDraw
-from textcraftor.data.prompts import read_prompts
+from textcraftor.data.prompts import read_prompts, split_held_out
 from textcraftor.data.records import Records, check_records
 from textcraftor.errors import UsageError, at_least
 from textcraftor.models.stable_diffusion import StableDiffusion
@@ -71,8 +71,7 @@ class Pictures:
             records = records.only(sorted(order[count:]))
         blend.check(records.records)
         letters = Records.read(config.data.letters.path) if config.data.letters.path is not None else None
-        watched = max(1, min(config.watch.prompts, len(prompts) // 2))
-        chosen = prompts[watched:][: config.evaluation.prompts], prompts[:watched]
+        chosen = split_held_out(prompts, config.evaluation.prompts, config.watch.prompts)
         return cls(config, blend, records, letters, *chosen)
 
     @property
