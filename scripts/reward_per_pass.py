@@ -209,6 +209,7 @@ class Bench:
         told = place / "seconds.json"
         if not told.exists():
             begun = perf_counter()
+            self.folder.mkdir(parents=True, exist_ok=True)
             if name == RENDERED:
                 write_records(place, 2000, seed=71)
             else:
@@ -265,13 +266,9 @@ def print_factors(baseline: str, found: Mapping[str, list[Curve]]) -> None:
     """How much sooner other settings reach what the baseline reaches at most, on average and seed by seed."""
     goal = float(mean_of(found[baseline], "held_out").max())
     spent = {field: cost_to_reach(goal, found[baseline], field) for field in ("passes", "seconds")}
-    print(
-        f"To {baseline}'s highest held_out, {goal:+.3f}, at {spent['passes']:.0f} passes, {spent['seconds']:.0f} s:\n"
-    )
-    print(
-        "| setting | passes | seconds | times fewer passes | times fewer seconds | passes, seed by seed |\n|"
-        + " --- |" * 6
-    )
+    at = f"at {spent['passes']:.0f} passes, {spent['seconds']:.0f} s"
+    print(f"To {baseline}'s highest held_out, {goal:+.3f}, {at}:\n")
+    print("| setting | passes | seconds | times fewer passes | times fewer seconds | seed by seed |\n|" + " --- |" * 6)
     for name, curves in found.items():
         needed = {field: cost_to_reach(goal, curves, field) for field in spent}
         each = ", ".join(number_of(cost_to_reach(goal, [curve], "passes")) for curve in curves)
