@@ -17,11 +17,13 @@ from toybox_records import write_records
 from textcraftor.errors import UsageError
 from textcraftor.training import train
 from textcraftor.training.caption_tuning import loss_weights, target_of, timesteps_at
+from textcraftor.training.checks import split_prompts
 from textcraftor.training.interrupt import Interrupt
 from textcraftor.training.latents import bucket_sizes, nearest
 from textcraftor.training.loop import tune
 from textcraftor.training.memory import LiveBytes
 from textcraftor.training.phases import Phases
+from textcraftor.training.pictures import Pictures
 from textcraftor.training.resume import resumed_config
 from textcraftor.training.tune_captions import check, load, run
 
@@ -47,6 +49,13 @@ def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     write_records(folder, 12, seed=5)
     return folder
+
+
+def test_runs_from_pictures_watch_and_evaluate_what_other_runs_do(configure, world):
+    """Else their figures on the way could not be compared."""
+    config = configure("train", "gradient=direct", f"data.path={world}")
+    pictures = Pictures.read(config)
+    assert (pictures.evaluated, pictures.watched) == split_prompts(config)[1:]
 
 
 @pytest.fixture

@@ -41,13 +41,13 @@ def split_prompts(config: DictConfig) -> tuple[list[str], list[str], list[str]]:
     The last two come from `prompts.held_out` where that is given, else from the end of `prompts.path`.
     """
     prompts = list(dict.fromkeys(read_prompts(config.prompts.path)))
-    count = config.evaluation.prompts + config.watch.prompts
     if config.prompts.held_out:
-        held_out = list(dict.fromkeys(read_prompts(config.prompts.held_out)))[:count]
+        held_out = list(dict.fromkeys(read_prompts(config.prompts.held_out)))
     else:
-        held_out = prompts[len(prompts) - min(count, len(prompts) // 2) :]
+        count = min(config.evaluation.prompts + config.watch.prompts, len(prompts) // 2)
+        held_out = prompts[len(prompts) - count :]
     evaluated, watched = split_held_out(held_out, config.evaluation.prompts, config.watch.prompts)
-    apart = set(held_out)
+    apart = {*evaluated, *watched}
     prompts = [prompt for prompt in prompts if prompt not in apart]
     if not prompts or len(held_out) < 2:
         raise UsageError(
