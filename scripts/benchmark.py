@@ -36,13 +36,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from textcraftor.cli import compose, register
-from textcraftor.rewards.mix import RewardMix
-from textcraftor.sampling import gradients
+from textcraftor.models.base import Branch
+from textcraftor.rewards.total import RewardSum
+from textcraftor.sampling import gradients, surrogates
 from textcraftor.sampling.gradients import Rollout
+from textcraftor.training.counting import LiveBytes, recomputing
 from textcraftor.training.interrupt import Interrupt
 from textcraftor.training.job import Job
 from textcraftor.training.loop import tune
-from textcraftor.training.memory import LiveBytes, recomputing
 from textcraftor.training.phases import GB
 from textcraftor.training.state import TrainingState
 from textcraftor.training.train import load
@@ -94,7 +95,7 @@ METHODS = {
     "random_k, kept": Method(partial(gradients.random_k, mean=0.84, sd=0.1), ALL),
     "low_variance, kept": Method(partial(gradients.low_variance, n=2), ALL, results=3),
     "refl, kept": Method(partial(gradients.refl, first=0.75, last=0.975), ALL),
-    "drtune, kept": Method(partial(gradients.drtune, k=5), ALL),
+    "drtune, kept": Method(partial(surrogates.drtune, k=5), ALL),
     "ddpo, 5 steps kept": Method(partial(gradients.ddpo, k=5), ALL, results=0),
     "AlignProp, re-created": Method(rivals.alignprop, rival=True),
     "TextCraftor, re-created": Method(rivals.textcraftor, rival=True, like="last_k"),
@@ -120,10 +121,10 @@ def load_shape(shape: str, arguments: argparse.Namespace, dtype: str, compiled: 
     job = load(compose("train", keys))
     architectures = SMALL_SCORERS if shape == "small" else {name: SCORERS[name] for name in arguments.scorers}
     rewards = {name: getattr(random_models, f"load_{name}")(of) for name, of in architectures.items()}
-    job.mix = RewardMix(rewards, dict.fromkeys(rewards, 1.0)).to(
+    job.rewards = RewardSum(rewards, dict.fromkeys(rewards, 1.0)).to(
         job.model.device, getattr(torch, arguments.scorer_dtype)
     )
-    job.objective = replace(job.objective, mix=job.mix)
+    job.objective = replace(job.objective, rewards=job.rewards)
     return job
 
 
@@ -157,7 +158,7 @@ class Stand:
                 calls, with_gradient = method.rollout(job, state.step)
                 state.update(1.0)
                 state.step += 1
-                return {"unet_calls": calls, "gradient_steps": with_gradient, "seconds": seconds()}
+                return {"denoiser_calls": calls, "gradient_steps": with_gradient, "seconds": seconds()}
         lines = list[dict[str, float]]()
         objective, pace = self.prepared(method), replace(job.pace, steps=state.step + 1)
         with contextlib.redirect_stderr(io.StringIO()):
@@ -183,7 +184,7 @@ class Stand:
                 method.rollout(job, 0)
             else:
                 objective = self.prepared(method)
-                with recomputing(job.model, unet=method.blocks, decoder=not method.decoder):
+                with recomputing(job.model, denoiser=method.blocks, decoder=not method.decoder):
                     objective.gradient(state, range(self.batch), self.batch, contextlib.nullcontext)
         return torch.cat([one.grad.flatten().double().cpu() for one in state.parameters]), peak()
 
@@ -204,16 +205,22 @@ class Stand:
         job, model = self.job, self.job.model
         prompts, seeds = job.objective.draw(0, self.batch)
         latents = model.noise(seeds, job.sampling.height, job.sampling.width)
-        embeds = model.encode(prompts, [""] * self.batch).prompt_embeds.detach()
+        size = job.sampling.size
+        said = model.encode(prompts, None, size=size).prompt.map(Tensor.detach)
         with torch.no_grad():
             images = model.decode(latents)
         t, both = torch.tensor(500), torch.cat([latents, latents])
+
+        def denoise(embeds: Tensor) -> Tensor:
+            one = replace(said, mixed={**said.mixed, "encoder_hidden_states": embeds})
+            return model.predict(both.requires_grad_(), t, Branch.cat([one, one]))
+
         passes: dict[str, Callable[[Tensor], Tensor]] = {
-            "unet": lambda embeds: model.predict(both.requires_grad_(), t, torch.cat([embeds, embeds])),
+            "unet": denoise,
             "decode": model.decode,
-            "reward": lambda images: job.mix.objective(job.mix(images, prompts)),
+            "reward": lambda images: job.rewards.objective(job.rewards(images, prompts)),
         }
-        inputs = {"unet": embeds, "decode": latents, "reward": images}
+        inputs = {"unet": said.mixed["encoder_hidden_states"], "decode": latents, "reward": images}
         found = {}
         for name, work in passes.items():
             with torch.no_grad(), timed(self.device) as seconds:
@@ -223,16 +230,17 @@ class Stand:
                 work(inputs[name].detach().requires_grad_()).float().sum().backward()
                 found[f"{name}, both ways"] = seconds()
         with timed(self.device) as seconds:
-            encoder = next(reversed(model.text_encoders))
+            encoder = next(reversed(model.readers))
             self.state.learn(0.0)
-            model.encode(prompts, [""] * self.batch, encoder).prompt_embeds.sum().backward()
+            said_again = model.encode(prompts, [None] * self.batch, encoder, size).prompt.mixed
+            sum(one.sum() for one in said_again.values()).backward()
             found["encode, both ways"] = seconds()
         return found
 
 
 def floor_of(method: Method, line: Mapping[str, float], seconds: Mapping[str, float]) -> float:
     """What the passes that a step made take by themselves."""
-    calls, learning = line["unet_calls"], line["gradient_steps"]
+    calls, learning = line["denoiser_calls"], line["gradient_steps"]
     again = max(learning - method.kept, 0) + (learning if method.blocks else 0)
     total = (calls - learning + again) * seconds["unet"] + learning * seconds["unet, both ways"]
     total += seconds["encode, both ways"]
@@ -277,7 +285,7 @@ def print_steps(figures: Mapping[str, Mapping]) -> None:
         seconds = [line["seconds"] for line in lines]
         of_full = median(now / one["seconds"] for now, one in zip(seconds, first["lines"], strict=True))
         of_floor = median(now / floor for now, floor in zip(seconds, found["floors"], strict=True))
-        calls = [sum(line[key] for line in lines) / len(lines) for key in ("unet_calls", "gradient_steps")]
+        calls = [sum(line[key] for line in lines) / len(lines) for key in ("denoiser_calls", "gradient_steps")]
         cells = [
             f"{calls[0]:.1f}, {calls[1]:.1f}",
             f"{median(seconds):.2f} [{min(seconds):.2f}, {max(seconds):.2f}]",

@@ -91,9 +91,9 @@ def check(run: Path, work: Path) -> bool:
     config = compose("export", [f"tuned.a={run}", f"formats=[{formats}]", f"run_dir={folder}"])
     export.run(config, folder)
     model = load_model(config)
-    Mix({"a": run}).schedule(model, model.scheduler("ddim", 1))
+    Mix({"a": run}).schedule(model)
     with torch.no_grad():
-        wanted = model.encode(PROMPTS, PROMPTS, "a").prompt_embeds.numpy()
+        wanted = model.encode(PROMPTS, None, "a").prompt.mixed["encoder_hidden_states"].numpy()
     good = True
     for name, interpreter in (("transformers 5", Path(sys.executable)), ("transformers 4.55", environment(work))):
         out = work / "exported" / f"{run.name}.npz"

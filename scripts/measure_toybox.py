@@ -17,7 +17,7 @@ from toybox_ratings import RATERS, Rated
 
 from textcraftor.evaluation.evaluate import diversity
 from textcraftor.inference.generate import Sampling, generate, grid
-from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.models.model import Model
 from textcraftor.rewards.base import Reward
 from textcraftor.rewards.recognisers import Recogniser
 from textcraftor.sampling.conditioning import ConditioningSchedule
@@ -131,7 +131,7 @@ def judge_figures(vae: AutoencoderKL, count: int = 500) -> Table:
     return rows
 
 
-def generator_figures(model: StableDiffusion, prompts: Sequence[str], seeds: Sequence[int]) -> Table:
+def generator_figures(model: Model, prompts: Sequence[str], seeds: Sequence[int]) -> Table:
     jobs = grid(prompts, seeds)
     images = generate(model, jobs, ConditioningSchedule.original(), Sampling(15, 3.0, 64, 64), batch_size=32)
     figures = Judge(parts=True)(images, [prompt for prompt, _ in jobs])

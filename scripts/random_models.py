@@ -1,172 +1,194 @@
-"""Stable Diffusion folders with random weights: `python scripts/random_models.py sd15 FOLDER` (--tiny for tests).
+"""Pipeline folders with random weights: `python scripts/random_models.py sdxl FOLDER` (--tiny for tests).
 
-Every configuration value that tells the published layouts apart is theirs; --tiny shrinks widths and depths alone.
-`small` is nobody's: a UNet of 25 million weights, for figures from a laptop. The benchmark takes models and scorers
-from here without writing them.
+Every configuration value that tells the published layouts apart is theirs (textcraftor/models/layouts); --tiny shrinks
+widths and depths alone. `small` is nobody's: a UNet of 25 million weights, for figures from a laptop. The benchmark
+takes models and scorers from here without writing them.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor
-from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from diffusers import DiffusionPipeline
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE, Unigram
+from transformers import (
+    CLIPModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+    PreTrainedTokenizerFast,
+)
 
-from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.models.layout import build_pipeline, layouts, read_layout
 from textcraftor.rewards.aesthetic import Aesthetic, LinearHead
 from textcraftor.rewards.clip import ClipScore, PickScore
 from textcraftor.rewards.hpsv2 import HPSv2
 from textcraftor.rewards.open_clip import architecture_config
 
 TOKENIZER = Path(__file__).parent.parent / "textcraftor" / "toybox" / "weights" / "pipeline" / "tokenizer"
-NOISE = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "steps_offset": 1,
-    "set_alpha_to_one": False,
-}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What tells a model from the others.
-
-    Args:
-        text: width, layers, heads of the text encoder.
-        unet, tiny_unet: configuration of the UNet, and what is smaller of it with --tiny.
-        decoder: channels of the VAE.
-    """
-
-    text: tuple[int, int, int]
-    hidden_act: str
-    unet: Mapping[str, Any]
-    tiny_unet: Mapping[str, Any] = field(default_factory=dict)
-    decoder: tuple[int, ...] = (128, 256, 512, 512)
-    scheduler: Callable[[], Any] = lambda: PNDMScheduler(**NOISE, skip_prk_steps=True)
-
-
-WIDTHS = {"block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2, "norm_num_groups": 32}
-TINY = {"block_out_channels": (8, 16, 16, 16), "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 32}
-SD15 = Layout(
-    (768, 12, 12),
-    "quick_gelu",
-    WIDTHS | {"sample_size": 64, "attention_head_dim": 8, "cross_attention_dim": 768},
-    TINY,
-)
-SD21 = Layout(  # ViT-H/14's text tower without its last layer
-    (1024, 23, 16),
-    "gelu",
-    WIDTHS
-    | {
-        "sample_size": 96,
-        "attention_head_dim": [5, 10, 20, 20],
-        "use_linear_projection": True,
-        "cross_attention_dim": 1024,
-    },
-    TINY | {"attention_head_dim": [2, 2, 4, 4]},
-    scheduler=lambda: DDIMScheduler(**NOISE, clip_sample=False, prediction_type="v_prediction"),
-)
-SDXL = Layout(  # of its two text encoders the one that TextCraftor tunes
-    (768, 12, 12),
-    "quick_gelu",
-    {
-        "sample_size": 128,
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
-        "attention_head_dim": [5, 10, 20],
-        "use_linear_projection": True,
-        "cross_attention_dim": 2048,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-)
-SMALL = Layout(
-    (256, 4, 4),
-    "quick_gelu",
-    {
+SMALL = {
+    "text_encoder": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4},
+    "unet": {
         "sample_size": 32,
-        "block_out_channels": (64, 128, 192, 224),
-        "layers_per_block": 2,
-        "norm_num_groups": 32,
+        "block_out_channels": [64, 128, 192, 224],
         "attention_head_dim": 4,
         "cross_attention_dim": 256,
     },
-    decoder=(32, 64, 128, 128),
-)
-LAYOUTS = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL, "small": SMALL}
+    "vae": {"block_out_channels": [32, 64, 128, 128]},
+}
+# What is smaller of each kind of part with --tiny; every width that another part relies on is 32 a text encoder.
+TINY_CLIP = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+TINY_UNET = {"layers_per_block": 1, "norm_num_groups": 4}
+TINY: dict[str, dict[str, Any]] = {
+    "CLIPTextModel": TINY_CLIP | {"projection_dim": 32},
+    "CLIPTextModelWithProjection": TINY_CLIP | {"projection_dim": 32},
+    "T5EncoderModel": {"d_model": 64, "d_ff": 64, "d_kv": 8, "num_layers": 2, "num_heads": 4},
+    "Qwen3ForCausalLM": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+    },
+    "AutoencoderKL": {"block_out_channels": [4, 4, 8, 8], "layers_per_block": 1, "norm_num_groups": 4},
+    "AutoencoderKLFlux2": {"block_out_channels": [4, 4, 8, 8], "layers_per_block": 1, "norm_num_groups": 4},
+}
+TINY_DENOISERS: dict[str, dict[str, Any]] = {
+    "sd15": TINY_UNET | {"block_out_channels": [8, 16, 16, 16], "cross_attention_dim": 32},
+    "sd21": TINY_UNET
+    | {"block_out_channels": [8, 16, 16, 16], "cross_attention_dim": 32, "attention_head_dim": [2, 2, 4, 4]},
+    "sdxl": TINY_UNET
+    | {
+        "block_out_channels": [8, 16, 16],
+        "attention_head_dim": [2, 2, 4],
+        "transformer_layers_per_block": [1, 1, 2],
+        "cross_attention_dim": 64,
+        "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 32 + 6 * 4,
+    },
+    "sd35_medium": {
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 64,
+        "caption_projection_dim": 16,
+        "pooled_projection_dim": 64,
+        "pos_embed_max_size": 32,
+        "dual_attention_layers": [0],
+    },
+    "flux1_dev": {
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 64,
+        "pooled_projection_dim": 32,
+        "axes_dims_rope": [4, 4, 8],
+    },
+    "flux2_klein": {
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 48,
+        "timestep_guidance_channels": 16,
+        "axes_dims_rope": [4, 4, 4, 4],
+    },
+}
+TINY_DENOISERS["flux1_schnell"] = TINY_DENOISERS["flux1_dev"]
+CHAT = "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}<|im_start|>"
 
 
-def make_pipeline(layout: str, tiny: bool = False) -> StableDiffusionPipeline:
-    """A pipeline with random weights, the same ones each time."""
+def shrunk(layout: Mapping[str, Any], smaller: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A layout with some of its parts' settings replaced."""
+    changed = copy.deepcopy(dict(layout))
+    for part, settings in smaller.items():
+        changed[part] |= settings
+    return changed
+
+
+def tiny_layout(name: str) -> dict[str, Any]:
+    """A published layout with small widths and depths, for the tests' tokenizers."""
+    layout = read_layout(name)
+    smaller: dict[str, dict[str, Any]] = {}
+    for part, config in layout.items():
+        if isinstance(config, dict) and config["_class_name"] in TINY:
+            smaller[part] = dict(TINY[config["_class_name"]])
+    denoiser = "unet" if "unet" in layout else "transformer"
+    smaller[denoiser] = TINY_DENOISERS[name]
+    for part, kind in layout.items():
+        if part.startswith("tokenizer"):
+            reader = part.replace("tokenizer", "text_encoder")
+            smaller[reader] = {**smaller[reader], **special_tokens(tokenizer_of(kind))}
+            if kind == "CLIPTokenizer":
+                smaller[reader]["max_position_embeddings"] = tokenizer_of(kind).model_max_length
+    return shrunk(layout, smaller)
+
+
+def special_tokens(tokenizer: Any) -> dict[str, int]:
+    """What a text encoder's configuration says of its tokenizer."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    known = {name: getattr(tokenizer, name) for name in names if getattr(tokenizer, name) is not None}
+    return {"vocab_size": len(tokenizer), **known}
+
+
+def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of a class: the toybox's for CLIP, the signs of ASCII for the others."""
+    signs = [chr(code) for code in range(33, 127)]
+    match kind:
+        case "CLIPTokenizer":
+            return CLIPTokenizer.from_pretrained(TOKENIZER)
+        case "T5TokenizerFast":
+            pieces = ["<pad>", "</s>", "<unk>", "\u2581", *signs]
+            model = Tokenizer(Unigram([(piece, -float(rank)) for rank, piece in enumerate(pieces)], unk_id=2))
+            model.pre_tokenizer = pre_tokenizers.Metaspace()
+            model.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+            return PreTrainedTokenizerFast(
+                tokenizer_object=model, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+            )
+        case _:
+            special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+            alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+            model = Tokenizer(BPE({sign: rank for rank, sign in enumerate([*special, *alphabet])}, []))
+            model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            model.decoder = decoders.ByteLevel()
+            tokenizer = PreTrainedTokenizerFast(
+                tokenizer_object=model, pad_token=special[0], eos_token=special[2], model_max_length=512
+            )
+            tokenizer.chat_template = CHAT
+            return tokenizer
+
+
+def make_pipeline(name: str, tiny: bool = False, **flags: Any) -> DiffusionPipeline:
+    """A pipeline with random weights, the same ones each time.
+
+    Args:
+        flags: of the layout itself, as is_distilled=False.
+    """
     torch.manual_seed(0)
-    chosen, tokenizer = LAYOUTS[layout], CLIPTokenizer.from_pretrained(TOKENIZER)
-    width, layers, heads = (32, 2, 4) if tiny else chosen.text
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer) if tiny else 49408,
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        hidden_act=chosen.hidden_act,
-        max_position_embeddings=tokenizer.model_max_length,
-        projection_dim=width,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    channels = (4, 4, 8, 8) if tiny else chosen.decoder
-    vae = AutoencoderKL(
-        block_out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * len(channels),
-        up_block_types=("UpDecoderBlock2D",) * len(channels),
-        layers_per_block=1 if tiny else 2,
-        latent_channels=4,
-        norm_num_groups=4 if tiny else 32,
-        sample_size=512,
-    )
-    return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
-        unet=UNet2DConditionModel(**dict(chosen.unet) | (dict(chosen.tiny_unet) if tiny else {})),
-        scheduler=chosen.scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    layout = shrunk(read_layout("sd15"), SMALL) if name == "small" else read_layout(name)
+    layout = (tiny_layout(name) if tiny else layout) | flags
+    tokenizers = {part: tokenizer_of(kind) for part, kind in layout.items() if part.startswith("tokenizer")}
+    if not tiny:  # the tests' tokenizers know few of the published tokens
+        for part, kind in layout.items():
+            if kind == "CLIPTokenizer":
+                reader = part.replace("tokenizer", "text_encoder")
+                own = special_tokens(tokenizers[part])
+                layout[reader] = layout[reader] | {key: own[key] for key in ("bos_token_id", "eos_token_id")}
+    return build_pipeline(layout, tokenizers)
 
 
-class StableDiffusionXL(StableDiffusion):
-    """SDXL's UNet, for its costs: its other text encoder's embeddings, and its sizes, are always the same."""
-
-    def predict(self, latents: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
-        rows, tokens, width = prompt_embeds.shape
-        other = prompt_embeds.new_zeros(rows, tokens, self.unet.config.cross_attention_dim - width)
-        added = {"text_embeds": other[:, 0, :1280], "time_ids": other.new_zeros(rows, 6)}
-        output = self.unet(
-            latents.to(self.unet.dtype),
-            t,
-            encoder_hidden_states=torch.cat([prompt_embeds, other], -1).to(self.unet.dtype),
-            added_cond_kwargs={name: value.to(self.unet.dtype) for name, value in added.items()},
-        ).sample
-        return output.to(latents.dtype)
-
-
-def load_model(path: str, device: str = "cpu") -> StableDiffusion:
-    """As `StableDiffusion.load`, with the name of a layout."""
-    kind = StableDiffusionXL if path == "sdxl" else StableDiffusion
-    return kind(make_pipeline(path).to(device))
+def load_model(path: str, device: str = "cpu", dtypes: Mapping[str, torch.dtype] | None = None) -> DiffusionPipeline:
+    """As `textcraftor.models.loading.load_pipeline`, with the name of a layout."""
+    dtype = (dtypes or {}).get("default", torch.float32)
+    return make_pipeline(path).to(device, dtype)
 
 
 def _clip(architecture: str) -> tuple[CLIPModel, CLIPTokenizer]:
@@ -192,7 +214,7 @@ def load_clip(architecture: str) -> ClipScore:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("layout", choices=[name for name in LAYOUTS if name != "sdxl"])
+    parser.add_argument("layout", choices=["small", *layouts()])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from textcraftor.models.base import Branch
 from textcraftor.training.job import Job
 
 
@@ -32,7 +33,7 @@ def textcraftor(job: Job, step: int) -> tuple[int, int]:
     Returns:
         Calls of the UNet, and those of them with a gradient.
     """
-    never_frozen = [job.model.unet, job.model.vae, job.mix]
+    never_frozen = [job.model.denoiser, job.model.vae, job.rewards]
     for part in never_frozen:
         part.requires_grad_(True)
     with torch.no_grad():
@@ -46,21 +47,25 @@ def textcraftor(job: Job, step: int) -> tuple[int, int]:
     return job.sampling.steps, 5
 
 
-def _embeds(job: Job, step: int, encoder: str, once: bool) -> Tensor:
-    """(2 batch, tokens, width): the empty prompt, encoded once or as often as there are prompts; then the prompts."""
-    model, (prompts, _) = job.model, job.objective.draw(step, job.pace.batch_size)
-    texts = [*([""] if once else [""] * len(prompts)), *prompts]
-    tokens = model.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    embeds = model.text_encoders[encoder](tokens.to(model.device)).last_hidden_state
-    return torch.cat([embeds[:1].expand(len(prompts), -1, -1), embeds[1:]]) if once else embeds
+def _embeds(job: Job, step: int, encoder: str, once: bool) -> Branch:
+    """Of 2 batch rows: the empty prompt, encoded once or as often as there are prompts; then the prompts."""
+    model, (prompts, _), size = job.model, job.objective.draw(step, job.pace.batch_size), job.sampling.size
+    count = len(prompts)
+    if once:
+        said = model.encode(prompts, [None] * count, encoder, size)
+        return Branch.cat([said.negative, said.prompt])
+    said = model.family.encode(model.readers[encoder], [*[""] * count, *prompts], size)
+    negative = said.map(lambda tensor: tensor[:count])
+    absent = model.family.no_prompt(model.pipeline, negative)
+    return Branch.cat([absent or negative, said.map(lambda tensor: tensor[count:])])
 
 
-def _chain(job: Job, step: int, early: Tensor, late: Tensor, first: int, build: bool) -> Tensor:
+def _chain(job: Job, step: int, early: Branch, late: Branch, first: int, build: bool) -> Tensor:
     """The final latents, with a gradient from step `first` on; `build` makes a graph of the steps before it too."""
     model, sampling, (_, seeds) = job.model, job.sampling, job.objective.draw(step, job.pace.batch_size)
-    scheduler = model.scheduler("ddim", sampling.steps)
+    sampler = model.sampler("ddim", sampling.steps, sampling.size)
     latents = model.noise(seeds, sampling.height, sampling.width)
-    for index, t in enumerate(scheduler.timesteps):
+    for index, t in enumerate(sampler.timesteps):
         embeds = early if index < first else late
         if index == first:
             latents = latents.detach()
@@ -68,14 +73,12 @@ def _chain(job: Job, step: int, early: Tensor, late: Tensor, first: int, build: 
             output = checkpoint(model.predict, torch.cat([latents] * 2), t, embeds, use_reentrant=False)
             negative, positive = output.chunk(2)
             output = negative + sampling.guidance_scale * (positive - negative)
-            latents = scheduler.step(output, t, latents).prev_sample
+            latents = sampler.step(output, t, latents)
     return latents
 
 
 def _learn(job: Job, step: int, latents: Tensor) -> None:
     """Decode, score, and add the gradient of minus the mean reward."""
     prompts, _ = job.objective.draw(step, job.pace.batch_size)
-    model = job.model
-    images = model.vae.decode((latents / model.vae.config.scaling_factor).to(model.vae.dtype)).sample
-    scores = job.mix((images / 2 + 0.5).clamp(0, 1), prompts)
-    (-job.mix.objective(scores).mean()).backward()
+    scores = job.rewards(job.model.decode(latents), prompts)
+    (-job.rewards.objective(scores).mean()).backward()

@@ -16,20 +16,19 @@ from omegaconf import OmegaConf
 from study import JUDGE, SCHEME, Study, train
 
 from textcraftor.evaluation.evaluate import Evaluation
-from textcraftor.models.loading import device_of
-from textcraftor.models.stable_diffusion import StableDiffusion
-from textcraftor.models.tuned import load_text_encoder, load_unet, tuned_folders
+from textcraftor.models.loading import load_pipeline
+from textcraftor.models.tuned import load_denoiser, load_text_encoders, tuned_folders
 from textcraftor.training.train import load
 
 GRID = [
     ("text_encoder", "1e-4"),
     ("text_encoder", "1e-3"),
     ("text_encoder_lora", "1e-2"),
-    ("unet", "3e-5"),
-    ("unet", "1e-4"),
-    ("unet", "3e-4"),
-    ("unet_lora", "1e-3"),
-    ("unet_lora", "1e-2"),
+    ("denoiser", "3e-5"),
+    ("denoiser", "1e-4"),
+    ("denoiser", "3e-4"),
+    ("denoiser_lora", "1e-3"),
+    ("denoiser_lora", "1e-2"),
 ]
 REWARD = ("rewards=hpsv2", "+reward@rewards.pickscore=pickscore", "rewards.pickscore.weight=0")
 WATCHED = ("+reward@rewards.clip=clip", "rewards.clip.weight=0", "watch.every=20", "watch.prompts=24")
@@ -74,11 +73,13 @@ def weakened(run: Path) -> dict[float, dict[str, float]]:
     before = Evaluation.load(run / "before_watched.npz")
     found = {}
     for strength in STRENGTHS:
-        job.model.unet = StableDiffusion.load(job.config.model.path, device_of(job.config.device)).unet
-        if tuned_folders(run / "last", ["unet"]):
-            load_unet(job.model, run / "last", strength)
+        fresh = load_pipeline(job.config.model.path)
+        denoiser = job.model.family.denoiser
+        setattr(job.model.pipeline, denoiser, getattr(fresh, denoiser).to(job.model.device))
+        if tuned_folders(run / "last", [denoiser]):
+            load_denoiser(job.model, run / "last", strength)
         else:
-            load_text_encoder(job.model, run / "last", "tuned", strength)
+            load_text_encoders(job.model, run / "last", "tuned", strength)
         after = job.look(job.schedule, job.watched, before).means()
         found[strength] = {name: after[name] - before.means()[name] for name in MEASURES}
     return found

@@ -15,7 +15,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from textcraftor.inference.generate import Sampling, generate
-from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.models.loading import load_pipeline
+from textcraftor.models.model import Model
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.toybox.captions import descriptive, short
 from textcraftor.toybox.judge import Judge, Reading, place_of, read
@@ -218,7 +219,7 @@ class SampleJobs:
         return cls(prompts, *(np.concatenate(part) for part in zip(*rounds, strict=True)))
 
 
-def generate_samples(work: Path, name: str, model: StableDiffusion, unseen: bool = False) -> None:
+def generate_samples(work: Path, name: str, model: Model, unseen: bool = False) -> None:
     """The generator's own pictures, good and bad, each with a step count and guidance of its own.
 
     Processes of one launch share the work, which goes on where it was interrupted.
@@ -247,7 +248,7 @@ def generate_samples(work: Path, name: str, model: StableDiffusion, unseen: bool
 
 def rate_samples(work: Path, device: str) -> None:
     """All of them, for the scorers to learn from."""
-    generate_samples(work, "samples", StableDiffusion.load(str(work / "pipeline"), device))
+    generate_samples(work, "samples", Model(load_pipeline(str(work / "pipeline"), device)))
 
 
 def _other(options: Sequence[str], present: str, rng: np.random.Generator) -> str:

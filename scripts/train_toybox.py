@@ -37,13 +37,13 @@ from transformers import (
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from textcraftor.data.prompts import read_prompts
-from textcraftor.models.stable_diffusion import StableDiffusion
-from textcraftor.models.tuning import save_text_encoder
+from textcraftor.models.loading import load_pipeline
+from textcraftor.models.model import Model
+from textcraftor.models.tuning import save_whole
 from textcraftor.rewards.recognisers import load_recogniser
 from textcraftor.toybox.captions import PUNCTUATION, VOCABULARY, Kind, caption, descriptive, short
 from textcraftor.toybox.render import render
 from textcraftor.toybox.scenes import LETTERS, WORD_LENGTHS, Split, is_unseen_word, sample_scene, sample_word
-from textcraftor.training.caption_tuning import target_of, timesteps_at
 from textcraftor.training.fitting import FitSettings, autocast, fit
 from textcraftor.training.processes import processes_of_this_run
 
@@ -278,7 +278,7 @@ def train_spelling(work: Path, device: str, steps: int = 500, batch: int = 64) -
         }
 
     fit("spelling", speller, loss_of, FitSettings(steps, 5e-4, schedule="constant_with_warmup"), work)
-    save_text_encoder(speller.text_encoder, work / "spelling")
+    save_whole(speller.text_encoder, work / "spelling")
 
 
 def train_unet(work: Path, device: str) -> None:
@@ -299,6 +299,7 @@ def train_unet(work: Path, device: str) -> None:
         return text_encoder(tokens.input_ids).last_hidden_state
 
     processes, scheduler, batch = processes_of_this_run(), new_scheduler(), 32
+    levels = scheduler.config.num_train_timesteps
     if device == "cpu":
         # On CPUs the backward pass of fused attention in bf16 takes three times that of plain products.
         unet.set_attn_processor(AttnProcessor())
@@ -313,18 +314,19 @@ def train_unet(work: Path, device: str) -> None:
         prompt_embeds = encode(captions)
         clean = latents[torch.from_numpy(indices)].to(device).float()
         noise = torch.randn_like(clean)
-        timesteps = timesteps_at(scheduler, torch.rand(len(clean), device=device), noise_bias=2.0)
+        # High noise is preferred, where the text decides.
+        timesteps = ((1 - torch.rand(len(clean), device=device) ** 2) * levels).long().clamp(max=levels - 1)
         with autocast(torch.device(device), fast_dtype(device)):
             noisy = scheduler.add_noise(clean, noise, timesteps)
             output = unet(noisy, timesteps, encoder_hidden_states=prompt_embeds).sample
-        target = target_of(scheduler, clean, noise, timesteps)
+        target = scheduler.get_velocity(clean, noise, timesteps)
         return {"mse": nn.functional.mse_loss(output.float(), target)}
 
     learning = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     fit("unet", learning, loss_of, FitSettings(UNET_STEPS, 1e-3, warmup=300, ema_decay=0.999, log_every=100), work)
     if processes_of_this_run().is_main_process:
         unet.save_pretrained(work / "unet")
-        save_text_encoder(text_encoder, work / "text_encoder")
+        save_whole(text_encoder, work / "text_encoder")
 
 
 def assemble(work: Path, device: str) -> None:
@@ -391,7 +393,7 @@ def pack(work: Path, device: str) -> None:
 
 def report(work: Path, device: str) -> None:
     """Measure what is packed, and nothing else, and print the table that stands in the toybox's README."""
-    model = StableDiffusion.load(str(WEIGHTS / "pipeline"), device)
+    model = Model(load_pipeline(str(WEIGHTS / "pipeline"), device))
     generate_samples(work, "unseen", model, unseen=True)
     rows = [
         *measure_toybox.judge_figures(model.vae),

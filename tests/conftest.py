@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
@@ -11,7 +12,7 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 from jaxtyping import install_import_hook
 
 # Before anything of the package is imported, so that every function on tensors is checked.
-TENSOR_ROOMS = ["models.base", "models.stable_diffusion", "sampling", "rewards"]
+TENSOR_ROOMS = ["models.base", "models.model", "models.noise", "models.sampler", "sampling", "rewards"]
 install_import_hook([f"textcraftor.{room}" for room in TENSOR_ROOMS], "beartype.beartype")
 
 import pytest
@@ -22,7 +23,8 @@ from textcraftor.cli import compose, config_dir, register
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what libraries say while they are imported is not ours to mend
     from textcraftor.inference.generate import Sampling
-    from textcraftor.models.stable_diffusion import StableDiffusion
+    from textcraftor.models.loading import load_pipeline
+    from textcraftor.models.model import Model
     from textcraftor.models.tuning import add_learners
 
 ROOT = config_dir().parent
@@ -53,10 +55,15 @@ def _two_threads():
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # of the commands that tests start
 
 
+def load(path: str | Path = WEIGHTS / "pipeline") -> Model:
+    """A fresh model of a pipeline's folder, the packed generator unless said."""
+    return Model(load_pipeline(str(path)))
+
+
 @pytest.fixture
-def model() -> StableDiffusion:
+def model() -> Model:
     """A fresh copy of the packed generator."""
-    return StableDiffusion.load(str(WEIGHTS / "pipeline"))
+    return load()
 
 
 @pytest.fixture
@@ -71,10 +78,10 @@ def configure():
     return lambda command, *overrides: compose(command, [*overrides])
 
 
-def add_text_encoder(model: StableDiffusion):
+def add_text_encoder(model: Model):
     """A second encoder that learns, all of it; returns it."""
-    add_learners(model, {"text_encoder": {"lora": None, "lr": 1e-4, "span": [0, 1]}})
-    return model.text_encoders["tuned"]
+    add_learners(model, {"text_encoder": {"lora": None, "span": [0, 1]}}, {"text_encoder": 1e-4})
+    return model.encoders("tuned")["text_encoder"]
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from textcraftor.captioning.image_to_text import ImageToText
 from textcraftor.captioning.prefix import PrefixCaptioner
 from textcraftor.captioning.upsample import InstructedModel
 from textcraftor.errors import UsageError
-from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.models.loading import load_pipeline
 from textcraftor.rewards.clip import ClipScore
 
 CONTENT = bytes(range(256)) * 400
@@ -282,7 +282,7 @@ def test_a_hub_folder_is_checked_and_must_hold_weights(cache):
 @pytest.mark.parametrize(
     ("what", "load"),
     [
-        ("model.path", StableDiffusion.load),
+        ("model.path", load_pipeline),
         ("captioner.path", partial(ImageToText, prompt=None)),
         ("captioner.language_model", partial(PrefixCaptioner, "no/clip")),
         ("upsampler.path", InstructedModel),

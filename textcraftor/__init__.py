@@ -19,7 +19,7 @@ from textcraftor.cli import call
 
 if TYPE_CHECKING:
     from textcraftor.inference.mix import Mix
-    from textcraftor.models.stable_diffusion import StableDiffusion
+    from textcraftor.models.model import Model
 
 __all__ = ["Mix", "evaluate", "generate", "load", "score", "train"]
 
@@ -44,7 +44,7 @@ def evaluate(*keys: str) -> Path:
     return call("evaluate", keys)
 
 
-def load(*keys: str) -> StableDiffusion:
+def load(*keys: str) -> Model:
     """The model that keys such as `model=sd15` or `model.path=...` and `device=` name, in float32."""
     from textcraftor.cli import compose, register
     from textcraftor.models.loading import load_model

@@ -99,6 +99,7 @@ def compose(command: str, overrides: Sequence[str]):
 
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:
+            overrides = [*overrides, *base_of_runs(command, overrides)]
             config = hydra_compose(command, overrides=list(overrides))
             OmegaConf.resolve(copy.deepcopy(config))  # a second pass over the same would unescape what users typed
             _check_kinds(command, overrides, config)
@@ -113,6 +114,21 @@ def compose(command: str, overrides: Sequence[str]):
             lines = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UsageError(f"unknown key {wrong[0]}{hint}" if near else lines) from error
+
+
+def base_of_runs(command: str, overrides: Sequence[str]) -> list[str]:
+    """The model that the first named run was tuned on, where the command line names none."""
+    pairs = [override.lstrip("+").partition("=")[::2] for override in overrides]
+    runs = [value for key, value in pairs if key.startswith("tuned.")]
+    if command == "app":
+        runs += [run for key, value in pairs if key == "runs" for run in value.strip("[]").split(",")]
+    if not runs or any(key in ("model", "model.path") for key, _ in pairs):
+        return []
+    from textcraftor.base_model import base_overrides
+    from textcraftor.models.run_record import is_run
+
+    run = Path(runs[0].strip("'")).expanduser()
+    return base_overrides(run, config_dir() / "model", _package_path) if is_run(run) else []
 
 
 def _check_kinds(command: str, overrides: Sequence[str], config) -> None:
@@ -203,6 +219,7 @@ def launch(command: str, overrides: list[str]) -> None:
         with one_line_errors():
             config = compose(command, overrides)
             module().check(config, Path(config.run_dir))
+        overrides = [*overrides, *base_of_runs(command, overrides)]
     sys.argv = [f"textcraftor {command}", *overrides]
 
     def task(config) -> float | str | None:

@@ -77,10 +77,13 @@ def get(key: str, value: str) -> Path:
 
 def _pipeline(repo: str, key: str) -> Path:
     """The local copy of what loading a model reads of its hub repository: one format of each part's weights."""
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
+
+    from textcraftor.models.model import family_of
 
     with assets.hub_download(repo, key):
-        folder = Path(StableDiffusionPipeline.download(repo, safety_checker=None))
+        family = family_of(DiffusionPipeline.load_config(repo)["_class_name"])
+        folder = Path(DiffusionPipeline.download(repo, **family.load_options))
     assets.check_folder(folder, repo, key)
     return folder
 

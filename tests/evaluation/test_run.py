@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from omegaconf import OmegaConf
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, load
 from tests.inference.test_mix import make_run
 from textcraftor.errors import UsageError
 from textcraftor.evaluation import run as module
@@ -20,8 +20,7 @@ from textcraftor.evaluation.run import check, run
 from textcraftor.evaluation.suite import Suite, read_rows_of
 from textcraftor.fetch import assets_of
 from textcraftor.inference.generate import Sampling
-from textcraftor.models.stable_diffusion import StableDiffusion
-from textcraftor.rewards.mix import load_mix
+from textcraftor.rewards.total import load_rewards
 from textcraftor.sampling.conditioning import ConditioningSchedule
 
 SMALL = ("limit=2", "seeds=[0,3]", "sampling.steps=3", "rewards=aesthetic", "batch_size=3", "device=cpu")
@@ -49,8 +48,8 @@ def again(configure, whole: Path, folder: Path, *overrides: str) -> str:
 def test_rows_hold_what_the_pictures_were_measured_by(whole, configure):
     """The base's rows are those of `evaluate` on the untuned model; every picture is there, with its prompt."""
     config = configure("evaluate", *SMALL)
-    suite, model = Suite.of(config), StableDiffusion.load(config.model.path)
-    mix, sampling = load_mix(config.rewards), Sampling(**config.sampling)
+    suite, model = Suite.of(config), load(config.model.path)
+    mix, sampling = load_rewards(config.rewards), Sampling(**config.sampling)
     found = evaluate(model, ConditioningSchedule.original(), sampling, mix, None, suite.prompts, suite.seeds)
     rows = read_rows_of(whole / "base")
     for name in ("aesthetic", "total", "diversity"):
@@ -127,7 +126,7 @@ def test_shards_together_are_the_whole(whole, configure, tmp_path):
         (["suite.category=Kind"], r"suite.category=Kind is no column of"),
         (["base=nowhere", "tuned.a=RUN"], r"nowhere holds no rows.parquet"),
         (["base=BASE", "tuned.a=RUN", "limit=1"], r"holds other prompts or seeds than this evaluation"),
-        (["base=BASE"], r"base= is compared with what tuned, mix, unet.path or upsample change"),
+        (["base=BASE"], r"base= is compared with what tuned, mix, denoiser.path or upsample change"),
         (["prompts.path=gone.txt"], r"prompts.path=gone.txt does not exist"),
     ],
 )

@@ -11,7 +11,7 @@ from tests.conftest import PROMPTS
 from textcraftor.errors import UsageError
 from textcraftor.evaluation.score import check, load_picture, pair, run
 from textcraftor.inference.pictures import save_png
-from textcraftor.rewards.mix import load_mix
+from textcraftor.rewards.total import load_rewards
 
 
 @pytest.fixture
@@ -43,10 +43,10 @@ def test_three_ways_of_pairing_give_the_same_scores_as_python(configure, tmp_pat
     by_name = scored(configure, tmp_path, "c", f"images={folder}", f"prompts.path={rows}")
     assert [row["image"] for row in by_name] == [f"{i}.png" for i in order]
     assert [row["prompt"] for row in by_png] == PROMPTS
-    mix = load_mix(configure("score", "rewards=hpsv2", "+reward@rewards.ocr=ocr").rewards)
+    rewards = load_rewards(configure("score", "rewards=hpsv2", "+reward@rewards.ocr=ocr").rewards)
     for index in range(3):
         image = load_picture(folder / f"{index}.png")[None]
-        expected = {name: float(value) for name, value in mix(image, PROMPTS[index : index + 1]).items()}
+        expected = {name: float(value) for name, value in rewards(image, PROMPTS[index : index + 1]).items()}
         for row in (by_png[index], by_order[index], by_name[order.index(index)]):
             assert {name: row[name] for name in expected} == pytest.approx(expected, abs=1e-4)
             assert row["total"] == pytest.approx(100 * expected["hpsv2"] + expected["ocr"], abs=1e-2)

@@ -16,12 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import PROMPTS
-from tests.inference.test_mix import BASE, LORA, make_run
+from tests.conftest import PROMPTS, load
+from tests.inference.test_mix import LORA, make_run
 from textcraftor.errors import UsageError
 from textcraftor.inference.app import Studio, check, names_of
 from textcraftor.inference.mix import Mix
-from textcraftor.models.stable_diffusion import StableDiffusion
 
 PLACES = ("/usr/lib/chromium/chromium", "chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((found for place in PLACES if (found := shutil.which(place))), None)
@@ -108,7 +107,7 @@ def test_a_slider_changes_the_picture_and_nothing_fails(app, page):
 
 
 def test_only_its_own_outputs_are_served_and_only_here(app, runs):
-    for path in ("/etc/passwd", str(Path(runs[0]) / "conditioning.json"), "pyproject.toml"):
+    for path in ("/etc/passwd", str(Path(runs[0]) / "run.json"), "pyproject.toml"):
         with pytest.raises(urllib.error.HTTPError) as refused:
             OPENER.open(f"{app}gradio_api/file={path}")
         assert refused.value.code in (403, 404)
@@ -119,24 +118,24 @@ def test_the_download_is_the_mix_as_one_encoder(configure, runs, tmp_path):
     studio = Studio.load(configure("app", *SMALL, f"runs=[{','.join(runs)}]"), tmp_path)
     with zipfile.ZipFile(studio.download(3, 0.5, 0.25)) as taken:
         taken.extractall(tmp_path / "taken")
-    folder, model = tmp_path / "taken" / "mix", StableDiffusion.load(str(BASE))
+    folder, model = tmp_path / "taken" / "mix", load()
     assert json.loads((folder / "mix.json").read_text())["weights"] == {"original": 0.25, "bold": 0.5, "soft": 0.25}
-    merged = Mix(names_of(runs), {"bold": 0.5, "soft": 0.25}, merge=True).schedule(model, model.scheduler("ddim", 1))
-    again = Mix({"x": folder}).schedule(model, model.scheduler("ddim", 1))
+    merged = Mix(names_of(runs), {"bold": 0.5, "soft": 0.25}, merge=True).schedule(model)
+    again = Mix({"x": folder}).schedule(model)
     with torch.no_grad():
-        ours, theirs = (model.encode(PROMPTS, PROMPTS, one.encoders[0]).prompt_embeds for one in (again, merged))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+        ours, theirs = (model.encode(PROMPTS, PROMPTS, one.encoders[0]).prompt.mixed for one in (again, merged))
+    torch.testing.assert_close(dict(ours), dict(theirs), rtol=0, atol=1e-6)
     assert again.early == again.late, "all steps"
 
 
 def test_what_cannot_be_shown_is_refused(configure, runs, tmp_path):
     with pytest.raises(UsageError, match="name at least one finished run"):
         check(configure("app"), tmp_path)
-    with pytest.raises(UsageError, match=r"nowhere holds no conditioning.json"):
+    with pytest.raises(UsageError, match=r"nowhere holds no run.json"):
         check(configure("app", "runs=[nowhere]"), tmp_path)
-    both = [make_run(tmp_path / name, 7, {"text_encoder": None, "unet": LORA}) for name in ("one", "two")]
-    with pytest.raises(UsageError, match=r"one and two each tuned a UNet: choose one with unet.path"):
+    both = [make_run(tmp_path / name, 7, {"text_encoder": None, "denoiser": LORA}) for name in ("one", "two")]
+    with pytest.raises(UsageError, match=r"one and two each tuned a denoiser: choose one with denoiser.path"):
         check(configure("app", f"runs=[{both[0]},{both[1]}]"), tmp_path)
-    check(configure("app", f"runs=[{both[0]},{both[1]}]", f"unet.path={both[1]}"), tmp_path)
+    check(configure("app", f"runs=[{both[0]},{both[1]}]", f"denoiser.path={both[1]}"), tmp_path)
     with pytest.raises(UsageError, match="port=70000 must lie between"):
         check(configure("app", f"runs=[{runs[0]}]", "port=70000"), tmp_path)

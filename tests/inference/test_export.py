@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import huggingface_hub
@@ -12,12 +11,12 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
-from tests.conftest import PROMPTS
-from tests.inference.test_mix import BASE, LORA, make_run, pipeline
+from tests.conftest import PROMPTS, load
+from tests.inference.test_mix import LORA, make_run, pipeline
 from textcraftor.errors import UsageError
 from textcraftor.inference import export
 from textcraftor.inference.mix import Mix
-from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.models.run_record import RunRecord
 
 TEXT_LORA = {**LORA, "target_modules": ["q_proj", "out_proj", "fc1"]}
 UNET_LORA = {**LORA, "target_modules": ["to_q", "to_v", "to_out.0"]}
@@ -27,8 +26,8 @@ UNET_LORA = {**LORA, "target_modules": ["to_q", "to_v", "to_out.0"]}
 def runs(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
     return {
-        "full": make_run(folder / "full", 1, {"text_encoder": None, "unet": None}),
-        "lora": make_run(folder / "lora", 2, {"text_encoder": TEXT_LORA, "unet": UNET_LORA}),
+        "full": make_run(folder / "full", 1, {"text_encoder": None, "denoiser": None}),
+        "lora": make_run(folder / "lora", 2, {"text_encoder": TEXT_LORA, "denoiser": UNET_LORA}),
     }
 
 
@@ -47,10 +46,10 @@ def seen(encoder: torch.nn.Module, unet: torch.nn.Module, tokenizer) -> tuple[to
 
 
 def wanted(mix: Mix) -> tuple[torch.Tensor, torch.Tensor]:
-    model = StableDiffusion.load(str(BASE))
-    mix.load_unet(model)
-    (name,) = mix.schedule(model, model.scheduler("ddim", 1)).late
-    return seen(model.text_encoders[name], model.unet, model.tokenizer)
+    model = load()
+    mix.load_denoiser(model)
+    (name,) = mix.schedule(model).late
+    return seen(model.encoders(name)["text_encoder"], model.denoiser, model.pipeline.tokenizer)
 
 
 def assert_same(found, expected, atol: float = 1e-6) -> None:
@@ -92,9 +91,9 @@ def test_adapters_come_back_under_kohyas_names_and_diffusers(runs, configure, tm
 
 
 def test_a_merged_mix_is_one_encoder(runs, configure, tmp_path):
-    chosen = ("merge=true", "mix.a=.5", "unet.path=original")
+    chosen = ("merge=true", "mix.a=.5", "denoiser.path=original")
     folder = exported(configure, tmp_path / "x", f"tuned.a={runs['lora']}", *chosen)
-    expected = wanted(Mix({"a": runs["lora"]}, {"a": 0.5}, merge=True, unet="original"))
+    expected = wanted(Mix({"a": runs["lora"]}, {"a": 0.5}, merge=True, denoiser="original"))
     base = pipeline()
     found = seen(CLIPTextModel.from_pretrained(folder / "text_encoder"), base.unet, base.tokenizer)
     assert_same(found, expected)
@@ -107,7 +106,7 @@ def test_what_is_exported_keeps_the_schedule_it_was_tuned_with(configure, tmp_pa
     late = {"switch_timestep": 400, "late": {"tuned": 1.0}, "early": {"original": 1.0}}
     run = make_run(tmp_path / "late", 3, {"text_encoder": None}, late)
     folder = exported(configure, tmp_path / "x", f"tuned.a={run}")
-    assert json.loads((folder / "conditioning.json").read_text()) == late
+    assert RunRecord.read(folder).conditioning == late
     assert "the timesteps up to 400" in (folder / "README.md").read_text()
 
 

@@ -22,11 +22,13 @@ from diffusers import (
 from random_models import make_pipeline
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import PROMPTS, WEIGHTS
+from tests.conftest import PROMPTS, WEIGHTS, load
 from textcraftor.errors import UsageError
 from textcraftor.inference.generate import generate
 from textcraftor.inference.mix import Mix, read_schedule
-from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.models.base import Branch
+from textcraftor.models.model import Model
+from textcraftor.models.run_record import Base, RunRecord, parts_in
 from textcraftor.models.tuning import add_learners
 
 BASE = WEIGHTS / "pipeline"
@@ -36,8 +38,10 @@ LORA = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj", "fc1"]}
 
 def make_run(folder: Path, seed: int, tune: dict, schedule: dict | None = None, base: Path = BASE) -> Path:
     """The folder of a run whose learners moved at random, far enough to be seen in the pictures."""
-    model = StableDiffusion.load(str(base))
-    learners = add_learners(model, {part: {"lr": 1e-4, "span": [0, 1], "lora": lora} for part, lora in tune.items()})
+    model = load(base)
+    learners = add_learners(
+        model, {part: {"span": [0, 1], "lora": lora} for part, lora in tune.items()}, dict.fromkeys(tune, 1e-4)
+    )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for learner in learners:
@@ -48,7 +52,7 @@ def make_run(folder: Path, seed: int, tune: dict, schedule: dict | None = None, 
         learner.save(folder)
     weights = {"tuned" if "text_encoder" in tune else "original": 1.0}
     schedule = schedule or {"switch_timestep": 999, "late": weights, "early": weights}
-    (folder / "conditioning.json").write_text(json.dumps(schedule))
+    RunRecord(type(model.pipeline).__name__, Base.of({"path": str(base)}), parts_in(folder), schedule).write(folder)
     return folder
 
 
@@ -60,8 +64,8 @@ def runs(tmp_path_factory) -> dict[str, Path]:
         "a": make_run(folder / "a", 1, {"text_encoder": None}),
         "b": make_run(folder / "b", 2, {"text_encoder": LORA}),
         "late": make_run(folder / "late", 3, {"text_encoder": None}, late),
-        "unet": make_run(folder / "unet", 4, {"unet": None}),
-        "unet_lora": make_run(folder / "unet_lora", 5, {"unet": {**LORA, "target_modules": ["to_q", "to_v"]}}),
+        "unet": make_run(folder / "unet", 4, {"denoiser": None}),
+        "unet_lora": make_run(folder / "unet_lora", 5, {"denoiser": {**LORA, "target_modules": ["to_q", "to_v"]}}),
     }
 
 
@@ -69,9 +73,10 @@ def of(runs: dict[str, Path], *names: str, **options) -> Mix:
     return Mix({name: runs[name] for name in names}, **options)
 
 
-def pictures(mix: Mix, model: StableDiffusion, sampling) -> torch.Tensor:
-    mix.load_unet(model)
-    return generate(model, JOBS, mix.schedule(model, model.scheduler(sampling.scheduler, 1)), sampling)
+def pictures(mix: Mix, model: Model, sampling) -> torch.Tensor:
+    mix.load_denoiser(model)
+    schedule = mix.schedule(model, lambda steps: sampling.with_steps(steps).timesteps(model))
+    return generate(model, JOBS, schedule, sampling)
 
 
 def pipeline(kind=StableDiffusionPipeline, scheduler=DDIMScheduler, base: Path = BASE, **parts):
@@ -85,9 +90,9 @@ def generators() -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for _, seed in JOBS]
 
 
-def embeds(model: StableDiffusion, name: str) -> torch.Tensor:
+def embeds(model: Model, name: str) -> torch.Tensor:
     with torch.no_grad():
-        return model.encode(PROMPTS, [""] * len(PROMPTS), name).prompt_embeds
+        return model.encode(PROMPTS, [""] * len(PROMPTS), name).prompt.mixed["encoder_hidden_states"]
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "pndm", "dpmsolver++"])
@@ -116,8 +121,7 @@ def look_up(part, at) -> None:
 
     def substituted(sample, t, encoder_hidden_states, **options):
         conditioning = at(t)
-        both = torch.cat([conditioning.negative_prompt_embeds, conditioning.prompt_embeds])
-        return forward(sample, t, encoder_hidden_states=both, **options)
+        return forward(sample, t, **Branch.cat([conditioning.negative, conditioning.prompt]).mixed, **options)
 
     part.forward = substituted
 
@@ -157,14 +161,10 @@ def test_the_pipelines_siblings_keep_the_noise_level_of_the_switch(sd15, kind, s
         parts = {"controlnet": control_net(base)}
         del own["strength"]
         own["num_inference_steps"] = int(10 * strength)
-    mix, pipe, model = (
-        Mix({"a": run}, last=(5, 10)),
-        pipeline(kind, base=base, **parts),
-        StableDiffusion.load(str(base)),
-    )
+    mix, pipe, model = Mix({"a": run}, last=(5, 10)), pipeline(kind, base=base, **parts), load(base)
     ours = pipe(**given, **mix.inputs(pipe, PROMPTS, **own), generator=generators()).images
 
-    schedule = mix.schedule(model, model.scheduler("ddim", 1))
+    schedule = mix.schedule(model, lambda steps: model.sampler("ddim", steps, (64, 64)).timesteps)
     encoded, looked_up = {name: model.encode(PROMPTS, [""] * 3, name) for name in schedule.encoders}, []
 
     def at(t):
@@ -202,29 +202,31 @@ def test_several_pictures_a_prompt_and_a_callback_of_ones_own(runs):
 def test_weights_mean_a_sum_of_embeddings_or_of_weights(runs, model):
     mix = of(runs, "a", "b", weights={"a": 1.5, "b": -0.25})
     assert mix.all_weights == {"a": 1.5, "b": -0.25, "original": -0.25}
-    schedule = mix.schedule(model, model.scheduler("ddim", 1))
+    schedule = mix.schedule(model)
     parts = {name: embeds(model, name) for name in ("original", "a", "b")}
     with torch.no_grad():
         encoded = {name: model.encode(PROMPTS, [""] * 3, name) for name in schedule.encoders}
     mixed = 1.5 * parts["a"] - 0.25 * parts["b"] - 0.25 * parts["original"]
-    torch.testing.assert_close(schedule.at(encoded, 500).prompt_embeds, mixed, rtol=0, atol=1e-5)
+    found = schedule.at(encoded, 500).prompt.mixed["encoder_hidden_states"]
+    torch.testing.assert_close(found, mixed, rtol=0, atol=1e-5)
 
     merged = of(runs, "a", "b", weights={"a": 0.5, "b": "rest"}, merge=True)
-    (name,) = merged.schedule(model, model.scheduler("ddim", 1)).encoders
+    (name,) = merged.schedule(model).encoders
     lora = load_file(runs["b"] / "text_encoder_lora" / "pytorch_lora_weights.safetensors")
     layer = "text_model.encoder.layers.0.self_attn.q_proj"
-    down, up = (lora[f"text_encoder.{layer}.lora_linear_layer.{end}.weight"] for end in ("down", "up"))
-    base = model.text_encoders["original"].state_dict()
+    down, up = (lora[f"text_encoder.{layer}.{end}.weight"] for end in ("lora_A", "lora_B"))
+    base = model.encoders()["text_encoder"].state_dict()
     key = next(key for key in base if key.endswith(f"{layer.removeprefix('text_model.')}.weight"))
     full = load_file(runs["a"] / "text_encoder" / "model.safetensors")[f"{layer}.weight"]
     expected = 0.5 * full + 0.5 * (base[key] + LORA["alpha"] / LORA["rank"] * up @ down)
-    torch.testing.assert_close(model.text_encoders[name].state_dict()[key], expected, rtol=0, atol=1e-6)
+    found = model.encoders(name)["text_encoder"].state_dict()[key]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 def test_merging_one_encoder_alone_is_that_encoder(runs, model):
     """Also of adapters: merged into the weights they give the same embeddings."""
     merged = of(runs, "b", weights={"b": 1 - 1e-6}, merge=True)
-    (name,) = merged.schedule(model, model.scheduler("ddim", 1)).encoders
+    (name,) = merged.schedule(model).encoders
     torch.testing.assert_close(embeds(model, name), embeds(model, "b"), rtol=0, atol=1e-4)
 
 
@@ -233,13 +235,13 @@ def test_a_unet_stands_beside_any_mix_of_encoders(runs, model, sampling, name):
     """From a run named among the tuned ones or by its path; the encoders stay as they are."""
     mixed = {"weights": {"a": 0.5}}
     found = pictures(Mix({"a": runs["a"], name: runs[name]}, **mixed), model, sampling)
-    again, fresh = StableDiffusion.load(str(BASE)), StableDiffusion.load(str(BASE))
-    by_path = pictures(of(runs, "a", unet=runs[name] / name, **mixed), again, sampling)
+    again, fresh = load(), load()
+    by_path = pictures(of(runs, "a", denoiser=runs[name] / name, **mixed), again, sampling)
     torch.testing.assert_close(found, by_path, rtol=0, atol=0)
-    without = pictures(Mix({"a": runs["a"], name: runs[name]}, unet="original", **mixed), fresh, sampling)
+    without = pictures(Mix({"a": runs["a"], name: runs[name]}, denoiser="original", **mixed), fresh, sampling)
     assert (found - without).abs().max() > 0.05
     if name == "unet_lora":
-        nothing = pictures(of(runs, "a", unet=runs[name], unet_strength=0.0, **mixed), fresh, sampling)
+        nothing = pictures(of(runs, "a", denoiser=runs[name], denoiser_strength=0.0, **mixed), fresh, sampling)
         torch.testing.assert_close(nothing, without, rtol=0, atol=1e-5)
 
 
@@ -264,13 +266,23 @@ def test_a_unet_stands_beside_any_mix_of_encoders(runs, model, sampling, name):
             {"weights": {"a": 0.5, "late": 0.5}},
             r"a everywhere, late up to timestep 400.*give switch.last",
         ),
-        (("unet", "unet_lora"), {}, r"unet and unet_lora each tuned a UNet: choose one with unet.path"),
-        (("a",), {"unet": "nowhere"}, r"unet.path=nowhere does not exist"),
+        (("unet", "unet_lora"), {}, r"unet and unet_lora each tuned a denoiser: choose one with denoiser.path"),
+        (("a",), {"denoiser": "nowhere"}, r"denoiser.path=nowhere does not exist"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_a_model_loads(runs, names, options, said):
     with pytest.raises(UsageError, match=said):
         of(runs, *names, **options)
+
+
+CHANGED_RECORDS = {
+    "a schedule of text": lambda record: record | {"conditioning": {"switch_timestep": "x"}},
+    "a record that is a list": lambda record: [record],
+    "a record of another format": lambda record: record | {"format": 3},
+    "a record with a base of text": lambda record: record | {"base": "here"},
+    "a record without parts": lambda record: {key: value for key, value in record.items() if key != "parts"},
+}
+OLD_SCHEDULES = {"an old schedule of text": '{"switch_timestep": "x"}', "an old schedule that is a list": "[]"}
 
 
 def strangers(kind: str, run: Path, folder: Path) -> Path:
@@ -292,9 +304,13 @@ def strangers(kind: str, run: Path, folder: Path) -> Path:
     elif kind == "another number of layers":
         config = folder / "text_encoder" / "config.json"
         config.write_text(config.read_text().replace('"num_hidden_layers": ', '"num_hidden_layers": 9999'))
-    elif kind.startswith("a schedule"):
-        said = {"a schedule of text": '{"switch_timestep": "x"}', "a schedule that is a list": "[]"}[kind]
-        (folder / "conditioning.json").write_text(said)
+    elif kind in CHANGED_RECORDS:
+        (folder / "run.json").write_text(
+            json.dumps(CHANGED_RECORDS[kind](json.loads((folder / "run.json").read_text())))
+        )
+    elif kind in OLD_SCHEDULES:
+        (folder / "run.json").unlink()
+        (folder / "conditioning.json").write_text(OLD_SCHEDULES[kind])
     return folder
 
 
@@ -305,13 +321,18 @@ def strangers(kind: str, run: Path, folder: Path) -> Path:
         ("a tensor that is missing", r"key .*q_proj.* is missing"),
         ("cut short", r"model.safetensors is no whole safetensors file .*: copy it again"),
         ("a pickle", r"holds no model.safetensors"),
-        ("a schedule of text", r"conditioning.json: .*it must give switch_timestep, late and early"),
-        ("a schedule that is a list", r"holds a list, not a JSON object"),
+        ("a schedule of text", r"conditioning: .*it must give switch_timestep, late and early"),
+        ("a record that is a list", r"run.json holds a list, not a JSON object"),
+        ("a record of another format", r"run.json: format=3 must be 2"),
+        ("a record with a base of text", r"run.json: TypeError.*it must be as runs write it"),
+        ("a record without parts", r"run.json: KeyError\('parts'\); it must be as runs write it"),
+        ("an old schedule of text", r"conditioning: .*it must give switch_timestep, late and early"),
+        ("an old schedule that is a list", r"conditioning.json holds a list, not a JSON object"),
     ],
 )
 def test_what_comes_from_a_stranger_is_checked_before_it_is_used(runs, model, tmp_path, kind, said):
     with pytest.raises(UsageError, match=said):
-        Mix({"x": strangers(kind, runs["a"], tmp_path / "x")}).schedule(model, model.scheduler("ddim", 1))
+        Mix({"x": strangers(kind, runs["a"], tmp_path / "x")}).schedule(model)
 
 
 def test_a_link_out_of_the_folder_is_refused(runs, tmp_path):
@@ -334,7 +355,7 @@ def test_a_link_out_of_the_folder_is_refused(runs, tmp_path):
 def test_a_strangers_configuration_builds_nothing(runs, model, tmp_path):
     """A config.json that asks for thousands of layers: not read, the encoder is the base's with the file's tensors."""
     folder = strangers("another number of layers", runs["a"], tmp_path / "x")
-    Mix({"x": folder, "a": runs["a"]}, weights={"x": 1.0}).schedule(model, model.scheduler("ddim", 1))
+    Mix({"x": folder, "a": runs["a"]}, weights={"x": 1.0}).schedule(model)
     assert torch.equal(embeds(model, "x"), embeds(model, "a"))
 
 
@@ -348,12 +369,29 @@ def test_adapters_of_a_stranger_do_not_choose_their_size(runs, model, tmp_path):
         file,
         metadata={"lora_adapter_metadata": json.dumps({"text_encoder.r": 1 << 30, "text_encoder.lora_alpha": 8})},
     )
-    Mix({"x": folder, "b": runs["b"]}, weights={"x": 1.0}).schedule(model, model.scheduler("ddim", 1))
+    Mix({"x": folder, "b": runs["b"]}, weights={"x": 1.0}).schedule(model)
     torch.testing.assert_close(embeds(model, "x"), embeds(model, "b"), rtol=0, atol=1e-6)
     save_file({key: torch.cat([value, value]) for key, value in state.items()}, file)
     with pytest.raises(UsageError, match="do not fit this model"):
-        Mix({"y": folder}).schedule(model, model.scheduler("ddim", 1))
+        Mix({"y": folder}).schedule(model)
 
 
-def test_a_runs_schedule_is_read_as_it_was_written(runs):
-    assert read_schedule(runs["late"]).to_dict() == json.loads((runs["late"] / "conditioning.json").read_text())
+def test_a_run_is_read_as_it_was_written(runs, tmp_path):
+    """Also as those of before wrote it, by whom the schedule alone was said, in a file of its own."""
+    run, written = runs["late"], json.loads((runs["late"] / "run.json").read_text())
+    assert read_schedule(run).to_dict() == written["conditioning"]
+    record = RunRecord.read(run)
+    assert (record.family, record.base) == ("StableDiffusionPipeline", Base.of({"path": str(BASE)}))
+    assert record.parts == {"text_encoder": "whole"}
+    assert RunRecord.read(runs["unet_lora"]).parts == {"unet": "lora"}
+    old = shutil.copytree(run, tmp_path / "old")
+    (old / "run.json").unlink()
+    with pytest.raises(UsageError, match=r"tuned.x=.*old holds no run.json"):
+        Mix({"x": old})
+    (old / "conditioning.json").write_text(json.dumps(written["conditioning"]))
+    assert read_schedule(old) == read_schedule(run)
+    assert RunRecord.read(old).parts == record.parts
+    model = load()
+    assert Mix({"x": old}).schedule(model).switch_timestep == 400
+    Mix({"y": run}).schedule(model)
+    assert torch.equal(embeds(model, "x"), embeds(model, "y"))

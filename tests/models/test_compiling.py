@@ -8,16 +8,16 @@ from torch import nn
 
 from textcraftor.errors import UsageError
 from textcraftor.models import compiling
-from textcraftor.models.compiling import compile_unet
+from textcraftor.models.compiling import compile_denoiser
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # said by dynamo's own look at the inputs
 def test_a_compiled_unet_has_the_same_gradients(model, monkeypatch):
     """torch.compile for real, for some blocks; the inductor would take minutes, so its graphs run as they are."""
     monkeypatch.setattr(compiling, "BLOCKS", ("BasicTransformerBlock",))
-    said = compile_unet(model, 64, 64, backend="aot_eager")
-    assert "UNet compiled" in said
-    assert model.unet.mid_block.attentions[0].transformer_blocks[0]._compiled_call_impl is not None
+    said = compile_denoiser(model, 64, 64, backend="aot_eager")
+    assert "denoiser compiled" in said
+    assert model.denoiser.mid_block.attentions[0].transformer_blocks[0]._compiled_call_impl is not None
 
 
 def test_a_compiler_that_errs_by_a_percent_is_refused(model, monkeypatch):
@@ -39,4 +39,4 @@ def test_a_compiler_that_errs_by_a_percent_is_refused(model, monkeypatch):
 
     monkeypatch.setattr(nn.Module, "compile", flawed)
     with pytest.raises(UsageError, match=r"output 0.0e\+00, gradient of latents .* use compile=false"):
-        compile_unet(model, 64, 64)
+        compile_denoiser(model, 64, 64)

@@ -9,28 +9,28 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from tests.conftest import PROMPTS, WEIGHTS
+from tests.conftest import PROMPTS, WEIGHTS, load
 from textcraftor.errors import UsageError
 from textcraftor.models.loading import freeze
-from textcraftor.models.stable_diffusion import StableDiffusion
-from textcraftor.models.tuned import load_text_encoder, load_unet
+from textcraftor.models.model import Model
+from textcraftor.models.tuned import load_denoiser, load_text_encoders
 from textcraftor.models.tuning import add_learners, load_state, state_of
 
 TUNE = {
     "text_encoder": {
         "lora": {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "fc1"], "layers": [1, 2]},
-        "lr": 1e-4,
         "span": [0, 1],
     },
-    "unet": {"lora": {"rank": 2, "alpha": 2, "target_modules": ["to_q", "to_out.0"]}, "lr": 1e-4, "span": [0, 1]},
+    "denoiser": {"lora": {"rank": 2, "alpha": 2, "target_modules": ["to_q", "to_out.0"]}, "span": [0, 1]},
 }
+RATES = dict.fromkeys(TUNE, 1e-4)
 T = torch.tensor(500)
 
 
 @pytest.fixture
 def adapted(model, tmp_path):
     """A model whose adapters do something, and the folder that they were saved to."""
-    learners = add_learners(model, TUNE)
+    learners = add_learners(model, TUNE, RATES)
     with torch.no_grad():
         for index, parameter in enumerate(parameter for learner in learners for parameter in learner.parameters):
             parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
@@ -39,20 +39,20 @@ def adapted(model, tmp_path):
     return model, learners, tmp_path
 
 
-def load_tuned(model: StableDiffusion, folder: Path, strength: float = 1.0) -> None:
-    load_text_encoder(model, folder, "again", strength)
-    load_unet(model, folder, strength)
+def load_tuned(model: Model, folder: Path, strength: float = 1.0) -> None:
+    load_text_encoders(model, folder, "again", strength)
+    load_denoiser(model, folder, strength)
 
 
 @torch.no_grad()
-def outputs(model: StableDiffusion, encoder: str) -> tuple[torch.Tensor, torch.Tensor]:
-    embeds = model.encode(PROMPTS, [""] * 3, encoder).prompt_embeds
-    return embeds, model.predict(model.noise([1, 2, 3], 64, 64), T, embeds)
+def outputs(model: Model, encoder: str) -> tuple[torch.Tensor, torch.Tensor]:
+    branch = model.encode(PROMPTS, None, encoder).prompt
+    return branch.mixed["encoder_hidden_states"], model.predict(model.noise([1, 2, 3], 64, 64), T, branch)
 
 
 def test_adapters_come_back_unchanged_and_leave_the_original_alone(adapted, model):
     tuned, _, folder = adapted
-    fresh = StableDiffusion.load(str(WEIGHTS / "pipeline"))
+    fresh = load()
     untouched = outputs(fresh, "original")[0]
     load_tuned(fresh, folder)
     (ours, our_output), (theirs, their_output) = outputs(tuned, "tuned"), outputs(fresh, "again")
@@ -60,7 +60,7 @@ def test_adapters_come_back_unchanged_and_leave_the_original_alone(adapted, mode
     torch.testing.assert_close(our_output, their_output, rtol=0, atol=1e-4)  # merged into the weights
     torch.testing.assert_close(outputs(fresh, "original")[0], untouched, rtol=0, atol=0)
     assert (outputs(fresh, "again")[0] - untouched).abs().max() > 1e-2, "the adapters do nothing: this proves nothing"
-    assert all(not parameter.requires_grad for parameter in fresh.unet.parameters())
+    assert all(not parameter.requires_grad for parameter in fresh.denoiser.parameters())
 
 
 def test_half_the_strength_is_half_the_adapters(adapted):
@@ -74,7 +74,7 @@ def test_half_the_strength_is_half_the_adapters(adapted):
         learner.save(folder / "halved")
     found = []
     for run, strength in ((folder, 0.5), (folder / "halved", 1.0)):
-        fresh = StableDiffusion.load(str(WEIGHTS / "pipeline"))
+        fresh = load()
         load_tuned(fresh, run, strength)
         found.append(outputs(fresh, "again"))
     for ours, theirs in zip(*found, strict=True):
@@ -100,22 +100,23 @@ def test_layers_and_targets_choose_what_learns(adapted):
     assert names
     assert all(".layers.1." in name or ".layers.2." in name for name in names)
     assert all("q_proj" in name or "fc1" in name for name in names)
-    with pytest.raises(UsageError, match=r"tune.unet.lora: no layer matches .* its linear layers end in .*to_q"):
-        add_learners(StableDiffusion.load(str(WEIGHTS / "pipeline")), {"unet": wrong_target()})
+    with pytest.raises(UsageError, match=r"tune.denoiser.lora: no layer matches .* its linear layers end in .*to_q"):
+        add_learners(load(), {"denoiser": wrong_target()}, RATES)
 
 
 def wrong_target() -> dict:
-    options = copy.deepcopy(TUNE["unet"])
+    options = copy.deepcopy(TUNE["denoiser"])
     options["lora"]["target_modules"] = ["q_projection"]
     return options
 
 
 def test_what_learns_is_float32_and_the_rest_is_stored_as_asked(model):
-    learners = add_learners(model, TUNE)
+    learners = add_learners(model, TUNE, RATES)
     freeze(model, torch.bfloat16)
     assert {parameter.dtype for learner in learners for parameter in learner.parameters} == {torch.float32}
     learning = {id(parameter) for learner in learners for parameter in learner.parameters}
-    frozen = [p for part in (model.unet, model.vae, *model.text_encoders.values()) for p in part.parameters()]
+    encoders = [encoder for name in model.readers for encoder in model.encoders(name).values()]
+    frozen = [p for part in (model.denoiser, model.vae, *encoders) for p in part.parameters()]
     assert {p.dtype for p in frozen if id(p) not in learning} == {torch.bfloat16}
     freeze(model, torch.float16)
     assert {p.dtype for p in model.vae.parameters()} == {torch.float32}, "float16 overflows in the VAE"
@@ -137,8 +138,8 @@ def test_a_state_comes_back_by_name(adapted):
 def test_adapters_for_another_model_are_refused(adapted, tmp_path):
     folder = adapted[2]
     (folder / "unet_lora" / "pytorch_lora_weights.safetensors").unlink()
-    fresh = StableDiffusion.load(str(WEIGHTS / "pipeline"))
+    fresh = load()
     with pytest.raises(UsageError, match=r"holds no pytorch_lora_weights.safetensors"):
-        load_unet(fresh, folder)
+        load_denoiser(fresh, folder)
     with pytest.raises(UsageError, match="holds no text_encoder and no text_encoder_lora"):
-        load_text_encoder(fresh, tmp_path / "elsewhere", "again")
+        load_text_encoders(fresh, tmp_path / "elsewhere", "again")

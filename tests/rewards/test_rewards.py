@@ -23,9 +23,9 @@ from textcraftor.rewards.checkpoints import load_state
 from textcraftor.rewards.clip import ClipScore
 from textcraftor.rewards.hpsv2 import HPSv2
 from textcraftor.rewards.image_reward import ImageReward
-from textcraftor.rewards.mix import RewardMix, load_mix
 from textcraftor.rewards.open_clip import from_transformers, to_transformers
 from textcraftor.rewards.preprocessing import clip_pixels, normalize, padded_pixels, resize
+from textcraftor.rewards.total import RewardSum, load_rewards
 
 LAION_HEADS = Path(__file__).parents[3] / "shared" / "data" / "weights"
 
@@ -41,7 +41,7 @@ SCORERS = ("aesthetic", "clip", "hpsv2", "imagereward", "ocr", "pickscore")
 def scorers(configure):
     """Every scorer of the toybox, loaded as the command loads it."""
     overrides = [f"+reward@rewards.{name}={name}" for name in SCORERS if name != "ocr"]
-    return dict(load_mix(configure("train", "rewards=ocr", *overrides).rewards).rewards)
+    return dict(load_rewards(configure("train", "rewards=ocr", *overrides).rewards).rewards)
 
 
 @pytest.mark.parametrize(("source", "target"), [(64, 224), (512, 224), (100, 37)])
@@ -147,16 +147,16 @@ def test_clip_scores_are_cosines_of_transformers_own_features(scorers):
 
 def test_the_mix_is_the_weighted_sum_of_its_parts(scorers):
     weights = {"clip": 2.0, "hpsv2": -1.0, "aesthetic": 0.5}
-    mix = RewardMix({name: scorers[name] for name in weights}, weights)
-    scores = mix(pictures(), PROMPTS)
+    rewards = RewardSum({name: scorers[name] for name in weights}, weights)
+    scores = rewards(pictures(), PROMPTS)
     expected = 2 * scores["clip"] - scores["hpsv2"] + 0.5 * scores["aesthetic"]
-    torch.testing.assert_close(mix.total(scores), expected)
+    torch.testing.assert_close(rewards.total(scores), expected)
 
 
 def test_a_scorer_of_weight_0_is_measured_and_passes_no_gradient(scorers):
-    mix = RewardMix({name: scorers[name] for name in ("clip", "hpsv2")}, {"clip": 0.0, "hpsv2": 1.0})
+    rewards = RewardSum({name: scorers[name] for name in ("clip", "hpsv2")}, {"clip": 0.0, "hpsv2": 1.0})
     images = pictures().requires_grad_(True)
-    scores = mix(images, PROMPTS)
+    scores = rewards(images, PROMPTS)
     assert scores["hpsv2"].requires_grad
     assert not scores["clip"].requires_grad
 
@@ -173,13 +173,13 @@ def test_normalised_mixes_do_not_depend_on_a_scorers_scale():
     objectives, gradients = [], []
     for scale in (1.0, 1000.0):
         scaled = partial(lambda images, prompts, scale: scale * green(images, prompts) + 7, scale=scale)
-        mix = RewardMix({"red": red, "green": scaled}, {"red": 1.0, "green": 1.0}, normalize=True)
-        mix.start(mix(pictures(8), PROMPTS[:1] * 8))
+        rewards = RewardSum({"red": red, "green": scaled}, {"red": 1.0, "green": 1.0}, normalize=True)
+        rewards.start(rewards(pictures(8), PROMPTS[:1] * 8))
         for seed in range(3):
             images = pictures(4, seed=seed).requires_grad_(True)
-            scores = mix(images, PROMPTS[:1] * 4)
-            mix.observe(mix.moments(scores))
-            objective = mix.objective(scores)
+            scores = rewards(images, PROMPTS[:1] * 4)
+            rewards.observe(rewards.moments(scores))
+            objective = rewards.objective(scores)
         gradients += torch.autograd.grad(objective.sum(), images)
         objectives.append(objective.detach())
     torch.testing.assert_close(*objectives, atol=2e-3, rtol=1e-3)
@@ -187,12 +187,12 @@ def test_normalised_mixes_do_not_depend_on_a_scorers_scale():
 
 
 def test_the_normalised_total_keeps_its_first_statistics():
-    mix = RewardMix({"red": lambda images, prompts: images[:, 0].mean((1, 2))}, {"red": 2.0}, normalize=True)
-    first = mix(pictures(8), PROMPTS[:1] * 8)
-    mix.start(first)
+    rewards = RewardSum({"red": lambda images, prompts: images[:, 0].mean((1, 2))}, {"red": 2.0}, normalize=True)
+    first = rewards(pictures(8), PROMPTS[:1] * 8)
+    rewards.start(first)
     expected = 2 * (first["red"] - first["red"].mean()) / first["red"].std()
-    mix.observe(mix.moments(mix(pictures(8, seed=1) / 2, PROMPTS[:1] * 8)))
-    torch.testing.assert_close(mix.total(first), expected)
+    rewards.observe(rewards.moments(rewards(pictures(8, seed=1) / 2, PROMPTS[:1] * 8)))
+    torch.testing.assert_close(rewards.total(first), expected)
 
 
 def test_bfloat16_scorers_stay_close_to_float32(scorers):

@@ -10,9 +10,10 @@ from diffusers import StableDiffusionPipeline
 
 from tests.conftest import PROMPTS, WEIGHTS, add_text_encoder
 from textcraftor.inference.generate import Sampling, generate
-from textcraftor.models.stable_diffusion import SCHEDULERS
-from textcraftor.models.tuned import load_text_encoder
-from textcraftor.models.tuning import save_text_encoder
+from textcraftor.models.base import Branch
+from textcraftor.models.families.diffusion import SCHEDULERS
+from textcraftor.models.tuned import load_text_encoders
+from textcraftor.models.tuning import save_whole
 from textcraftor.sampling.conditioning import ConditioningSchedule
 
 SEEDS = [7, 8, 9]
@@ -27,7 +28,7 @@ def changed(model, tmp_path):
         for index, parameter in enumerate(tuned.parameters()):
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
             parameter += 0.02 * noise
-    save_text_encoder(tuned, tmp_path / "text_encoder")
+    save_whole(tuned, tmp_path / "text_encoder")
     return model, tmp_path / "text_encoder"
 
 
@@ -90,7 +91,8 @@ def test_switching_encoders_equals_the_stock_pipelines_step_callback(changed, sa
 
     def switch(pipeline, index, timestep, state):
         if index + 1 == sampling.steps - late:
-            state["prompt_embeds"] = torch.cat([tuned.negative_prompt_embeds, tuned.prompt_embeds])
+            both = Branch.cat([tuned.negative, tuned.prompt])
+            state["prompt_embeds"] = both.mixed["encoder_hidden_states"]
         return state
 
     theirs = stock_pictures(
@@ -109,9 +111,9 @@ def test_pictures_do_not_depend_on_batch_size_or_order(model, sampling):
 
 def test_a_saved_encoder_comes_back_unchanged(changed):
     model, folder = changed
-    load_text_encoder(model, folder.parent, "again")
-    saved = model.text_encoders["tuned"].state_dict()
-    for key, value in model.text_encoders["again"].state_dict().items():
+    load_text_encoders(model, folder.parent, "again")
+    saved = model.encoders("tuned")["text_encoder"].state_dict()
+    for key, value in model.encoders("again")["text_encoder"].state_dict().items():
         assert torch.equal(value, saved[key]), key
 
 
@@ -127,6 +129,8 @@ def test_mixing_is_linear_in_both_branches(changed):
     with torch.no_grad():
         encoded = {name: model.encode(PROMPTS, [""] * 3, name) for name in ("original", "tuned")}
     mixed = ConditioningSchedule(999, {"original": 0.4, "tuned": 0.6}, {"original": 1.0}).at(encoded, 500)
-    for field in ("prompt_embeds", "negative_prompt_embeds"):
-        expected = 0.4 * getattr(encoded["original"], field) + 0.6 * getattr(encoded["tuned"], field)
-        torch.testing.assert_close(getattr(mixed, field), expected)
+    for field in ("prompt", "negative"):
+        original, tuned, found = (
+            getattr(one, field).mixed["encoder_hidden_states"] for one in (encoded["original"], encoded["tuned"], mixed)
+        )
+        torch.testing.assert_close(found, 0.4 * original + 0.6 * tuned)

@@ -15,7 +15,8 @@ from textcraftor.errors import UsageError
 from textcraftor.inference.generate import Sampling
 from textcraftor.sampling.chain import Chain, denoise, guided
 from textcraftor.sampling.conditioning import ConditioningSchedule
-from textcraftor.sampling.gradients import ddpo, direct, drtune, full, last_k, low_variance, random_k, refl
+from textcraftor.sampling.gradients import ddpo, direct, full, last_k, low_variance, random_k, refl
+from textcraftor.sampling.surrogates import drtune
 
 SAMPLING = Sampling(3, 2.0, 64, 64)
 POLICIES = {
@@ -24,7 +25,6 @@ POLICIES = {
     "random_k": partial(random_k, mean=0.5, sd=0.3),
     "low_variance": partial(low_variance, n=2),
     "refl": partial(refl, first=0.4, last=0.9),
-    "drtune": partial(drtune, k=2),
     "direct": partial(direct, first=0.4, last=0.9),
 }
 
@@ -37,10 +37,11 @@ def doubled(model, monkeypatch):
     """
     rounded = torch.Tensor.float
     monkeypatch.setattr(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else rounded(x))
-    for part in (model.unet, model.vae, model.text_encoders["original"]):
+    original = model.encoders()["text_encoder"]
+    for part in (model.denoiser, model.vae, original):
         part.double()
     model.compute_dtype = torch.float64
-    model.text_encoders["tuned"] = copy.deepcopy(model.text_encoders["original"]).requires_grad_(True)
+    model.add_reader("tuned", {"text_encoder": copy.deepcopy(original).requires_grad_(True)})
     return model
 
 
@@ -65,7 +66,7 @@ def encoder_gradient(model, rollout, **options) -> torch.Tensor:
 
 def gradient_in_encoder(model, value: torch.Tensor) -> torch.Tensor:
     """Flat, in the tuned encoder's parameters."""
-    parameters = list(model.text_encoders["tuned"].parameters())
+    parameters = list(model.encoders("tuned")["text_encoder"].parameters())
     gradients = torch.autograd.grad(value, parameters, allow_unused=True)
     return torch.cat(
         [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, gradients, strict=True)]
@@ -75,7 +76,7 @@ def gradient_in_encoder(model, value: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def assert_finite_differences(model, analytic: torch.Tensor, value) -> None:
     """A gradient in the tuned encoder, along a random direction, against the values on both sides."""
-    parameters = list(model.text_encoders["tuned"].parameters())
+    parameters = list(model.encoders("tuned")["text_encoder"].parameters())
     flat = torch.nn.utils.parameters_to_vector(parameters).clone()
     direction = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     direction /= direction.norm()
@@ -95,11 +96,11 @@ class Constants:
 
     def __init__(self, model) -> None:
         self.model, self.found, self.at = model, [], 0
-        self._predict, self._add_noise = model.predict, model.add_noise
+        self._predict = model.predict
 
     def install(self, monkeypatch) -> None:
         monkeypatch.setattr(self.model, "predict", self.predict)
-        monkeypatch.setattr(self.model, "add_noise", lambda *a: self.constant(lambda: self._add_noise(*a)))
+        monkeypatch.setattr(self.model, "noise_schedule", Replayed(self.model.noise_schedule, self))
 
     def constant(self, compute):
         """The value of the first pass."""
@@ -108,14 +109,14 @@ class Constants:
         self.at += 1
         return self.found[self.at - 1]
 
-    def predict(self, latents, t, prompt_embeds):
+    def predict(self, latents, t, branch, guidance_scale=1.0):
         if not self.moves[self.calls % len(self.moves)]:  # without a gradient: its whole output is a constant
             self.calls += 1
-            return self.constant(lambda: self._predict(latents, t, prompt_embeds).detach())
+            return self.constant(lambda: self._predict(latents, t, branch, guidance_scale).detach())
         self.calls += 1
         if self.cut:  # the latent input is a constant, the output is not
             latents = self.constant(lambda: latents.detach())
-        return self._predict(latents, t, prompt_embeds)
+        return self._predict(latents, t, branch, guidance_scale)
 
     def value(self, rollout) -> torch.Tensor:
         self.at = self.calls = 0
@@ -123,12 +124,25 @@ class Constants:
             return reward_of(self.model, rollout)
 
 
+class Replayed:
+    """A noise schedule whose noised latents are constants."""
+
+    def __init__(self, schedule, constants: Constants) -> None:
+        self._schedule, self._constants = schedule, constants
+
+    def __getattr__(self, name):
+        return getattr(self._schedule, name)
+
+    def add_noise(self, *arguments):
+        return self._constants.constant(lambda: self._schedule.add_noise(*arguments))
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_gradient_equals_finite_differences(doubled, name, monkeypatch):
     rollout = POLICIES[name]
     analytic = encoder_gradient(doubled, rollout)
     constants = Constants(doubled)
-    constants.cut, moves = name == "drtune", []
+    moves = []
     original = doubled.predict
     monkeypatch.setattr(doubled, "predict", lambda *a: (moves.append(torch.is_grad_enabled()), original(*a))[1])
     reward_of(doubled, rollout)
@@ -144,7 +158,7 @@ def test_recomputing_activations_changes_no_gradient(doubled):
     kept = encoder_gradient(doubled, POLICIES["last_k"])
     stepwise = encoder_gradient(doubled, POLICIES["last_k"], kept_steps=1)
     torch.testing.assert_close(stepwise, kept, rtol=1e-12, atol=1e-15)
-    doubled.checkpoint_blocks(unet=True, decoder=True)
+    doubled.checkpoint_blocks(denoiser=True, decoder=True)
     torch.testing.assert_close(
         encoder_gradient(doubled, POLICIES["last_k"], kept_steps=0), kept, rtol=1e-10, atol=1e-14
     )
@@ -262,13 +276,13 @@ def log_density(model, path: list[torch.Tensor], chain: Chain) -> torch.Tensor:
     """Of a recorded path under the tuned encoder, by the equations of DDIM with eta = 1: mean over the elements, sum
     over the steps."""
     conditioning, total = model.encode(PROMPTS[:2], ["", ""], "tuned"), 0
-    alphas = torch.as_tensor(model.alphas_cumprod)
-    stride = model.scheduler_config.num_train_timesteps // SAMPLING.steps
+    alphas = torch.as_tensor(model.noise_schedule.alphas_cumprod)
+    stride = model.noise_schedule.timesteps // SAMPLING.steps
     for t, now, then in zip(chain.timesteps, path[:-1], path[1:], strict=True):
         a, before = alphas[t], alphas[t - stride] if t >= stride else torch.tensor(1.0)
-        without = model.predict(now, t, conditioning.negative_prompt_embeds)
-        output = without + SAMPLING.guidance_scale * (model.predict(now, t, conditioning.prompt_embeds) - without)
-        clean = model.to_x0(output, t, now)
+        without = model.predict(now, t, conditioning.negative)
+        output = without + SAMPLING.guidance_scale * (model.predict(now, t, conditioning.prompt) - without)
+        clean = model.noise_schedule.to_x0(output, t, now)
         noise = (now - a.sqrt() * clean) / (1 - a).sqrt()
         variance = (1 - before) / (1 - a) * (1 - a / before)
         mean = before.sqrt() * clean + (1 - before - variance).sqrt() * noise
@@ -302,7 +316,7 @@ def test_the_policy_gradient_draws_each_samples_steps_from_its_seed(model):
         alone = SAMPLING.chain(model, [2], rng=np.random.default_rng(5))
         second = {"tuned": encoded["tuned"].map(lambda tensor: tensor[1:])}
         one = ddpo(alone, alone.start(), partial(schedule.at, second))
-        stock, latents = model.scheduler("ddim", SAMPLING.steps), alone.start()
+        stock, latents = SAMPLING.sampler(model).scheduler, alone.start()
         for index, t in enumerate(stock.timesteps):
             output = guided(alone, latents, t, second["tuned"])
             latents = stock.step(output, t, latents, eta=1.0, variance_noise=alone.noise(index + 1)).prev_sample

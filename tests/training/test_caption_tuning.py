@@ -14,14 +14,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from toybox_records import write_records
 
+from textcraftor.data.blend import Example
 from textcraftor.errors import UsageError
+from textcraftor.models.model import Model
 from textcraftor.training import train
-from textcraftor.training.caption_tuning import loss_weights, target_of, timesteps_at
 from textcraftor.training.checks import split_prompts
+from textcraftor.training.counting import LiveBytes
+from textcraftor.training.densities import Densities
 from textcraftor.training.interrupt import Interrupt
 from textcraftor.training.latents import bucket_sizes, nearest
 from textcraftor.training.loop import tune
-from textcraftor.training.memory import LiveBytes
 from textcraftor.training.phases import Phases
 from textcraftor.training.pictures import Pictures
 from textcraftor.training.resume import resumed_config
@@ -64,24 +66,27 @@ def job(configure, world, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_targets_and_weights_are_the_published_ones(kind):
+def test_targets_and_weights_are_the_published_ones(model, kind):
     """Epsilon, or alpha eps - sigma x (Salimans & Ho, appendix D); min(SNR, 5) over SNR or SNR + 1 (Hang et al.)."""
-    scheduler = DDIMScheduler(prediction_type=kind)
+    model.pipeline.scheduler = scheduler = DDIMScheduler(prediction_type=kind)
+    model = Model(model.pipeline)
+    schedule = model.noise_schedule
     latents, noise = torch.randn(2, 6, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    t = timesteps_at(scheduler, torch.tensor([0.0, 0.125, 0.25, 0.5, 0.75, 0.9999]), 1.0)
+    examples = [Example(0, "", 0, level) for level in (0.0, 0.125, 0.25, 0.5, 0.75, 0.9999)]
+    t = Densities(noise_bias=1.0).timesteps(model, examples)
     assert t.tolist() == [999, 875, 750, 500, 250, 0]
-    assert timesteps_at(scheduler, torch.tensor([0.5]), 2.0).tolist() == [750]
+    assert Densities(noise_bias=2.0).timesteps(model, [Example(0, "", 0, 0.5)]).tolist() == [750]
     alpha = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
     v = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
-    torch.testing.assert_close(target_of(scheduler, latents, noise, t), noise if kind == "epsilon" else v)
+    torch.testing.assert_close(schedule.target(latents, noise, t), noise if kind == "epsilon" else v)
     snr = (alpha / (1 - alpha)).flatten()
     torch.testing.assert_close(
-        loss_weights(scheduler, t, 5.0),
+        Densities(min_snr=5.0).weights(schedule, t),
         snr.clamp(max=5) / (snr if kind == "epsilon" else snr + 1),
         rtol=1e-4,
         atol=1e-6,
     )
-    assert loss_weights(scheduler, t, None).tolist() == [1.0] * 6
+    assert Densities(min_snr=None).weights(schedule, t).tolist() == [1.0] * 6
 
 
 def begin(job, state) -> None:
@@ -135,7 +140,7 @@ def test_training_on_one_batch_lowers_its_loss(job, monkeypatch):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("tune_", ["unet_lora", "both"])
+@pytest.mark.parametrize("tune_", ["denoiser_lora", "both"])
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(configure, world, tmp_path, tune_):
     """Through the command: records, latents, checkpoints, report, all of them."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -187,7 +192,7 @@ def test_pictures_fall_into_the_bucket_of_their_shape_and_broken_ones_are_skippe
         ("data.letters.path=nowhere", r"data.path=nowhere does not exist"),
         ("denoising.min_snr=0", r"denoising.min_snr=0 must be above 0"),
         ("data.aspect_ratio=.5", r"data.aspect_ratio=0.5 must be at least 1"),
-        ("tune.unet.lr=0", r"tune.unet.lr=0 must be above 0"),
+        ("tune.denoiser.lr=0", r"tune.denoiser.lr=0 must be above 0"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_model_loads(configure, world, tmp_path, override, message):
@@ -214,7 +219,7 @@ def test_rewards_are_learned_from_real_pictures_too(configure, world, tmp_path):
     folder = tmp_path / "run"
     train.run(configure("train", *keys, f"data.path={world}", f"run_dir={folder}"), folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["unet_calls"], line["gradient_steps"]) for line in lines] == [(1, 1)] * 4
+    assert [(line["denoiser_calls"], line["gradient_steps"]) for line in lines] == [(1, 1)] * 4
     assert not (folder / "latents").exists()
     job = train.load(configure("train", *keys, f"data.path={world}"), tmp_path / "latents")
     objective, state, losses = job.objective, job.state(), list[float]()

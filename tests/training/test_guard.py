@@ -11,7 +11,7 @@ import torch
 from tests.conftest import QUICK
 from textcraftor.data.prompts import PromptDraw
 from textcraftor.errors import UsageError
-from textcraftor.rewards.mix import RewardMix
+from textcraftor.rewards.total import RewardSum
 from textcraftor.training.train import run
 
 
@@ -38,9 +38,9 @@ class Breaking(torch.nn.Module):
 @pytest.fixture
 def broken(monkeypatch, configure, tmp_path):
     def start(how: str, *overrides: str):
-        mix = RewardMix({"broken": Breaking(2, how)}, {"broken": 1.0})
+        rewards = RewardSum({"broken": Breaking(2, how)}, {"broken": 1.0})
         # Planning measures one gradient; the first step's is the second, so the third belongs to step 1.
-        monkeypatch.setattr("textcraftor.training.job.load_mix", lambda config, normalize: mix)
+        monkeypatch.setattr("textcraftor.training.job.load_rewards", lambda config, normalize: rewards)
         folder = tmp_path / how
         overrides = (*QUICK, "training.steps=3", "training.checkpoint_every=1", f"run_dir={folder}", *overrides)
         return configure("train", *overrides), folder

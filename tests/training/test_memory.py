@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from tests.conftest import QUICK
+from textcraftor.training.counting import LiveBytes
 from textcraftor.training.interrupt import Interrupt
 from textcraftor.training.loop import tune
-from textcraftor.training.memory import LiveBytes, plan_memory
+from textcraftor.training.memory import plan_memory
 from textcraftor.training.phases import GB, Phases, resident_bytes
 from textcraftor.training.train import load
 

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.conftest import load
 from textcraftor.evaluation.evaluate import Evaluation, held_out, standardised
 from textcraftor.evaluation.image_statistics import image_statistics
-from textcraftor.models.tuning import prefixed
+from textcraftor.models.tuning import published
 from textcraftor.training.watch import Alarm
 
 
@@ -70,9 +71,9 @@ def test_an_alarm_ends_the_run_and_the_best_point_is_what_is_saved(go):
     assert "drift" in points[-1]["alarms"]
     best = max(points[1:], key=lambda point: point["held_out"])["step"]
     state = torch.load(folder / "checkpoints" / f"step_{summary['steps']:06d}" / "state.pt", weights_only=True)
-    saved = load_file(folder / "text_encoder" / "model.safetensors")
+    saved, encoder = load_file(folder / "text_encoder" / "model.safetensors"), load().encoders()["text_encoder"]
     for name, value in state["watched"]["best"].items():
-        torch.testing.assert_close(saved[prefixed(name.removeprefix("text_encoder."))], value, rtol=0, atol=0)
+        torch.testing.assert_close(saved[published(name.removeprefix("text_encoder."), encoder)], value, rtol=0, atol=0)
     assert (folder / "samples" / f"step_{best:06d}.png").exists()
     html = (folder / "report.html").read_text()
     assert "Stopped by: drift" in html

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,15 +14,13 @@ from accelerate.utils import gather_object
 from jaxtyping import UInt8
 from torch import Tensor
 
+from textcraftor.captioning.upsample import Upsampler
 from textcraftor.evaluation.image_statistics import image_statistics
 from textcraftor.evaluation.statistics import paired_difference
 from textcraftor.inference.generate import Sampling, batches, generate, grid
-from textcraftor.models.base import DiffusionModel
-from textcraftor.rewards.mix import RewardMix
+from textcraftor.models.model import Model
+from textcraftor.rewards.total import RewardSum
 from textcraftor.sampling.conditioning import ConditioningSchedule
-
-if TYPE_CHECKING:
-    from textcraftor.captioning.upsample import Upsampler
 
 Judge = Callable[[Tensor, Sequence[str]], dict[str, np.ndarray]]
 
@@ -65,10 +62,10 @@ def diversity(images: UInt8[Tensor, "seeds 3 height width"]) -> float:
 
 @torch.no_grad()
 def evaluate(
-    model: DiffusionModel,
+    model: Model,
     schedule: ConditioningSchedule,
     sampling: Sampling,
-    mix: RewardMix,
+    rewards: RewardSum,
     judge: Judge | None,
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -83,7 +80,7 @@ def evaluate(
     jobs, processes = grid(prompts, seeds), PartialState()
     shares = [range(len(jobs))[rank :: processes.num_processes] for rank in range(processes.num_processes)]
     mine = [jobs[row] for row in shares[processes.process_index]] or jobs[:1]  # everyone gathers, work or none
-    parts = gather_object([measure(model, schedule, sampling, mix, judge, mine, batch_size)])
+    parts = gather_object([measure(model, schedule, sampling, rewards, judge, mine, batch_size)])
     order, shape = np.argsort(np.concatenate(shares)), (len(prompts), len(seeds))
     joined = {
         name: np.concatenate([part[name][: len(share)] for part, share in zip(parts, shares, strict=True)])[order]
@@ -102,10 +99,10 @@ def evaluate(
 
 
 def measure(
-    model: DiffusionModel,
+    model: Model,
     schedule: ConditioningSchedule,
     sampling: Sampling,
-    mix: RewardMix,
+    rewards: RewardSum,
     judge: Judge | None,
     jobs: Sequence[tuple[str, int]],
     batch_size: int,
@@ -122,8 +119,8 @@ def measure(
     scores: dict[str, list[np.ndarray]] = {}
     for batch, said in zip(images.split(batch_size), batches(texts, batch_size), strict=True):
         shown = batch.to(model.device)
-        parts = mix(shown, said)
-        figures = {**parts, "total": mix.total(parts), **mix.measure(shown, said), **image_statistics(shown)}
+        parts = rewards(shown, said)
+        figures = {**parts, "total": rewards.total(parts), **rewards.measure(shown, said), **image_statistics(shown)}
         for name, score in figures.items():
             scores.setdefault(name, []).append(score.float().cpu().numpy())
     found = {name: np.concatenate(values) for name, values in scores.items()}

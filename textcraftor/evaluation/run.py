@@ -20,8 +20,9 @@ from textcraftor.evaluation.report import write_evaluation
 from textcraftor.evaluation.suite import Store, Suite, measures_of, read_rows_of
 from textcraftor.inference.generate import Sampling, batches
 from textcraftor.inference.mix import Mix
-from textcraftor.models.loading import device_of, dtype_of, freeze, load_model
-from textcraftor.rewards.mix import check_mix, load_mix, parts_of
+from textcraftor.inference.opening import open_model
+from textcraftor.models.loading import device_of, dtype_of
+from textcraftor.rewards.total import check_rewards, load_rewards, parts_of
 
 SHOWN = 12  # prompts in a report that lost most, and as many that gained most
 MAY_DIFFER = ("shard", "batch_size", "device", "run_dir", "name")  # between what resumes and what began
@@ -44,13 +45,15 @@ def check(config: DictConfig, folder: Path) -> None:
     suite, mix = Suite.of(config), Mix.of(config)
     Sampling(**config.sampling)
     check_upsampler(config)
-    check_mix(config.rewards)
+    check_rewards(config.rewards)
     for key in ("dtype", "scorer_dtype"):
         dtype_of(config, key)
     shard_of(config)
     if config.base is not None:
         if not changes(config, mix):
-            raise UsageError("base= is compared with what tuned, mix, unet.path or upsample change: give one of them")
+            raise UsageError(
+                "base= is compared with what tuned, mix, denoiser.path or upsample change: give one of them"
+            )
         same_jobs(read_rows_of(Path(config.base)), suite, config.base)
     if (folder / "report.html").exists():
         raise UsageError(f"run_dir={folder} already holds an evaluation: choose another run_dir= or name=")
@@ -64,7 +67,7 @@ def check(config: DictConfig, folder: Path) -> None:
 
 def changes(config: DictConfig, mix: Mix) -> bool:
     """Whether this is anything but the untuned model with the prompts as they are."""
-    return bool(mix.tuned or mix.unet or config.upsample)
+    return bool(mix.tuned or mix.denoiser or config.upsample)
 
 
 def same_jobs(rows: list[dict], suite: Suite, where: str) -> None:
@@ -107,13 +110,10 @@ def fill(config: DictConfig, store: Store, mix: Mix, upsample: bool = False) -> 
     done = store.done()
     mine = [job for job in store.suite.jobs[number::of] if job not in done]
     if mine:
-        model, sampling = load_model(config), Sampling(**config.sampling)
-        model.check_prompts([*store.suite.prompts, sampling.negative_prompt])
-        mix.load_unet(model)
-        schedule = mix.schedule(model, model.scheduler(sampling.scheduler, 1))
-        freeze(model, dtype_of(config, "dtype")[0])
-        rewards = load_mix(config.rewards).to(model.device)
-        rewards.rewards.to(dtype_of(config, "scorer_dtype")[0])
+        opened = open_model(config, [mix], store.suite.prompts)
+        model, sampling, (schedule,) = opened.model, opened.sampling, opened.schedules
+        rewards = load_rewards(config.rewards).to(model.device)
+        rewards.scorers.to(dtype_of(config, "scorer_dtype")[0])
         rewards.check(store.suite.prompts)
         judge, upsampler = instantiate(config.model.judge), upsampler_of(config) if upsample else None
         store.folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`textcraftor score`: any mix of scorers over a folder of pictures, one JSON line a picture."""
+"""`textcraftor score`: any scorers over a folder of pictures, one JSON line a picture."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tqdm import tqdm
 from textcraftor.data.prompts import read_prompts
 from textcraftor.errors import UsageError, at_least
 from textcraftor.models.loading import device_of, dtype_of
-from textcraftor.rewards.mix import RewardMix, check_mix, load_mix
 from textcraftor.rewards.preprocessing import from_pil
+from textcraftor.rewards.total import RewardSum, check_rewards, load_rewards
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 Pair = tuple[Path, str]
@@ -95,7 +95,7 @@ def load_picture(file: Path) -> Tensor:
 
 
 @torch.no_grad()
-def score(mix: RewardMix, pairs: list[Pair], device: str = "cpu", batch_size: int = 16) -> Iterator[dict]:
+def score(rewards: RewardSum, pairs: list[Pair], device: str = "cpu", batch_size: int = 16) -> Iterator[dict]:
     """One row for each picture: its name, prompt, every score, what scorers measure beside, and the weighted total."""
     for start in range(0, len(pairs), batch_size):
         batch = pairs[start : start + batch_size]
@@ -104,8 +104,8 @@ def score(mix: RewardMix, pairs: list[Pair], device: str = "cpu", batch_size: in
         for size in dict.fromkeys(picture.shape for picture in loaded):
             places = [place for place, picture in enumerate(loaded) if picture.shape == size]
             images, prompts = torch.stack([loaded[i] for i in places]).to(device), [batch[i][1] for i in places]
-            scores = mix(images, prompts)
-            figures = {**scores, **mix.measure(images, prompts), "total": mix.total(scores)}
+            scores = rewards(images, prompts)
+            figures = {**scores, **rewards.measure(images, prompts), "total": rewards.total(scores)}
             values = {name: score.float().tolist() for name, score in figures.items()}
             for index, place in enumerate(places):
                 file, prompt = batch[place]
@@ -119,7 +119,7 @@ def check(config: DictConfig, folder: Path) -> None:
     if config.images is None:
         raise UsageError("images is needed: give a folder of pictures, images=FOLDER")
     pair(Path(config.images), config.prompts.path)
-    check_mix(config.rewards)
+    check_rewards(config.rewards)
     dtype_of(config, "scorer_dtype")
     at_least(config, {"batch_size": 1})
     if (folder / "scores.jsonl").exists():
@@ -130,10 +130,10 @@ def run(config: DictConfig, folder: Path) -> None:
     """Write `scores.jsonl`, one line a picture, and print each score's mean."""
     check(config, folder)
     pairs, device = pair(Path(config.images), config.prompts.path), device_of(config.device)
-    mix = load_mix(config.rewards).to(device)
-    mix.rewards.to(dtype_of(config, "scorer_dtype")[0])
-    mix.check([prompt for _, prompt in pairs])
-    bar = tqdm(score(mix, pairs, device, config.batch_size), total=len(pairs), desc="scoring", unit="picture")
+    rewards = load_rewards(config.rewards).to(device)
+    rewards.scorers.to(dtype_of(config, "scorer_dtype")[0])
+    rewards.check([prompt for _, prompt in pairs])
+    bar = tqdm(score(rewards, pairs, device, config.batch_size), total=len(pairs), desc="scoring", unit="picture")
     rows = list(bar)
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]

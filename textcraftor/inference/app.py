@@ -16,13 +16,15 @@ from PIL import Image
 from torch import Tensor
 
 from textcraftor.errors import UsageError
-from textcraftor.inference.export import write_text_encoder, write_webui
+from textcraftor.inference.export import write_record, write_text_encoders, write_webui
 from textcraftor.inference.generate import Sampling, generate
-from textcraftor.inference.mix import Mix, unet_of
+from textcraftor.inference.mix import Mix, check_base, denoiser_of
+from textcraftor.inference.opening import open_model
 from textcraftor.inference.pictures import to_pil
-from textcraftor.models.loading import device_of, dtype_of, freeze, load_model
-from textcraftor.models.stable_diffusion import StableDiffusion
-from textcraftor.rewards.mix import RewardMix, check_mix, load_mix
+from textcraftor.models.loading import device_of, dtype_of
+from textcraftor.models.model import ORIGINAL, Model
+from textcraftor.models.run_record import Base
+from textcraftor.rewards.total import RewardSum, check_rewards, load_rewards
 from textcraftor.sampling.conditioning import ConditioningSchedule
 
 STRIP = (0.0, 0.25, 0.5, 0.75, 1.0)  # weights that the strip shows
@@ -45,8 +47,9 @@ def check(config: DictConfig, folder: Path) -> None:
     if not config.runs:
         raise UsageError("name at least one finished run: textcraftor app runs/a runs/b")
     tuned = names_of(list(config.runs))
-    Mix(tuned, {name: 1 / len(tuned) for name in tuned}, timestep=0, **unet_of(config))
-    check_mix(config.rewards)
+    Mix(tuned, {name: 1 / len(tuned) for name in tuned}, timestep=0, **denoiser_of(config))
+    check_base(tuned, config)
+    check_rewards(config.rewards)
     Sampling(**config.sampling)
     device_of(config.device)
     if not 0 <= config.port < 65536:
@@ -59,41 +62,42 @@ class Studio:
 
     Args:
         tuned: run folders by the names of the page's sliders.
-        unet: which UNet, as `unet_of` reads it.
+        denoiser: which denoiser, as `denoiser_of` reads it.
     """
 
-    model: StableDiffusion
+    model: Model
     sampling: Sampling
     tuned: dict[str, str]
-    rewards: RewardMix
+    rewards: RewardSum
     outputs: Path
-    unet: dict[str, Any]
+    denoiser: dict[str, Any]
+    base: Base
     before: tuple = ((), ())
 
     @classmethod
     def load(cls, config: DictConfig, outputs: Path) -> Studio:
-        model, tuned = load_model(config), names_of(list(config.runs))
-        rewards = load_mix(config.rewards).to(model.device)
-        studio = cls(model, Sampling(**config.sampling), tuned, rewards, outputs, unet_of(config))
-        studio.schedule([1 / len(tuned)] * len(tuned), 1)
-        studio.mix([1.0] + [0.0] * (len(tuned) - 1), 1).load_unet(model)
-        freeze(model, dtype_of(config, "dtype")[0])
-        studio.rewards.rewards.to(dtype_of(config, "scorer_dtype")[0])
+        tuned, denoiser = names_of(list(config.runs)), denoiser_of(config)
+        opened = open_model(config, [Mix(tuned, dict.fromkeys(tuned, 1 / len(tuned)), timestep=0, **denoiser)])
+        rewards = load_rewards(config.rewards).to(opened.model.device)
+        studio = cls(opened.model, opened.sampling, tuned, rewards, outputs, denoiser, Base.of(config.model))
+        studio.rewards.scorers.to(dtype_of(config, "scorer_dtype")[0])
         return studio
 
     def mix(self, weights: list[float], last: int, merge: bool = False) -> Mix:
         given = dict(zip(self.tuned, weights, strict=True))
-        return Mix(self.tuned, given, (last, self.sampling.steps), merge=merge, **self.unet)
+        return Mix(self.tuned, given, (last, self.sampling.steps), merge=merge, **self.denoiser)
 
     def schedule(self, weights: list[float], last: int) -> ConditioningSchedule:
         """The mix in the last steps; in all of them it is the mix everywhere, whatever rounding a sampler does."""
-        scheduler = self.model.scheduler(self.sampling.scheduler, 1)
-        found = self.mix(weights, last).schedule(self.model, scheduler)
+        found = self.mix(weights, last).schedule(self.model, self.timesteps_of)
         return (
             ConditioningSchedule(found.switch_timestep, found.late, found.late)
             if last == self.sampling.steps
             else found
         )
+
+    def timesteps_of(self, steps: int) -> Tensor:
+        return self.sampling.with_steps(steps).timesteps(self.model)
 
     def picture(self, prompt: str, seed: int, schedule: ConditioningSchedule) -> tuple[Image.Image, str]:
         """A picture, and what the scorers say of it."""
@@ -130,19 +134,19 @@ class Studio:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "mix"
             mix = self.mix(list(weights), int(last), merge=True)
-            schedule = mix.schedule(self.model, self.model.scheduler(self.sampling.scheduler, 1))
+            schedule = mix.schedule(self.model, self.timesteps_of)
             (encoder,) = schedule.late
-            write_text_encoder(self.model, encoder, folder / "text_encoder")
+            write_text_encoders(self.model, encoder, folder)
             write_webui(self.model, mix, encoder, folder)
             conditioning = ConditioningSchedule(schedule.switch_timestep, {"tuned": 1.0}, {"original": 1.0})
             if int(last) == self.sampling.steps:
                 conditioning = ConditioningSchedule(schedule.switch_timestep, {"tuned": 1.0}, {"tuned": 1.0})
-            (folder / "conditioning.json").write_text(json.dumps(conditioning.to_dict(), indent=2))
+            write_record(self.model, self.base, conditioning, [], folder)
             (folder / "mix.json").write_text(
                 json.dumps({"weights": mix.all_weights, "tuned": list(self.tuned)}, indent=2)
             )
-            if encoder not in ("original", *self.tuned):
-                del self.model.text_encoders[encoder]
+            if encoder not in (ORIGINAL, *self.tuned):
+                del self.model.readers[encoder]
             return shutil.make_archive(str(self.outputs / "mix"), "zip", scratch)
 
     def check(self, prompt: str) -> None:

@@ -6,31 +6,41 @@ import copy
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import torch
-from diffusers import StableDiffusionPipeline
-from diffusers.utils import convert_state_dict_to_kohya
+from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
 from textcraftor.assets import HUB_ID, is_address
 from textcraftor.errors import UsageError
 from textcraftor.inference.mix import Mix
-from textcraftor.models.loading import load_model
-from textcraftor.models.stable_diffusion import StableDiffusion
-from textcraftor.models.tuned import LORA_FILE, add_adapters, plain_state, read_lora, tuned_folders
-from textcraftor.models.tuning import PARTS, prefixed, save_text_encoder
+from textcraftor.inference.opening import open_model
+from textcraftor.models.model import ORIGINAL, Model
+from textcraftor.models.run_record import TUNED, Base, RunRecord, parts_in
+from textcraftor.models.saving import is_clip, plain_state, published, save_whole
+from textcraftor.models.tuned import (
+    add_adapters,
+    component_of,
+    downs_of,
+    lora_file,
+    read_lora,
+    tuned_folders,
+)
+from textcraftor.sampling.conditioning import ConditioningSchedule
 
-WEBUI_FILE, KOHYA_FILE = "text_encoder.safetensors", "lora.safetensors"
+KOHYA_FILE = "lora.safetensors"
 FORMATS = {
-    "diffusers": "what was tuned, in the folders of diffusers: `CLIPTextModel.from_pretrained`, `load_lora_weights`",
-    "webui": f"`{WEBUI_FILE}`: the whole text encoder, its keys beginning with `text_model.`, for web UIs",
+    "diffusers": "what was tuned, in the folders of diffusers: `from_pretrained`, `load_lora_weights`",
+    "webui": "`text_encoder.safetensors`: each whole text encoder, under its published keys, for web UIs",
     "kohya": f"`{KOHYA_FILE}`: the adapters under the names of kohya, for A1111, ComfyUI and others",
     "pipeline": "`pipeline/`: the whole model with everything tuned in its place",
 }
@@ -40,7 +50,7 @@ CARD = Path(__file__).with_name("model_card.md.j2")
 def check(config: DictConfig, folder: Path) -> None:
     """Refuse what cannot be exported, before any model is loaded and before anything is written."""
     mix = Mix.of(config)
-    if not (mix.tuned or mix.unet):
+    if not (mix.tuned or mix.denoiser):
         raise UsageError("there is nothing tuned to export: give tuned.a=<run folder>")
     wanted = list(config.formats or [])
     if unknown := [name for name in wanted if name not in FORMATS]:
@@ -60,7 +70,7 @@ def only_run(mix: Mix) -> Path | None:
     encoders = [name for name in mix.all_weights if name != "original"]
     whole = (
         not mix.merge
-        and mix.unet is None
+        and mix.denoiser is None
         and len(mix.tuned) == 1
         and all(mix.all_weights.get(n) == 1 for n in encoders)
     )
@@ -77,133 +87,159 @@ def run(config: DictConfig, folder: Path) -> None:
     """Write every format, read each file back by the stock loaders, and the model card; then upload, if asked."""
     check(config, folder)
     mix = Mix.of(config)
-    model = load_model(config)
-    mix.load_unet(model)
-    schedule = mix.schedule(model, model.scheduler("ddim", 1))
+    opened = open_model(config, [mix])
+    model, (schedule,) = opened.model, opened.schedules
     (encoder,) = schedule.late
     formats = list(
         config.formats or [name for name in ("diffusers", "webui") if name != "webui" or encoder != "original"]
     )
-    if config.formats is None and lora_folders(mix):
+    adapters = [component_of(path) for path in lora_folders(mix)]
+    if config.formats is None and adapters and all(part in model.family.kohya for part in adapters):
         formats.append("kohya")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    unfinished = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
     try:
         for name in formats:
-            WRITERS[name](model, mix, encoder, partial)
-        (partial / "conditioning.json").write_text(json.dumps(as_own(schedule.to_dict(), encoder), indent=2))
-        write_card(config, mix, schedule.to_dict(), formats, partial)
+            WRITERS[name](model, mix, encoder, unfinished)
+        names = {encoder: TUNED} if encoder != ORIGINAL else {}
+        base = replace(Base.of(config.model), path=public(config.model.path))
+        write_record(model, base, schedule.renamed(names), parents_of(mix), unfinished)
+        write_card(config, mix, schedule.to_dict(), formats, unfinished)
         folder.mkdir(parents=True, exist_ok=True)
-        for path in partial.iterdir():
+        for path in unfinished.iterdir():
             path.rename(folder / path.name)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     if config.push_to_hub is not None:
         push(folder, config.push_to_hub)
 
 
-def as_own(schedule: dict, encoder: str) -> dict:
-    """A schedule as runs write it: what was tuned is called `tuned`."""
-    names = {encoder: "tuned"} if encoder != "original" else {}
-    stages = {
-        stage: {names.get(name, name): weight for name, weight in schedule[stage].items()}
-        for stage in ("late", "early")
-    }
-    return {**schedule, **stages}
+def parents_of(mix: Mix) -> list[dict]:
+    """The runs that a mix is made of."""
+    return [{"run": public(str(path)), "weight": mix.all_weights.get(name, 1.0)} for name, path in mix.tuned.items()]
 
 
-def write_diffusers(model: StableDiffusion, mix: Mix, encoder: str, folder: Path) -> None:
+def write_record(model: Model, base: Base, schedule: ConditioningSchedule, parents: list[dict], folder: Path) -> None:
+    """`run.json` of a folder that holds what was tuned, by which our own commands take it for a run."""
+    RunRecord(type(model.pipeline).__name__, base, parts_in(folder), schedule.to_dict(), parents).write(folder)
+
+
+def tuned_parts(model: Model, encoder: str) -> dict[str, nn.Module]:
+    """The text encoders of a reader that are not the pipeline's own, by diffusers' names."""
+    originals = model.encoders(ORIGINAL)
+    return {part: one for part, one in model.encoders(encoder).items() if one is not originals[part]}
+
+
+def write_diffusers(model: Model, mix: Mix, encoder: str, folder: Path) -> None:
     run_folder = only_run(mix)
     if run_folder is not None:
         for path in tuned_folders(run_folder):
             shutil.copytree(path, folder / path.name)
     else:
-        if encoder != "original":
-            write_text_encoder(model, encoder, folder / "text_encoder")
-        if model.tuned_unet:
-            model.unet.save_pretrained(folder / "unet")
-    if (folder / "text_encoder").exists():
-        read_back(model, encoder, folder / "text_encoder")
+        write_text_encoders(model, encoder, folder)
+        if model.tuned_denoiser:
+            model.denoiser.save_pretrained(folder / model.family.denoiser)
+    for part in tuned_parts(model, encoder):
+        if (folder / part).exists():
+            read_back(model, encoder, part, folder / part)
 
 
-def write_text_encoder(model: StableDiffusion, encoder: str, folder: Path) -> None:
-    """The whole encoder, adapters merged into its weights."""
-    plain = CLIPTextModel(model.text_encoders["original"].config)
-    plain.load_state_dict(plain_state(model.text_encoders[encoder]))
-    save_text_encoder(plain, folder)
+def write_text_encoders(model: Model, encoder: str, folder: Path) -> None:
+    """Every whole text encoder that was tuned, adapters merged into its weights."""
+    for part, tuned in tuned_parts(model, encoder).items():
+        save_whole(plain(model, part, tuned), folder / part)
 
 
-def read_back(model: StableDiffusion, encoder: str, folder: Path) -> None:
-    """Load a `text_encoder/` folder as others will, and refuse any key that is lost or changed."""
-    loaded, info = CLIPTextModel.from_pretrained(folder, output_loading_info=True, use_safetensors=True)
+def plain(model: Model, part: str, tuned: nn.Module) -> nn.Module:
+    """A text encoder without adapters, which are merged into its weights."""
+    module = copy.deepcopy(model.encoders(ORIGINAL)[part]).float()
+    module.load_state_dict(plain_state(tuned))
+    return module
+
+
+def read_back(model: Model, encoder: str, part: str, folder: Path) -> None:
+    """Load a text encoder's folder as others will, and refuse any key that is lost or changed."""
+    kind: Any = type(model.encoders(ORIGINAL)[part])
+    loaded, info = kind.from_pretrained(folder, output_loading_info=True, use_safetensors=True, dtype=torch.float32)
     lost = [*info["missing_keys"], *info["unexpected_keys"]]
-    wanted, found = plain_state(model.text_encoders[encoder]), loaded.state_dict()
+    wanted, found = plain_state(model.encoders(encoder)[part]), loaded.state_dict()
     lost += [key for key, value in wanted.items() if not torch.equal(value.float().cpu(), found[key].float())]
     if lost:
         raise RuntimeError(f"{folder}: {len(lost)} keys do not come back as they were, {lost[0]} among them")
 
 
-def write_webui(model: StableDiffusion, mix: Mix, encoder: str, folder: Path) -> None:
-    state = {prefixed(key): value.contiguous() for key, value in plain_state(model.text_encoders[encoder]).items()}
-    save_file(state, folder / WEBUI_FILE, metadata={"format": "pt"})
-    check_keys(load_file(folder / WEBUI_FILE), state, folder / WEBUI_FILE)
+def write_webui(model: Model, mix: Mix, encoder: str, folder: Path) -> None:
+    for part, tuned in tuned_parts(model, encoder).items():
+        stored = plain_state(tuned).items()
+        state = {published(key, tuned): value.detach().cpu().clone().contiguous() for key, value in stored}
+        file = folder / f"{part}.safetensors"
+        save_file(state, file, metadata={"format": "pt"})
+        check_keys(load_file(file), state, file)
 
 
-def write_kohya(model: StableDiffusion, mix: Mix, encoder: str, folder: Path) -> None:
-    """Adapters of both networks in one file; kohya's name for the only text encoder is `lora_te`."""
+def write_kohya(model: Model, mix: Mix, encoder: str, folder: Path) -> None:
+    """Adapters of all networks in one file; what tells them apart is how the names begin, see `Family.kohya`."""
+    names, file = model.family.kohya, folder / KOHYA_FILE
+    folders = lora_folders(mix)
+    if missing := [path.name for path in folders if component_of(path) not in names]:
+        raise UsageError(f"formats=[kohya]: there are no names for the adapters of {missing[0]} of this family")
     found: dict[str, Tensor] = {}
-    for path in lora_folders(mix):
-        state, alphas = read_lora(path / LORA_FILE, path.name.removesuffix("_lora"))
-        converted = {
-            key.replace("lora_te1_", "lora_te_"): value for key, value in convert_state_dict_to_kohya(state).items()
-        }
-        for key in [key for key in converted if key.endswith(".alpha")]:
-            alpha = next((a for name, a in alphas.items() if kohya_module(name) == key.removesuffix(".alpha")), None)
-            converted[key] = torch.tensor(float(alpha if alpha is not None else converted[key]))
-        if len(converted) != len(state) // 2 * 3:
-            raise RuntimeError(f"{path}: {len(state)} tensors became {len(converted)}")
-        found |= {key: value.contiguous() for key, value in converted.items()}
-    save_file(found, folder / KOHYA_FILE, metadata={"format": "pt"})
-    for path in lora_folders(mix):
-        part = path.name.removesuffix("_lora")
-        network = model.unet if part == "unet" else model.text_encoders["original"]
-        read = []
-        for file in (folder / KOHYA_FILE, path):
-            shared = copy.deepcopy(network, {id(parameter): parameter for parameter in network.parameters()})
-            add_adapters(shared, file, part, "again")
-            read.append(adapters_of(shared, "again"))
-        check_keys(read[0], read[1], folder / KOHYA_FILE)
+    for path in folders:
+        part = component_of(path)
+        state, alphas = read_lora(lora_file(path), part, model)
+        for down in downs_of(state):
+            layer, start = down.rpartition(".lora_A")[0], names[part]
+            name = f"{start}_{layer.replace('.', '_')}"
+            up = state[down.replace(".lora_A.", ".lora_B.")]
+            found[f"{name}.lora_down.weight"], found[f"{name}.lora_up.weight"] = state[down], up
+            found[f"{name}.alpha"] = torch.tensor(float(alphas.get(layer, len(state[down]))))
+    save_file({key: value.contiguous() for key, value in found.items()}, file, metadata={"format": "pt"})
+    check_keys(load_file(file), found, file)
+    for path in folders:
+        part = component_of(path)
+        network = model.denoiser if part == model.family.denoiser else model.encoders(ORIGINAL)[part]
+        if part in model.family.kohya_readers:
+            read = [changes_of(read_again(network, model, one, part), "again") for one in (file, path)]
+            check_keys(read[0], read[1], file, exactly=False)
 
 
-def adapters_of(network: nn.Module, name: str) -> dict[str, Tensor]:
-    """The matrices of a network's adapters of that name, and each one's scale."""
-    found = {key.replace(f".{name}.", "."): value for key, value in network.named_parameters() if f".{name}." in key}
+def read_again(network: nn.Module, model: Model, path: Path, part: str) -> nn.Module:
+    """A network with the adapters that a file or folder holds for it."""
+    shared = copy.deepcopy(network, {id(parameter): parameter for parameter in network.parameters()})
+    add_adapters(shared, model, path, part, "again")
+    return shared
+
+
+def changes_of(network: nn.Module, name: str) -> dict[str, Tensor]:
+    """What a network's adapters of that name add to each layer's weights."""
     layers = {key: layer for key, layer in network.named_modules() if name in getattr(layer, "scaling", {})}
-    return found | {f"{key}.scaling": torch.tensor(layer.scaling[name]) for key, layer in layers.items()}
+    return {
+        key: layer.scaling[name] * layer.lora_B[name].weight @ layer.lora_A[name].weight
+        for key, layer in layers.items()
+    }
 
 
-def kohya_module(alpha: str) -> str:
-    """kohya's name of the module that an alpha of diffusers belongs to."""
-    module = alpha.removesuffix(".alpha").replace("text_encoder.", "lora_te.").replace("unet.", "lora_unet.", 1)
-    return module.replace(".", "_")
-
-
-def write_pipeline(model: StableDiffusion, mix: Mix, encoder: str, folder: Path) -> None:
-    path = folder / "pipeline"
+def write_pipeline(model: Model, mix: Mix, encoder: str, folder: Path) -> None:
+    path, tuned = folder / "pipeline", tuned_parts(model, encoder)
     model.pipeline.save_pretrained(path)
-    write_vocabulary(path / "tokenizer")
-    if encoder != "original":
-        shutil.rmtree(path / "text_encoder")
-        write_text_encoder(model, encoder, path / "text_encoder")
-        read_back(model, encoder, path / "text_encoder")
-    again = StableDiffusionPipeline.from_pretrained(path, safety_checker=None, requires_safety_checker=False)
-    check_keys(again.unet.state_dict(), model.unet.state_dict(), path / "unet")
+    for part, original in model.encoders(ORIGINAL).items():
+        module = plain(model, part, tuned[part]) if part in tuned else original
+        if part in tuned or is_clip(module):
+            shutil.rmtree(path / part)
+            save_whole(module, path / part)
+            read_back(model, encoder, part, path / part)
+        write_vocabulary(path / part.replace("text_encoder", "tokenizer"))
+    again = DiffusionPipeline.from_pretrained(path, **model.family.load_options)
+    denoiser = model.family.denoiser
+    check_keys(getattr(again, denoiser).state_dict(), model.denoiser.state_dict(), path / denoiser)
 
 
 def write_vocabulary(folder: Path) -> None:
-    """`vocab.json` and `merges.txt`, which transformers 5 leaves out and everything before it needs."""
+    """`vocab.json` and `merges.txt` of a CLIP's tokenizer, which transformers 5 leaves out and all before it need."""
     model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    if model["type"] != "BPE":
+        return
     pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs, ""]), encoding="utf-8")
@@ -212,10 +248,11 @@ def write_vocabulary(folder: Path) -> None:
 WRITERS = {"diffusers": write_diffusers, "webui": write_webui, "kohya": write_kohya, "pipeline": write_pipeline}
 
 
-def check_keys(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: Path) -> None:
+def check_keys(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: Path, exactly: bool = True) -> None:
     """Refuse, loudly, a file that does not hold every tensor as it was."""
+    same = torch.equal if exactly else partial(torch.allclose, rtol=1e-4, atol=1e-7)
     lost = sorted(found.keys() ^ wanted.keys())
-    lost += [key for key in wanted if key in found and not torch.equal(found[key].cpu(), wanted[key].cpu())]
+    lost += [key for key in wanted if key in found and not same(found[key].cpu(), wanted[key].cpu())]
     if lost:
         raise RuntimeError(f"{where}: {len(lost)} keys do not come back as they were, {lost[0]} among them")
 
@@ -242,7 +279,7 @@ def write_card(config: DictConfig, mix: Mix, conditioning: Mapping, formats: lis
         prompts={name: public(run["config"].prompts.path) for name, run in said.items()},
         runs=said,
         mixed="" if only_run(mix) else str(mix),
-        parts=[path.name for path in folder.iterdir() if path.name.removesuffix("_lora") in PARTS],
+        parts=[path.name for path in tuned_folders(folder)],
         conditioning=conditioning,
         formats={name: FORMATS[name] for name in formats},
         picture=(folder / "before_after.png").exists(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -11,10 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from textcraftor.errors import UsageError
-from textcraftor.models.base import DiffusionModel
-from textcraftor.models.stable_diffusion import SCHEDULERS
+from textcraftor.models.base import Conditioning, Size
+from textcraftor.models.model import Model
+from textcraftor.models.sampler import Sampler
 from textcraftor.sampling.chain import Chain, denoise
 from textcraftor.sampling.conditioning import ConditioningSchedule
+
+SCHEDULERS = ("ddim", "euler", "dpmsolver++", "pndm")  # which of them a model knows depends on its family
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Sampling:
         steps: of the sampler.
         guidance_scale: 1 switches guidance off.
         height, width: in pixels.
-        negative_prompt: of the unconditional branch.
+        negative_prompt: of the unconditional branch; none is not the empty one to every model.
         scheduler: ddim, euler, dpmsolver++ or pndm.
 
     Raises:
@@ -36,7 +39,7 @@ class Sampling:
     guidance_scale: float
     height: int
     width: int
-    negative_prompt: str = ""
+    negative_prompt: str | None = None
     scheduler: str = "ddim"
 
     def __post_init__(self) -> None:
@@ -46,19 +49,35 @@ class Sampling:
         if self.scheduler not in SCHEDULERS:
             raise UsageError(f"sampling.scheduler={self.scheduler} must be one of {', '.join(SCHEDULERS)}")
 
-    def timesteps(self, model: DiffusionModel) -> Tensor:
-        """The sampler's timesteps, highest noise first; PNDM has one more than `steps`."""
-        return model.scheduler(self.scheduler, self.steps).timesteps
+    def with_steps(self, steps: int) -> Sampling:
+        """The same with another number of steps."""
+        return replace(self, steps=steps)
 
-    def chain(self, model: DiffusionModel, seeds: Sequence[int], **options) -> Chain:
+    @property
+    def size(self) -> Size:
+        return self.height, self.width
+
+    def sampler(self, model: Model) -> Sampler:
+        """A fresh sampler."""
+        return model.sampler(self.scheduler, self.steps, self.size)
+
+    def timesteps(self, model: Model) -> Tensor:
+        """The sampler's timesteps, highest noise first; PNDM has one more than `steps`."""
+        return self.sampler(model).timesteps
+
+    def encode(self, model: Model, prompts: Sequence[str], encoders: Iterable[str]) -> dict[str, Conditioning]:
+        """What each of these encoders says of the prompts, for as many branches as guidance needs."""
+        negatives = [self.negative_prompt] * len(prompts) if model.guided(self.guidance_scale) else None
+        return {name: model.encode(prompts, negatives, name, self.size) for name in encoders}
+
+    def chain(self, model: Model, seeds: Sequence[int], **options) -> Chain:
         """One pass for these seeds, see `Chain` for the options."""
-        scheduler = model.scheduler(self.scheduler, self.steps)
-        return Chain(model, scheduler, self.guidance_scale, seeds, self.height, self.width, **options)
+        return Chain(model, self.sampler(model), self.guidance_scale, seeds, self.height, self.width, **options)
 
 
 @torch.no_grad()
 def generate(
-    model: DiffusionModel,
+    model: Model,
     jobs: Sequence[tuple[str, int]],
     schedule: ConditioningSchedule,
     sampling: Sampling,
@@ -68,8 +87,7 @@ def generate(
     images = []
     for batch in batches(jobs, batch_size):
         prompts, seeds = map(list, zip(*batch, strict=True))
-        negative = [sampling.negative_prompt] * len(prompts)
-        encoded = {name: model.encode(prompts, negative, name) for name in schedule.encoders}
+        encoded = sampling.encode(model, prompts, schedule.encoders)
         chain = sampling.chain(model, seeds)
         latents = denoise(chain, chain.start(), chain.timesteps, partial(schedule.at, encoded))
         images.append(model.decode(latents).float().cpu())

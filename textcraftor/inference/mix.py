@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import DiffusionPipeline
 from omegaconf import DictConfig
 from torch import Tensor
 
 from textcraftor.errors import UsageError
-from textcraftor.models.base import Conditioning
-from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.inference.stock import stock_inputs
+from textcraftor.models.model import ORIGINAL, Model
+from textcraftor.models.run_record import Base, RunRecord, is_run
 from textcraftor.models.tuned import (
+    DENOISERS,
+    TEXT_ENCODERS,
     check_confined,
-    load_text_encoder,
-    load_unet,
+    load_denoiser,
+    load_text_encoders,
     merge_text_encoders,
-    read_json,
     tuned_folders,
 )
 from textcraftor.sampling.conditioning import ConditioningSchedule
 
-OWN_UNET, REST = "original", "rest"
+OWN, REST = "original", "rest"
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,9 @@ class Mix:
         timestep: instead of `last`, that noise level itself, as a training timestep. With neither, as the runs were
             tuned.
         merge: add up the encoders' weights (one encoder, no extra cost) instead of their embeddings (the paper's).
-        unet: a folder with a tuned UNet or adapters for one, or a LoRA's file; `original` leaves out what the runs
-            tuned of the UNet; nothing takes the UNet of the one run that has one.
-        unet_strength: of its adapters.
+        denoiser: a folder with a tuned denoiser or adapters for one, or a LoRA's file; `original` leaves out what the
+            runs tuned of the denoiser; nothing takes that of the one run that has one.
+        denoiser_strength: of its adapters.
 
     Raises:
         UsageError: before any model is loaded: names, folders and numbers that cannot be meant.
@@ -59,20 +58,20 @@ class Mix:
     last: tuple[int, int] | None = None
     timestep: int | None = None
     merge: bool = False
-    unet: str | Path | None = None
-    unet_strength: float = 1.0
+    denoiser: str | Path | None = None
+    denoiser_strength: float = 1.0
     _loaded: WeakKeyDictionary = field(default_factory=WeakKeyDictionary, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, run in self.tuned.items():
-            if not (Path(run) / "conditioning.json").exists():
-                raise UsageError(f"tuned.{name}={run} holds no conditioning.json: give the folder of a finished run")
+            if not is_run(Path(run)):
+                raise UsageError(f"tuned.{name}={run} holds no run.json: give the folder of a finished run")
             check_confined(Path(run))
         encoders = self._encoders()
         for name, weight in self.weights.items():
-            if name not in ("original", *encoders):
+            if name not in (ORIGINAL, *encoders):
                 untuned = f"; {self.tuned[name]} tuned no text encoder" if name in self.tuned else ""
-                raise UsageError(f"mix.{name}={weight} must name one of {', '.join(['original', *encoders])}{untuned}")
+                raise UsageError(f"mix.{name}={weight} must name one of {', '.join([ORIGINAL, *encoders])}{untuned}")
             if weight != REST and not (isinstance(weight, (int, float)) and math.isfinite(weight)):
                 raise UsageError(f"mix.{name}={weight} must be a finite number, or {REST}")
         rests = [name for name, weight in self.weights.items() if weight == REST]
@@ -90,21 +89,22 @@ class Mix:
         if self.weights and not any(self.all_weights.values()):
             raise UsageError("every weight of the mix is 0: nothing would condition the picture")
         self._switch()
-        self._unet_folder()
+        self._denoiser_folder()
 
     @classmethod
     def of(cls, config: DictConfig, **weights: float) -> Mix:
-        """What the keys tuned, mix, switch, merge and unet of a command mean, with some weights changed."""
+        """What the keys tuned, mix, switch, merge and denoiser of a command mean, with some weights changed."""
+        check_base(config.tuned, config)
         last = None if config.switch.last is None else (config.switch.last, config.sampling.steps)
         given = dict(config.mix) | weights
-        return cls(dict(config.tuned), given, last, config.switch.timestep, config.merge, **unet_of(config))
+        return cls(dict(config.tuned), given, last, config.switch.timestep, config.merge, **denoiser_of(config))
 
     @property
     def all_weights(self) -> dict[str, float]:
         """With the original encoder's, and without those that are 0."""
         given = self.weights or dict.fromkeys(self._encoders(), 1.0)
         found = {name: float(weight) for name, weight in given.items() if weight != REST}
-        takes = next((name for name, weight in given.items() if weight == REST), "original")
+        takes = next((name for name, weight in given.items() if weight == REST), ORIGINAL)
         found.setdefault(takes, 1.0 - sum(found.values()))
         return {name: weight for name, weight in found.items() if abs(weight) > 1e-9}
 
@@ -113,7 +113,12 @@ class Mix:
         return " + ".join(f"{weight:g} {name}" for name, weight in self.all_weights.items())
 
     def _encoders(self) -> list[str]:
-        return [name for name, run in self.tuned.items() if tuned_folders(Path(run), ["text_encoder"])]
+        return [name for name, run in self.tuned.items() if tuned_folders(Path(run), TEXT_ENCODERS)]
+
+    @property
+    def tunes_denoiser(self) -> bool:
+        """Whether the denoiser is not the model's own."""
+        return self._denoiser_folder() is not None
 
     def _switch(self) -> tuple[int, bool] | None:
         """The noise level from which on the runs want them, and whether that is everywhere."""
@@ -127,134 +132,111 @@ class Mix:
             )
         return next(((one.switch_timestep, one.early == one.late) for one in schedules.values()), None)
 
-    def _unet_folder(self) -> Path | None:
-        if self.unet == OWN_UNET:
+    def _denoiser_folder(self) -> Path | None:
+        if self.denoiser == OWN:
             return None
-        if self.unet is not None:
-            if not Path(self.unet).exists():
-                raise UsageError(f"unet.path={self.unet} does not exist: give a folder, a LoRA's file, or {OWN_UNET}")
-            return Path(self.unet)
-        runs = {name: Path(run) for name, run in self.tuned.items() if tuned_folders(Path(run), ["unet"])}
+        if self.denoiser is not None:
+            if not Path(self.denoiser).exists():
+                raise UsageError(
+                    f"denoiser.path={self.denoiser} does not exist: give a folder, a LoRA's file, or {OWN}"
+                )
+            return Path(self.denoiser)
+        runs = {name: Path(run) for name, run in self.tuned.items() if tuned_folders(Path(run), DENOISERS)}
         if len(runs) > 1:
             raise UsageError(
-                f"{' and '.join(runs)} each tuned a UNet: choose one with unet.path, or unet.path={OWN_UNET}"
+                f"{' and '.join(runs)} each tuned a denoiser: choose one with denoiser.path, or denoiser.path={OWN}"
             )
         return next(iter(runs.values()), None)
 
-    def schedule(self, model: StableDiffusion, scheduler: SchedulerMixin) -> ConditioningSchedule:
+    def schedule(self, model: Model, timesteps_of: Callable[[int], Tensor] | None = None) -> ConditioningSchedule:
         """Load what is not in the model yet; returns which encoder conditions which noise level.
 
         Args:
-            scheduler: the sampler that `last` counts the steps of.
+            timesteps_of: a number of steps, the highest noise first, as the sampler takes them that `last` counts.
         """
         for name in self._encoders():
-            if name not in model.text_encoders:
-                load_text_encoder(model, Path(self.tuned[name]), name)
-        weights, original = self.all_weights, {"original": 1.0}
+            if name not in model.readers:
+                load_text_encoders(model, Path(self.tuned[name]), name)
+        weights, original = self.all_weights, {ORIGINAL: 1.0}
         if self.merge and len(weights) > 1:
             name = str(self)
-            if name not in model.text_encoders:
+            if name not in model.readers:
                 merge_text_encoders(model, weights, name)
             weights = {name: 1.0}
         if self.last is not None:
             n, steps = self.last
-            scheduler.set_timesteps(steps)
-            return ConditioningSchedule(int(scheduler.timesteps[-n]), weights, original)
+            if timesteps_of is None:
+                raise UsageError("last= counts a sampler's steps: give timesteps_of, or timestep= instead of last=")
+            return ConditioningSchedule(int(timesteps_of(steps)[-n]), weights, original)
         if self.timestep is not None:
             return ConditioningSchedule(self.timestep, weights, original)
         switch, everywhere = self._switch() or (0, True)
         return ConditioningSchedule(switch, weights, weights if everywhere else original)
 
-    def load_unet(self, model: StableDiffusion) -> None:
-        """Put the mix's UNet in the model's place, where it has one."""
-        folder = self._unet_folder()
+    def load_denoiser(self, model: Model) -> None:
+        """Put the mix's denoiser in the model's place, where it has one."""
+        folder = self._denoiser_folder()
         if folder is not None:
-            load_unet(model, folder, self.unet_strength)
+            load_denoiser(model, folder, self.denoiser_strength)
 
-    @torch.no_grad()
     def inputs(
         self,
         pipe: DiffusionPipeline,
         prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = None,
         **arguments,
     ) -> dict[str, Any]:
-        """Arguments for any Stable Diffusion pipeline of diffusers, img2img, inpainting and ControlNet among them:
-        `pipe(**mix.inputs(pipe, prompt, num_inference_steps=25), image=...)`. The UNet stays the pipeline's own.
+        """Arguments for a stock pipeline, img2img, inpainting and ControlNet among them:
+        `pipe(**mix.inputs(pipe, prompt, num_inference_steps=25), image=...)`. The denoiser stays the pipeline's own.
 
         Args:
             prompt, negative_prompt: one, or one each.
-            arguments: the pipeline's own; the number of steps and the strength belong here, for the first step's
-                conditioning depends on them. They are returned with the rest.
+            arguments: the pipeline's own; the number of steps, the size and the strength belong here, for the first
+                step's conditioning depends on them. They are returned with the rest.
+
+        Raises:
+            UsageError: the mix switches encoders, and this pipeline cannot change between steps what they say.
         """
-        model = StableDiffusion(pipe)
-        model.text_encoders |= {name: encoder.to(model.device) for name, encoder in self._loaded.get(pipe, {}).items()}
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
-        schedule = self.schedule(model, type(pipe.scheduler).from_config(pipe.scheduler.config))
-        self._loaded[pipe] = {name: part for name, part in model.text_encoders.items() if name != "original"}
-        encoded = {name: model.encode(prompts, negatives, name) for name in schedule.encoders}
-        first = schedule.at(encoded, first_timestep(pipe, arguments))
-        found = {
-            **arguments,
-            "prompt_embeds": first.prompt_embeds,
-            "negative_prompt_embeds": first.negative_prompt_embeds,
+        model = Model(pipe)
+        for name, encoders in self._loaded.get(pipe, {}).items():
+            model.add_reader(name, {part: encoder.to(model.device) for part, encoder in encoders.items()})
+        found = stock_inputs(model, self.schedule, prompt, negative_prompt, arguments)
+        self._loaded[pipe] = {
+            name: {part: one for part, one in model.encoders(name).items() if one is not getattr(pipe, part)}
+            for name in model.readers
+            if name != ORIGINAL
         }
-        if schedule.early == schedule.late:
-            return found
-        wanted = list(
-            dict.fromkeys(["prompt_embeds", *arguments.get("callback_on_step_end_tensor_inputs", ["latents"])])
-        )
-        theirs = arguments.get("callback_on_step_end")
-        switch = partial(switch_embeds, partial(schedule.at, encoded), theirs)
-        return found | {"callback_on_step_end": switch, "callback_on_step_end_tensor_inputs": wanted}
+        return found
 
 
-def unet_of(config: DictConfig) -> dict[str, Any]:
-    """What a command's key unet means, as options of `Mix`."""
-    return {"unet": config.unet.path, "unet_strength": config.unet.strength}
+def check_base(tuned: Mapping[str, str], config: DictConfig) -> None:
+    """Refuse runs that were tuned on another model than the configuration's, unless it allows that."""
+    if config.any_base:
+        return
+    ours = Base.of(config.model)
+    for name, run in tuned.items():
+        if not is_run(Path(run)):
+            raise UsageError(f"tuned.{name}={run} holds no run.json: give the folder of a finished run")
+        base = RunRecord.read(Path(run)).base
+        if base is not None and not base.is_same(ours):
+            raise UsageError(
+                f"tuned.{name}={run} was tuned on {base.path}, and model.path={ours.path} is another model: "
+                "leave model= and model.path= out to take the run's, or any_base=true to put its parts into this one"
+            )
+
+
+def denoiser_of(config: DictConfig) -> dict[str, Any]:
+    """What a command's key denoiser means, as options of `Mix`."""
+    return {"denoiser": config.denoiser.path, "denoiser_strength": config.denoiser.strength}
 
 
 def read_schedule(run: Path) -> ConditioningSchedule:
-    """The schedule that a run was tuned with, from its `conditioning.json`."""
-    file = run / "conditioning.json"
-    stored = read_json(file)
+    """The schedule that a run was tuned with."""
+    stored = RunRecord.read(run).conditioning
     try:
         stages = [{str(name): float(weight) for name, weight in stored[stage].items()} for stage in ("late", "early")]
         return ConditioningSchedule(int(stored["switch_timestep"]), *stages)
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise UsageError(
-            f"{file}: {error!r}; it must give switch_timestep, late and early, as runs write it"
+            f"{run}: conditioning: {error!r}; it must give switch_timestep, late and early, as runs write it"
         ) from error
-
-
-def first_timestep(pipe: Any, arguments: Mapping[str, Any]) -> Tensor:
-    """Of the steps that a pipeline will take with these arguments."""
-    defaults = {name: given.default for name, given in inspect.signature(pipe.__call__).parameters.items()}
-    chosen = {**defaults, **arguments}
-    own = {name: chosen[name] for name in ("timesteps", "sigmas") if chosen.get(name) is not None}
-    pipe.scheduler.set_timesteps(**own or {"num_inference_steps": chosen["num_inference_steps"]})
-    if not hasattr(pipe, "get_timesteps"):
-        return pipe.scheduler.timesteps[0]
-    return pipe.get_timesteps(
-        len(pipe.scheduler.timesteps) if own else chosen["num_inference_steps"], chosen["strength"], "cpu"
-    )[0][0]
-
-
-def switch_embeds(
-    conditioning_at: Callable[[Tensor], Conditioning],
-    theirs: Callable | None,
-    pipe: Any,
-    step: int,
-    t: Tensor,
-    tensors: dict[str, Tensor],
-) -> dict[str, Tensor]:
-    """A pipeline's `callback_on_step_end`: the embeddings for the step that comes next."""
-    tensors = theirs(pipe, step, t, tensors) if theirs else tensors
-    steps = pipe.scheduler.timesteps[-pipe.num_timesteps :]
-    if step + 1 < len(steps):
-        now, conditioning = tensors["prompt_embeds"], conditioning_at(steps[step + 1])
-        both = [conditioning.negative_prompt_embeds] * pipe.do_classifier_free_guidance + [conditioning.prompt_embeds]
-        embeds = torch.cat(both).to(now)
-        tensors["prompt_embeds"] = embeds.repeat_interleave(len(now) // len(embeds), 0)
-    return tensors

@@ -14,8 +14,8 @@ from textcraftor.data.prompts import read_prompts
 from textcraftor.errors import UsageError, at_least, check_seeds
 from textcraftor.inference.generate import Sampling, generate, grid
 from textcraftor.inference.mix import Mix
+from textcraftor.inference.opening import open_model
 from textcraftor.inference.pictures import contact_sheet, save_png, to_pil
-from textcraftor.models.loading import dtype_of, freeze, load_model
 
 
 def prompts_of(config: DictConfig) -> list[str]:
@@ -55,20 +55,16 @@ def run(config: DictConfig, folder: Path) -> None:
     which they are a data set, and `contact_sheet.png`: a prompt a row and a seed a column, or with a grid its cells
     for every prompt and seed."""
     check(config, folder)
-    prompts, sampling = prompts_of(config), Sampling(**config.sampling)
-    model = load_model(config)
-    model.check_prompts([*prompts, sampling.negative_prompt])
-    cells = list(mixes(config))
-    cells[0][1].load_unet(model)
-    schedules = [mix.schedule(model, model.scheduler(sampling.scheduler, 1)) for _, mix in cells]
-    freeze(model, dtype_of(config, "dtype")[0])
+    prompts, cells = prompts_of(config), list(mixes(config))
+    opened = open_model(config, [mix for _, mix in cells], prompts)
+    model, sampling, schedules = opened.model, opened.sampling, opened.schedules
     upsampler = upsampler_of(config)
     read = dict(zip(prompts, upsampler(prompts) if upsampler else prompts, strict=True))
     jobs, found, lines = grid(prompts, config.seeds), [], []
     folder.mkdir(parents=True, exist_ok=True)
     for (cell, _), schedule in zip(cells, schedules, strict=True):
         images = generate(model, [(read[prompt], seed) for prompt, seed in jobs], schedule, sampling, config.batch_size)
-        settings = {key: OmegaConf.to_container(config[key]) for key in ("tuned", "unet", "sampling")}
+        settings = {key: OmegaConf.to_container(config[key]) for key in ("tuned", "denoiser", "sampling")}
         settings |= {"model": config.model.path, "conditioning": schedule.to_dict()}
         label = " ".join(f"{name}={weight:g}" for name, weight in cell.items())
         for (prompt, seed), image in zip(jobs, images, strict=True):

@@ -1,83 +1,181 @@
-"""What every diffusion model offers to the chain, and what conditions its denoiser."""
+"""What the text says to a denoiser, and what each family of models must say about itself."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
-from diffusers import SchedulerMixin
+from diffusers import DiffusionPipeline, SchedulerMixin
 from jaxtyping import Float
 from torch import Tensor
+
+from textcraftor.models.noise import NoiseSchedule
+from textcraftor.models.sampler import Sampler
+
+Size = tuple[int, int]  # height, width of a picture in pixels
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One branch of guidance, under the denoiser's own argument names; the first axis of every tensor is the batch.
+
+    Args:
+        mixed: what encoders say, as hidden states and pooled embeddings: weighted sums of encoders go over these.
+        fixed: what every encoder leaves as it is, as SDXL's time ids.
+    """
+
+    mixed: Mapping[str, Tensor]
+    fixed: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Branch:
+        """The same branch with every tensor changed."""
+        mixed, fixed = ({name: change(one) for name, one in part.items()} for part in (self.mixed, self.fixed))
+        return Branch(mixed, fixed)
+
+    @staticmethod
+    def cat(branches: Sequence[Branch]) -> Branch:
+        """Several branches' rows after each other."""
+        parts = [[branch.mixed for branch in branches], [branch.fixed for branch in branches]]
+        mixed, fixed = ({name: torch.cat([one[name] for one in part]) for name in part[0]} for part in parts)
+        return Branch(mixed, fixed)
+
+    @staticmethod
+    def mix(parts: Mapping[str, Branch], weights: Mapping[str, float]) -> Branch:
+        """The weighted sum of several encoders' embeddings (TextCraftor, section 3.4)."""
+        one = parts[next(iter(weights))]
+        mixed: dict[str, Any] = {
+            key: sum(weight * parts[name].mixed[key] for name, weight in weights.items()) for key in one.mixed
+        }
+        return Branch(mixed, one.fixed)
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the text says to the denoiser, for both branches of classifier-free guidance.
+    """What the text says to the denoiser.
 
     Args:
-        prompt_embeds: the conditional branch.
-        negative_prompt_embeds: the unconditional branch: the negative prompt, or the empty one.
+        prompt: the conditional branch.
+        negative: the unconditional branch: the negative prompt or the empty one; None without classifier-free guidance.
     """
 
-    prompt_embeds: Float[Tensor, "batch tokens width"]
-    negative_prompt_embeds: Float[Tensor, "batch tokens width"]
+    prompt: Branch
+    negative: Branch | None
+
+    @property
+    def branches(self) -> tuple[Branch, Branch | None]:
+        return self.prompt, self.negative
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
         """The same conditioning with every tensor changed."""
-        return Conditioning(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
+        return Conditioning(self.prompt.map(change), None if self.negative is None else self.negative.map(change))
+
+    def row(self, index: int) -> Conditioning:
+        """That of one sample alone."""
+        return self.map(lambda tensor: tensor[index : index + 1])
 
     @staticmethod
     def mix(parts: Mapping[str, Conditioning], weights: Mapping[str, float]) -> Conditioning:
         """The weighted sum of several encoders' embeddings, both branches alike (TextCraftor, section 3.4)."""
-        return Conditioning(
-            **{
-                field.name: sum(weights[name] * getattr(parts[name], field.name) for name in weights)
-                for field in fields(Conditioning)
-            }
-        )
+        prompts = Branch.mix({name: parts[name].prompt for name in weights}, weights)
+        negatives = {name: parts[name].negative for name in weights}
+        if any(one is None for one in negatives.values()):
+            return Conditioning(prompts, None)
+        return Conditioning(prompts, Branch.mix(negatives, weights))  # type: ignore[arg-type]
 
 
-@runtime_checkable
-class DiffusionModel(Protocol):
-    """A text-to-image model as the chain sees it. Latents are scaled as the denoiser wants them."""
+class Family(ABC):
+    """What tells one family of models from another; everything else is written once, in `Model`.
 
-    @property
-    def device(self) -> torch.device: ...
+    Attributes:
+        pipelines: how the names of its pipelines' classes in diffusers begin.
+        single_files: a tensor by which a single-file checkpoint of this family is known, and the pipeline for it.
+        denoiser: diffusers' name of the component: `unet` or `transformer`.
+        text_encoders: diffusers' names of the components that read prompts.
+        arguments: of a branch's tensors, the names that the pipeline's call gives them; for the negative branch they
+            begin with `negative_`.
+        switchable: of a branch's tensors, the names under which the pipeline's step callback can change them.
+        joined: whether the callback sees the negative branch, before the prompt's in one tensor.
+        lora_targets: ends of the names of the layers that LoRA adapts, by kind of part: `text_encoder` and so on, and
+            `denoiser`.
+        kohya: what begins the names of a part's adapters in kohya's files; a part that is missing is not exported so.
+        kohya_readers: the parts whose adapters diffusers reads from kohya's files.
+        hidden_layers: the indices of the hidden states that `encode` asks text encoders for.
+        load_options: for the pipeline's `from_pretrained`.
+    """
 
-    def encode(self, prompts: Sequence[str], negative_prompts: Sequence[str], encoder: str) -> Conditioning:
-        """Embed prompts with the text encoder of that name (`original`, or a tuned one's)."""
+    pipelines: ClassVar[str]
+    single_files: ClassVar[Mapping[str, str]] = {}
+    denoiser: ClassVar[str]
+    text_encoders: ClassVar[tuple[str, ...]]
+    arguments: ClassVar[Mapping[str, str]]
+    switchable: ClassVar[Mapping[str, str]]
+    joined: ClassVar[bool] = True
+    lora_targets: ClassVar[Mapping[str, tuple[str, ...]]]
+    kohya: ClassVar[Mapping[str, str]] = {}
+    kohya_readers: ClassVar[tuple[str, ...]] = ()
+    hidden_layers: ClassVar[tuple[int, ...]] = (-2,)
+    load_options: ClassVar[Mapping[str, Any]] = {}
 
-    def noise(self, seeds: Sequence[int], height: int, width: int) -> Float[Tensor, "batch channels h w"]:
-        """Unit noise, each from a generator of its own seed: it does not depend on the batch."""
+    @abstractmethod
+    def encode(self, reader: DiffusionPipeline, texts: Sequence[str], size: Size) -> Branch:
+        """What a pipeline's text encoders say of each text, with gradients; size matters where a family says it."""
 
-    def scheduler(self, name: str, steps: int) -> SchedulerMixin:
-        """A fresh deterministic sampler of that name with its timesteps set, highest noise first, on the CPU."""
-
+    @abstractmethod
     def predict(
         self,
+        pipe: DiffusionPipeline,
         latents: Float[Tensor, "batch channels h w"],
         t: Tensor,
-        prompt_embeds: Float[Tensor, "batch tokens width"],
+        branch: Branch,
+        guidance: float,
     ) -> Float[Tensor, "batch channels h w"]:
-        """The denoiser's raw output (epsilon or v) at one timestep."""
+        """The denoiser's raw output at timesteps `t`, one or (batch,); guidance is for those that embed its scale."""
 
-    def to_x0(
-        self,
-        output: Float[Tensor, "batch channels h w"],
-        t: Tensor,
-        latents: Float[Tensor, "batch channels h w"],
-    ) -> Float[Tensor, "batch channels h w"]:
-        """The clean latents that an output of `predict` at these latents stands for."""
+    @abstractmethod
+    def latent_shape(self, pipe: DiffusionPipeline, size: Size) -> tuple[int, int, int]:
+        """Channels, height and width of a picture's latents, as `predict` takes them."""
 
-    def add_noise(
-        self, latents: Float[Tensor, "batch channels h w"], noise: Float[Tensor, "batch channels h w"], t: Tensor
-    ) -> Float[Tensor, "batch channels h w"]:
-        """Clean latents at the noise level of a timestep, as `predict` wants them."""
+    @abstractmethod
+    def multiple(self, pipe: DiffusionPipeline) -> int:
+        """Pixels that both sides of a picture must be multiples of."""
 
-    def checkpoint_blocks(self, unet: bool, decoder: bool) -> None:
-        """Whether the backward pass computes activations again block by block, and the decoder's picture by picture."""
+    def bucket_step(self, pipe: DiffusionPipeline) -> int:
+        """Pixels by which the sides of pictures of other aspect ratios differ."""
+        return self.multiple(pipe)
 
-    def decode(self, latents: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch 3 height width"]:
-        """Images in [0, 1]."""
+    @abstractmethod
+    def noise_schedule(self, pipe: DiffusionPipeline) -> NoiseSchedule:
+        """How much signal and noise there is at each timestep, and what the denoiser predicts."""
+
+    @abstractmethod
+    def set_timesteps(self, pipe: DiffusionPipeline, scheduler: SchedulerMixin, steps: int, size: Size) -> None:
+        """As the stock pipeline does it; flows spend more time at high noise for larger pictures."""
+
+    @abstractmethod
+    def sampler(self, pipe: DiffusionPipeline, name: str, steps: int, size: Size) -> Sampler:
+        """A fresh sampler of that name with its timesteps set as the stock pipeline sets them.
+
+        Raises:
+            UsageError: this family has no sampler of that name, or not so many steps.
+        """
+
+    def guided(self, pipe: DiffusionPipeline, guidance_scale: float) -> bool:
+        """Whether this guidance scale means classifier-free guidance, with a second branch."""
+        return guidance_scale > 1
+
+    def no_prompt(self, pipe: DiffusionPipeline, branch: Branch) -> Branch | None:
+        """The second branch where there is no negative prompt, from one of the same shape; None: the empty prompt's."""
+        return None
+
+    def to_latents(self, pipe: DiffusionPipeline, encoded: Float[Tensor, "batch channels h w"]) -> Tensor:
+        """What the VAE encodes, as the denoiser wants it."""
+        config = pipe.vae.config
+        return (encoded - (config.get("shift_factor") or 0.0)) * config.scaling_factor
+
+    def from_latents(self, pipe: DiffusionPipeline, latents: Float[Tensor, "batch channels h w"]) -> Tensor:
+        """The inverse of `to_latents`."""
+        config = pipe.vae.config
+        return latents / config.scaling_factor + (config.get("shift_factor") or 0.0)

@@ -1,33 +1,99 @@
-"""The model that a configuration names, on the device and in the precision that it names."""
+"""The model that a configuration names, each part on the device and in the precision that it is needed in."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
 import torch
+from diffusers import DiffusionPipeline
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from safetensors import safe_open
 
+from textcraftor.assets import loading
 from textcraftor.errors import UsageError
-from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.models.model import ORIGINAL, Model, families, family_of
 from textcraftor.models.tuning import cast_frozen
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_model(config: DictConfig) -> StableDiffusion:
-    """Build `config.model` on `config.device`, in float32: what learns starts from that."""
+def load_model(config: DictConfig, dtypes: Mapping[str, torch.dtype] | None = None) -> Model:
+    """Build `config.model` on `config.device`.
+
+    Args:
+        dtypes: of parts, `denoiser` whatever diffusers calls it, `default` for the others; float32 unless said.
+    """
     device = device_of(config.device)
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)
-    return instantiate(config.model.load, device=device)
+    return Model(instantiate(config.model.load, device=device, dtypes=dtypes))
 
 
-def freeze(model: StableDiffusion, dtype: torch.dtype) -> None:
+def load_pipeline(
+    path: str, device: str = "cpu", dtypes: Mapping[str, torch.dtype] | None = None, config: str | None = None
+) -> DiffusionPipeline:
+    """A frozen pipeline from a diffusers folder, a single-file `.safetensors` checkpoint or a hub id.
+
+    Args:
+        dtypes: each part is read in its own at once, which spares the memory of a larger one.
+        config: of a single file, a folder or hub id in diffusers' layout for what it does not hold, as tokenizers.
+
+    Raises:
+        UsageError: a local path that is not there, a folder that is no pipeline, or one of no family that is known.
+    """
+    local = Path(path).expanduser()
+    looks_local = path.startswith((".", "/", "~")) or local.suffix in (".safetensors", ".ckpt")
+    if looks_local and not local.exists():
+        raise UsageError(f"model.path={path} does not exist: give a diffusers folder, a .safetensors file or a hub id")
+    if local.is_dir() and not (local / "model_index.json").exists():
+        raise UsageError(f"model.path={path} has no model_index.json: it is not a diffusers pipeline folder")
+    source = str(local) if local.exists() else path
+    dtype: Any = {"default": torch.float32, **(dtypes or {})}
+    with loading(path, "model.path", "a diffusion pipeline"):
+        if local.is_file():
+            kind = getattr(diffusers, class_of_file(local))
+            options = {} if config is None else {"config": config}
+            pipeline = kind.from_single_file(source, dtype=dtype["default"], **options)
+        else:
+            family = family_of(DiffusionPipeline.load_config(source)["_class_name"])
+            dtype = {family.denoiser if part == "denoiser" else part: kind for part, kind in dtype.items()}
+            pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, **family.load_options)
+    return frozen(pipeline.to(device))
+
+
+def class_of_file(file: Path) -> str:
+    """The pipeline that a single-file checkpoint is for, by the names of its tensors."""
+    if file.suffix != ".safetensors":
+        raise UsageError(f"model.path={file} is not a .safetensors file: convert it, pickles can run code")
+    with safe_open(file, "pt") as stored:
+        names = set(stored.keys())
+    kinds = {key: kind for family in families() for key, kind in family.single_files.items()}
+    known = next((kind for key, kind in kinds.items() if key in names), None)
+    if known is None:
+        raise UsageError(f"model.path={file} is a checkpoint of no family that is known here")
+    return known
+
+
+def frozen(pipeline: DiffusionPipeline) -> DiffusionPipeline:
+    """The pipeline, none of whose parts learns."""
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval().requires_grad_(False)
+    return pipeline
+
+
+def freeze(model: Model, dtype: torch.dtype) -> None:
     """Store whatever was never tuned and does not learn in this dtype: what tuning changed, rounding would lose.
 
-    The VAE stays in float32 beside float16: activations of Stable Diffusion's own leave its range.
+    The VAE stays in float32 beside float16: activations of Stable Diffusion's and SDXL's own leave its range.
     """
     model.compute_dtype = dtype
-    cast_frozen([model.text_encoders["original"]] + ([] if model.tuned_unet else [model.unet]), dtype)
+    cast_frozen([*model.encoders(ORIGINAL).values()], dtype)
+    cast_frozen([] if model.tuned_denoiser else [model.denoiser], dtype)
     cast_frozen([model.vae], torch.float32 if dtype == torch.float16 else dtype)
 
 

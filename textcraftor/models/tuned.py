@@ -12,29 +12,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from diffusers.utils.peft_utils import scale_lora_layers
+from peft import LoraConfig
+from peft.utils import set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from textcraftor.errors import UsageError
-from textcraftor.models.stable_diffusion import StableDiffusion
-from textcraftor.models.tuning import LORA_FILE, PARTS, prefixed
+from textcraftor.models.model import ORIGINAL, Model
+from textcraftor.models.saving import LORA_FILE, PEFT_FILE, PREFIX, plain_state, published, weights_of
 
-UNET_STEM = "diffusion_pytorch_model"
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+DENOISERS = ("unet", "transformer")
+COMPONENTS = (*TEXT_ENCODERS, *DENOISERS)  # diffusers' names of whatever can be tuned
+STEMS = dict.fromkeys(TEXT_ENCODERS, "model") | dict.fromkeys(DENOISERS, "diffusion_pytorch_model")
 
 
-def tuned_folders(run: Path, parts: Sequence[str] = PARTS) -> list[Path]:
+def tuned_folders(run: Path, components: Sequence[str] = COMPONENTS) -> list[Path]:
     """The folders of what a run tuned."""
-    paths = [path for part in parts for path in (run / part, run / f"{part}_lora")]
+    paths = [path for part in components for path in (run / part, run / f"{part}_lora")]
     return [path for path in paths if path.is_dir()]
+
+
+def component_of(folder: Path) -> str:
+    """diffusers' name of the component that a folder of a run holds, whole or as adapters."""
+    return folder.name.removesuffix("_lora")
 
 
 def check_confined(run: Path) -> None:
     """Refuse a run with a link that leads out of its folder; in the hub's cache, out of its repository's."""
     root = run.resolve()
     root = root.parents[1] if root.parent.name == "snapshots" else root
-    paths = [run / "conditioning.json", run / "config.yaml", run / "summary.json", run / "before_after.png"]
+    names = ("run.json", "conditioning.json", "config.yaml", "summary.json", "before_after.png")
+    paths = [run / name for name in names]
     for folder in tuned_folders(run):
         paths += [folder, *folder.rglob("*")]
     for path in paths:
@@ -42,49 +53,55 @@ def check_confined(run: Path) -> None:
             raise UsageError(f"{path} leads out of {run}, to {path.resolve()}: take the link away")
 
 
-def load_text_encoder(model: StableDiffusion, run: Path, name: str, strength: float = 1.0) -> None:
-    """Add a run's text encoder, whole or as adapters, to a model under a name, frozen, in float32.
+def load_text_encoders(model: Model, run: Path, name: str, strength: float = 1.0) -> None:
+    """Add a run's text encoders, whole or as adapters, to a model under a name, frozen, in float32.
 
     Raises:
-        UsageError: nothing there, keys missing, or an encoder of another shape than the model's own.
+        UsageError: nothing there, keys missing, encoders of another shape than the model's own, or parts that it lacks.
     """
-    original = model.text_encoders["original"]
-    found = tuned_folders(run, ["text_encoder"])
-    if not found:
+    originals, encoders = model.encoders(ORIGINAL), dict[str, nn.Module]()
+    folders = tuned_folders(run, TEXT_ENCODERS)
+    if not folders:
         raise UsageError(f"{run} holds no text_encoder and no text_encoder_lora: give the folder of a finished run")
-    for folder in found:
-        if folder.name == "text_encoder":
+    for folder in folders:
+        part = component_of(folder)
+        if part not in originals:
+            raise UsageError(f"{run} tuned a {part}, which this model does not have: another base model?")
+        original = encoders.get(part, originals[part])
+        if folder.name == part:
             encoder = copy.deepcopy(original).float()
-            own = {prefixed(key): key for key in encoder.state_dict() if not key.endswith("position_ids")}
-            stored = read_like({key: encoder.state_dict()[own[key]] for key in own}, folder, "model")
+            own = {published(key, encoder): key for key in weights_of(encoder)}
+            stored = read_like({key: encoder.state_dict()[own[key]] for key in own}, folder, STEMS[part])
             encoder.load_state_dict({own[key]: value for key, value in stored.items()}, strict=False)
         else:
             encoder = copy.deepcopy(original, {id(parameter): parameter for parameter in original.parameters()})
-            add_adapters(encoder, folder, "text_encoder", name)
+            add_adapters(encoder, model, folder, part, name)
             scale_lora_layers(encoder, strength)
-        model.text_encoders[name] = encoder.to(model.device).eval().requires_grad_(False)
+        encoders[part] = encoder.to(model.device).eval().requires_grad_(False)
+    model.add_reader(name, encoders)
 
 
-def load_unet(model: StableDiffusion, folder: Path, strength: float = 1.0) -> None:
-    """Put a tuned UNet's weights in the place of the model's own, or fuse adapters into them.
+def load_denoiser(model: Model, folder: Path, strength: float = 1.0) -> None:
+    """Put a tuned denoiser's weights in the place of the model's own, or fuse adapters into them.
 
     Args:
-        folder: a run or a pipeline with `unet/` or `unet_lora/`, or such a folder itself, or a LoRA's file.
+        folder: a run or a pipeline with `unet/` or `transformer/`, or their `_lora/`, or such a folder itself, or a
+            LoRA's file.
         strength: of adapters.
 
     Raises:
-        UsageError: there is no UNet, or one of another shape than the model's own.
+        UsageError: there is no denoiser, or one of another shape than the model's own.
     """
-    found = tuned_folders(folder, ["unet"]) or [folder]
-    for path in found:
-        if path.is_dir() and list(path.glob(f"{UNET_STEM}*.safetensors")):
-            model.unet.load_state_dict(read_like(model.unet.state_dict(), path, UNET_STEM))
+    component, denoiser = model.family.denoiser, model.denoiser
+    for path in tuned_folders(folder, [component]) or [folder]:
+        if path.is_dir() and list(path.glob(f"{STEMS[component]}*.safetensors")):
+            denoiser.load_state_dict(read_like(denoiser.state_dict(), path, STEMS[component]))
         else:
-            add_adapters(model.unet, path, "unet", "tuned")
-            model.unet.fuse_lora(lora_scale=strength)
-            model.unet.unload_lora()
-    model.unet.eval().requires_grad_(False)
-    model.tuned_unet = True
+            add_adapters(denoiser, model, path, component, "tuned")
+            denoiser.fuse_lora(lora_scale=strength)
+            denoiser.unload_lora()
+    denoiser.eval().requires_grad_(False)
+    model.tuned_denoiser = True
 
 
 def read_like(wanted: dict[str, Tensor], folder: Path, stem: str) -> dict[str, Tensor]:
@@ -100,7 +117,7 @@ def read_like(wanted: dict[str, Tensor], folder: Path, stem: str) -> dict[str, T
     for file in files:
         try:
             with safe_open(file, "pt") as stored:
-                names = {prefixed(key) if prefixed(key) in wanted else key: key for key in stored.keys()}  # noqa: SIM118
+                names = {PREFIX + key if PREFIX + key in wanted else key: key for key in stored.keys()}  # noqa: SIM118
                 for name in names.keys() & wanted.keys():
                     shape = tuple(stored.get_slice(names[name]).get_shape())
                     if shape != wanted[name].shape:
@@ -117,27 +134,46 @@ def read_like(wanted: dict[str, Tensor], folder: Path, stem: str) -> dict[str, T
     return found
 
 
-def add_adapters(module: Any, path: Path, part: str, name: str) -> None:
-    """Add LoRA weights, in any layout that diffusers reads, to a text encoder or a UNet.
+def add_adapters(module: Any, model: Model, path: Path, component: str, name: str) -> None:
+    """Add LoRA weights, in any layout that diffusers reads or in peft's, to one of a model's networks.
 
     Raises:
         UsageError: no such file, adapters that do not fit, or none for this part.
     """
-    file = path / LORA_FILE if path.is_dir() else path
-    if not file.is_file() or file.suffix != ".safetensors":
-        raise UsageError(f"{path} holds no {LORA_FILE}: give the folder of a finished run")
+    file = lora_file(path)
     if file.stat().st_size > sum(parameter.nbytes for parameter in module.parameters()):
         raise UsageError(f"{file} is larger than the network that it adapts: another base model?")
-    state, alphas = read_lora(file, part)
-    load = getattr(StableDiffusionPipeline, f"load_lora_into_{part}")
+    stored, alphas = read_lora(file, component, model)
+    known = {layer for layer, _ in module.named_modules()}
+    state = {key if key.rpartition(".lora_")[0] in known else key.removeprefix(PREFIX): stored[key] for key in stored}
+    alphas = {key if key in known else key.removeprefix(PREFIX): alpha for key, alpha in alphas.items()}
+    ranks = {key.rpartition(".lora_")[0]: len(state[key]) for key in downs_of(state)}
+    if strangers := [layer for layer in ranks if layer not in known]:
+        raise UsageError(
+            f"{file}: {len(strangers)} of {len(ranks)} adapters do not fit this model, {strangers[0]} among them: "
+            "another base model?"
+        )
+    config = LoraConfig(
+        r=next(iter(ranks.values())),
+        lora_alpha=1,
+        target_modules="|".join(map(re.escape, ranks)),
+        rank_pattern={f"^{re.escape(layer)}": rank for layer, rank in ranks.items()},
+        alpha_pattern={f"^{re.escape(layer)}": alphas.get(layer, rank) for layer, rank in ranks.items()},
+    )
     try:
-        load(state, network_alphas=alphas or None, adapter_name=name, **{part: module})
+        module.add_adapter(config, adapter_name=name)
+        set_peft_model_state_dict(module, state, adapter_name=name)
     except (ValueError, RuntimeError, KeyError) as error:
         raise UsageError(f"{file}: its adapters do not fit this model ({str(error).splitlines()[0]})") from error
-    loaded = sum("lora_A" in key for key, _ in module.named_parameters() if f".{name}." in key)
-    if loaded != len(downs_of(state)):
-        count = f"{len(downs_of(state)) - loaded} of {len(downs_of(state))}"
-        raise UsageError(f"{file}: {count} adapters do not fit this model: another base model?")
+
+
+def lora_file(path: Path) -> Path:
+    """The file of adapters in a folder, or that file itself."""
+    files = [path / LORA_FILE, path / PEFT_FILE] if path.is_dir() else [path]
+    found = next((file for file in files if file.is_file() and file.suffix == ".safetensors"), None)
+    if found is None:
+        raise UsageError(f"{path} holds no {LORA_FILE}: give the folder of a finished run")
+    return found
 
 
 def downs_of(state: Mapping[str, Tensor]) -> list[str]:
@@ -145,34 +181,57 @@ def downs_of(state: Mapping[str, Tensor]) -> list[str]:
     return [key for key in state if ".lora_A." in key]
 
 
-def read_lora(file: Path, part: str) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The adapters of one network in a LoRA's file, and each one's alpha where the file says them.
+def read_lora(file: Path, component: str, model: Model) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The adapters of one network in a LoRA's file under peft's names, and each layer's alpha where the file says it.
 
     Of a file's metadata the alphas alone are used: ranks and layers are those of the tensors.
 
     Raises:
-        UsageError: nothing that diffusers can read, or no adapters for this part.
+        UsageError: nothing that diffusers or peft can read, or no adapters for this part.
     """
+    if file.name == PEFT_FILE:
+        return _read_peft(file)
+    reads = type(model.pipeline).lora_state_dict
     try:
-        state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
-            file.parent, weight_name=file.name, return_lora_metadata=True, use_safetensors=True
+        state, *about = reads(
+            file.parent,
+            weight_name=file.name,
+            return_lora_metadata=True,
+            use_safetensors=True,
+            unet_config=model.denoiser.config,
         )
     except (SafetensorError, ValueError, OSError) as error:
         raise UsageError(f"{file} holds no LoRA that diffusers can read ({error})") from error
-    state = {peft_name(key): value for key, value in state.items() if key.startswith(f"{part}.")}
+    metadata, start = about[-1], f"{component}."
+    said = (about[0] if len(about) > 1 else None) or {key: one for key, one in state.items() if key.endswith(".alpha")}
+    state = {peft_name(key)[len(start) :]: one for key, one in state.items() if key.startswith(start)}
+    state = {key: one for key, one in state.items() if ".lora_" in key}
     if not downs_of(state):
-        raise UsageError(f"{file} holds no adapters for a {part}")
-    said = {key: value for key, value in (alphas or {}).items() if key.startswith(f"{part}.")}
-    found = {
-        f"{peft_name(key.removesuffix('alpha')).split('.lora_')[0].rstrip('.')}.alpha": float(a)
-        for key, a in said.items()
+        raise UsageError(f"{file} holds no adapters for a {component}")
+    alphas = {
+        f"{peft_name(key.removesuffix('alpha')).split('.lora_')[0].rstrip('.')}"[len(start) :]: float(alpha)
+        for key, alpha in said.items()
+        if key.startswith(start)
     }
-    if metadata and not found:
-        patterns = metadata.get(f"{part}.alpha_pattern") or {}
-        usual = float(metadata.get(f"{part}.lora_alpha", 1.0))
-        modules = {key.rpartition(".lora_")[0] for key in downs_of(state)}
-        found = {f"{m}.alpha": float(patterns.get(m.removeprefix(f"{part}."), usual)) for m in modules}
-    return state, found
+    if metadata and not alphas:
+        patterns = metadata.get(f"{start}alpha_pattern") or {}
+        usual = float(metadata.get(f"{start}lora_alpha", 1.0))
+        layers = {key.rpartition(".lora_")[0] for key in downs_of(state)}
+        alphas = {layer: float(patterns.get(layer, usual)) for layer in layers}
+    return state, alphas
+
+
+def _read_peft(file: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The same of a folder in peft's layout."""
+    config = read_json(file.with_name("adapter_config.json"))
+    try:
+        state = {key.removeprefix("base_model.model."): one for key, one in load_file(file).items()}
+    except SafetensorError as error:
+        raise UsageError(f"{file} is no whole safetensors file ({error}): copy it again") from error
+    alpha = config.get("lora_alpha")
+    if not isinstance(alpha, int | float):
+        raise UsageError(f"{file.with_name('adapter_config.json')}: lora_alpha={alpha} must be a number")
+    return state, {key.rpartition(".lora_")[0]: float(alpha) for key in downs_of(state)}
 
 
 def peft_name(key: str) -> str:
@@ -204,27 +263,18 @@ def read_json(file: Path) -> dict:
 
 
 @torch.no_grad()
-def merge_text_encoders(model: StableDiffusion, weights: dict[str, float], name: str) -> None:
-    """One encoder whose weights are the weighted sum of others', adapters included: no extra cost when it encodes."""
-    total: dict[str, Tensor] = {}
-    for part, weight in weights.items():
-        for key, value in plain_state(model.text_encoders[part]).items():
-            total[key] = total.get(key, 0) + weight * value.double()
-    merged = copy.deepcopy(model.text_encoders["original"]).float()
-    merged.load_state_dict({key: value.float() for key, value in total.items()})
-    model.text_encoders[name] = merged.eval().requires_grad_(False)
-
-
-def plain_state(encoder: Any) -> dict[str, Tensor]:
-    """An encoder's weights with its adapters, where it has some, merged in."""
-    if not getattr(encoder, "_hf_peft_config_loaded", False):
-        return encoder.state_dict()
-    whole = copy.deepcopy(encoder)
-    for layer in whole.modules():
-        if hasattr(layer, "merge") and hasattr(layer, "base_layer"):
-            layer.merge()
-    found = {}
-    for key, value in whole.state_dict().items():
-        if "lora_" not in key:
-            found[key.replace(".base_layer.", ".")] = value
-    return found
+def merge_text_encoders(model: Model, weights: Mapping[str, float], name: str) -> None:
+    """Encoders whose weights are the weighted sums of others', adapters included: no extra cost when they encode."""
+    merged = dict[str, nn.Module]()
+    for part, original in model.encoders(ORIGINAL).items():
+        encoders = {reader: model.encoders(reader)[part] for reader in weights}
+        if len({id(encoder) for encoder in encoders.values()}) == 1:
+            continue
+        total: dict[str, Tensor] = {}
+        for reader, weight in weights.items():
+            for key, value in plain_state(encoders[reader]).items():
+                total[key] = total.get(key, 0) + weight * value.double()
+        merged[part] = copy.deepcopy(original).float()
+        merged[part].load_state_dict({key: value.float() for key, value in total.items()})
+        merged[part].eval().requires_grad_(False)
+    model.add_reader(name, merged)

@@ -1,28 +1,21 @@
-"""What learns: text encoder and UNet, whole or by LoRA, and how it is saved."""
+"""What learns: text encoders and the denoiser, whole or by LoRA, and how it is saved."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
 from textcraftor.errors import UsageError
-from textcraftor.models.stable_diffusion import StableDiffusion
-
-PREFIX = "text_model."
-PARTS = ("text_encoder", "unet")
-LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
+from textcraftor.models.model import ORIGINAL, Model
+from textcraftor.models.saving import plain_state, save_lora, save_whole
 
 
 @dataclass(frozen=True)
@@ -32,23 +25,23 @@ class Lora:
     Args:
         rank: of the update, at least 1.
         alpha: the update is scaled by alpha / rank.
-        target_modules: ends of module names, or one regular expression over whole names.
+        target_modules: ends of module names, or one regular expression over whole names; `auto`: the family's own.
         layers: numbers of the text encoder's layers; null means all.
     """
 
     rank: int
     alpha: float
-    target_modules: Sequence[str] | str
+    target_modules: Sequence[str] | str = "auto"
     layers: Sequence[int] | None = None
 
-    def config(self) -> LoraConfig:
-        targets = self.target_modules
+    def config(self, usual: Sequence[str] = ()) -> LoraConfig:
+        targets = usual if self.target_modules == "auto" else self.target_modules
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]
             target_modules=targets if isinstance(targets, str) else list(targets),
             layers_to_transform=list(self.layers) if self.layers else None,
-            layers_pattern="layers" if self.layers else None,
+            layers_pattern=["layers", "block"] if self.layers else None,
         )
 
 
@@ -57,20 +50,30 @@ class Learner:
     """One network that learns.
 
     Args:
-        part: text_encoder or unet.
+        part: text_encoder, text_encoder_2, text_encoder_3 or denoiser.
+        component: diffusers' name of it: another one for the denoiser alone.
         lr: its learning rate.
         span: the share of all training steps in which it learns.
+        unused: names of weights that nothing which the denoiser reads depends on; they stay as they are.
+        pipeline: the class whose LoRA files this network's adapters are written to.
+        under: the network under the adapters, where that is not the model's own: it is saved with them.
     """
 
     part: str
-    module: Any  # a CLIPTextModel or a UNet2DConditionModel
+    component: str
+    module: Any  # of transformers or diffusers
     lora: LoraConfig | None
     lr: float
     span: tuple[float, float]
+    unused: frozenset[str]
+    pipeline: Any
+    under: Any = None
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What of the network learns: all of it, or its adapters."""
-        return ((name, p) for name, p in self.module.named_parameters() if self.lora is None or "lora_" in name)
+        for name, parameter in self.module.named_parameters():
+            if name not in self.unused and (self.lora is None or "lora_" in name):
+                yield name, parameter
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -82,44 +85,117 @@ class Learner:
             parameter.requires_grad_(self.span[0] <= progress < self.span[1])
 
     def save(self, folder: Path) -> None:
-        """Write `text_encoder/`, `unet/`, or their `_lora/`, as diffusers loads them."""
-        if self.lora is not None:
-            save_lora(self, folder / f"{self.part}_lora")
-        elif self.part == "unet":
-            self.module.save_pretrained(folder / "unet")
-        else:
-            save_text_encoder(self.module, folder / "text_encoder")
+        """Write `text_encoder/`, `unet/` and so on, or their `_lora/`, as diffusers or else peft loads them."""
+        if self.lora is None:
+            save_whole(self.module, folder / self.component)
+            return
+        save_lora(self.module, self.component, self.lora, self.pipeline, folder / f"{self.component}_lora")
+        if self.under is not None:
+            save_whole(self.under, folder / self.component)
 
 
-def add_learners(model: StableDiffusion, tune: Mapping[str, Any], name: str = "tuned") -> list[Learner]:
-    """Make what `tune` names learn, in fp32: a text encoder of its own beside the original, the UNet in its place.
+def add_learners(
+    model: Model,
+    tune: Mapping[str, Any],
+    rates: Mapping[str, float],
+    name: str = "tuned",
+    size: tuple[int, int] = (0, 0),
+    begin: str = ORIGINAL,
+) -> list[Learner]:
+    """Make what `tune` names learn, in fp32: text encoders of its own beside the original, the denoiser in its place.
 
     Args:
-        tune: text_encoder and unet, each null or {lora: null or the fields of `Lora`, lr, span}.
+        tune: by part, each null or {lora: null or the fields of `Lora`, span}.
+        rates: learning rates by part.
+        begin: the reader whose text encoders they start from.
 
     Raises:
-        UsageError: LoRA targets that the network does not have.
+        UsageError: parts that the model does not have, or LoRA targets that a network does not have.
     """
+    chosen = {part: options for part, options in tune.items() if options is not None}
+    if missing := [part for part in chosen if part not in (*model.text_encoders, "denoiser")]:
+        there = ", ".join([*model.text_encoders, "denoiser"])
+        raise UsageError(f"tune.{missing[0]}: this model has no such part; it has {there}")
+    configs = {part: lora_config(model, part, options["lora"]) for part, options in chosen.items()}
+    sources = {part: source_of(model, part, begin) for part in chosen}
+    readers = {part: _own(sources[part], configs[part], part) for part in chosen if part != "denoiser"}
+    if readers:
+        model.add_reader(name, {**model.encoders(begin), **readers})
+    unused = unused_weights(model, name, readers, size)
+    for part, names in unused.items():
+        if (config := configs[part]) is not None and names:
+            layers = sorted({one.rpartition(".lora_")[0] for one in names})
+            configs[part] = dataclasses.replace(config, exclude_modules=layers)
+            readers[part], unused[part] = _own(sources[part], configs[part], part), frozenset()
+            model.add_reader(name, {**model.encoders(begin), **readers})
     learners = []
-    for part in PARTS:
-        if tune.get(part) is None:
-            continue
-        options = tune[part]
-        lora = Lora(**options["lora"]).config() if options["lora"] else None
-        if part == "text_encoder":
-            original = model.text_encoders["original"]
-            shared = {id(parameter): parameter for parameter in original.parameters()} if lora else {}
-            module = model.text_encoders[name] = copy.deepcopy(original, shared)
-        else:
-            module = model.unet
-        if lora:
-            _adapt(module, lora, part)
-        learner = Learner(part, module, lora, options["lr"], tuple(options["span"]))
+    for part, options in chosen.items():
+        config, module = configs[part], readers.get(part, model.denoiser)
+        own = not model.tuned_denoiser if part == "denoiser" else sources[part] is model.encoders(ORIGINAL)[part]
+        under = None if own or config is None else sharing(sources[part])
+        if part == "denoiser" and config is not None:
+            _adapt(module, config, part)
+        about = (part, model.component(part), module, config, rates[part], tuple(options["span"]))
+        learner = Learner(*about, unused.get(part, frozenset()), type(model.pipeline), under)
+        module.requires_grad_(False)
         for parameter in learner.parameters:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
         learners.append(learner)
     return learners
+
+
+def source_of(model: Model, part: str, begin: str) -> Any:
+    """The network that a part starts from, without adapters: they are merged into its weights."""
+    if part == "denoiser":
+        return model.denoiser
+    source = model.encoders(begin)[part]
+    if not getattr(source, "_hf_peft_config_loaded", False):
+        return source
+    merged = copy.deepcopy(model.encoders(ORIGINAL)[part]).float()
+    merged.load_state_dict(plain_state(source))
+    return merged
+
+
+def sharing(module: Any) -> Any:
+    """A copy of a network that has the same weights, not others like them."""
+    return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
+
+
+def rates_of(config: Mapping[str, Any]) -> dict[str, float]:
+    """The learning rate of each part that learns."""
+    parts = {part: options for part, options in config.get("tune", {}).items() if part != "lr"}
+    return {part: float(options["lr"]) for part, options in parts.items() if options is not None}
+
+
+def lora_config(model: Model, part: str, lora: Mapping[str, Any] | None) -> LoraConfig | None:
+    """The adapters that a configuration means for a part."""
+    return Lora(**lora).config(model.family.lora_targets[part]) if lora else None
+
+
+def _own(source: Any, lora: LoraConfig | None, part: str) -> Any:
+    """A copy of a text encoder that may learn; with adapters it shares the weights."""
+    if lora is None:
+        return copy.deepcopy(source).requires_grad_(True)
+    module = sharing(source)
+    _adapt(module, lora, part)
+    return module
+
+
+def unused_weights(
+    model: Model, name: str, encoders: Mapping[str, nn.Module], size: tuple[int, int]
+) -> dict[str, frozenset[str]]:
+    """Of text encoders that may learn, the weights that no gradient reaches, as SDXL's last layer of its first one."""
+    if not encoders:
+        return {}
+    places = [(part, key, one) for part, module in encoders.items() for key, one in module.named_parameters()]
+    places = [(part, key, one) for part, key, one in places if one.requires_grad]
+    with torch.enable_grad():
+        said = model.encode([""], None, name, size).prompt.mixed.values()
+        total = sum((tensor.float().sum() for tensor in said), torch.zeros((), device=model.device))
+        gradients = torch.autograd.grad(total, [one for _, _, one in places], allow_unused=True)
+    none = [(part, key) for (part, key, _), gradient in zip(places, gradients, strict=True) if gradient is None]
+    return {part: frozenset(key for where, key in none if where == part) for part in encoders}
 
 
 def _adapt(module: Any, lora: LoraConfig, part: str) -> None:
@@ -139,40 +215,6 @@ def cast_frozen(modules: Sequence[nn.Module], dtype: torch.dtype) -> None:
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad and parameter.is_floating_point() and "lora_" not in name:
                 parameter.data = parameter.data.to(dtype)
-
-
-def save_text_encoder(encoder: CLIPTextModel, folder: Path) -> None:
-    """Write a diffusers `text_encoder/` folder, with the published `text_model.` key names.
-
-    transformers 5 leaves the prefix out, and whatever expects it then loads random weights with only a warning.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    encoder.config.save_pretrained(folder)
-    state = {
-        prefixed(key): value.detach().cpu().contiguous()
-        for key, value in encoder.state_dict().items()
-        if not key.endswith("position_ids")
-    }
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def prefixed(key: str) -> str:
-    return key if key.startswith(PREFIX) else PREFIX + key
-
-
-def save_lora(learner: Learner, folder: Path) -> None:
-    """Write adapters so that any pipeline's `load_lora_weights` takes them."""
-    assert learner.lora is not None
-    state = {key: value.detach().cpu() for key, value in get_peft_model_state_dict(learner.module).items()}
-    if learner.part == "text_encoder":
-        state = {prefixed(key): value for key, value in state.items()}
-    StableDiffusionPipeline.save_lora_weights(
-        folder,
-        **{
-            f"{learner.part}_lora_layers": convert_state_dict_to_diffusers(state),
-            f"{learner.part}_lora_adapter_metadata": learner.lora.to_dict(),
-        },
-    )
 
 
 def state_of(learners: Sequence[Learner]) -> dict[str, Tensor]:

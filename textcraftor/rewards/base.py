@@ -46,14 +46,14 @@ def check_images(images: Tensor) -> None:
     """Refuse what is no batch of pictures.
 
     The range is not read of pictures that come out of a chain: it clamps them, the training loop names a NaN
-    itself, and reading it would halt the device at every step.
+    itself, and reading it would halt the device at every step. On the device `meta` there is none.
     """
     if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
         shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise UsageError(f"images of shape {shape}: expected a tensor (batch, 3, height, width)")
     if not images.is_floating_point():
         raise UsageError(f"images of dtype {images.dtype}: expected floats in [0, 1]; divide 8-bit pictures by 255")
-    if images.requires_grad and not images.is_leaf:
+    if (images.requires_grad and not images.is_leaf) or images.is_meta:
         return
     low, high = (float(value) for value in images.detach().aminmax())
     if low != low:

@@ -1,4 +1,4 @@
-"""The differentiable sampling loop: classifier-free guidance and a deterministic sampler, nothing else."""
+"""The differentiable sampling loop: classifier-free guidance and a sampler, nothing else."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from diffusers import SchedulerMixin
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from textcraftor.models.base import Conditioning, DiffusionModel
+from textcraftor.models.base import Branch, Conditioning
+from textcraftor.models.model import Model
+from textcraftor.models.sampler import Sampler
 
 ConditioningAt = Callable[[Tensor], Conditioning]
 
@@ -22,8 +23,8 @@ class Chain:
     """One pass through the sampler, whose state (multistep samplers have some) lives here: make one for each pass.
 
     Args:
-        scheduler: with its timesteps set, the highest noise first, on the CPU.
-        guidance_scale: 1 switches guidance off; see Ho & Salimans 2022, eq. 6 (their w is guidance_scale - 1).
+        guidance_scale: 1 switches guidance off; see Ho & Salimans 2022, eq. 6 (their w is guidance_scale - 1). Models
+            that are distilled from guidance embed it instead.
         seeds: of each sample; whatever noise a pass draws for a sample is a function of its seed.
         height, width: of the pictures, in pixels.
         rng: draws what all samples of a batch share, as the step that a policy picks.
@@ -33,8 +34,8 @@ class Chain:
         clean: latents of a real picture for each sample, for a policy that starts from those.
     """
 
-    model: DiffusionModel
-    scheduler: SchedulerMixin
+    model: Model
+    sampler: Sampler
     guidance_scale: float
     seeds: Sequence[int]
     height: int
@@ -46,10 +47,12 @@ class Chain:
     gradient_steps: int = 0  # so far in this pass
     calls: int = 0  # of the denoiser, so far in this pass
     log_prob: Tensor | None = None  # (batch,), of a pass that draws its steps: what carries the gradient then
+    weight: Tensor | None = None  # (batch,), of a policy that trusts some samples less: what their loss counts
+    deferred: bool = False  # whether each step with a gradient is computed in the backward pass, one at a time
 
     @property
     def timesteps(self) -> Tensor:
-        return self.scheduler.timesteps
+        return self.sampler.timesteps
 
     def noise(self, copy: int = 0) -> Float[Tensor, "batch channels h w"]:
         """Unit noise for each sample; another copy is independent of the first."""
@@ -57,7 +60,7 @@ class Chain:
 
     def start(self) -> Float[Tensor, "batch channels h w"]:
         """The latents that the sampler starts from."""
-        return self.noise() * self.scheduler.init_noise_sigma
+        return self.sampler.start(self.noise())
 
 
 def _seed_of(seed: int, copy: int) -> int:
@@ -69,17 +72,17 @@ def guided(
     chain: Chain, latents: Float[Tensor, "batch channels h w"], t: Tensor, conditioning: Conditioning
 ) -> Float[Tensor, "batch channels h w"]:
     """The denoiser's output with classifier-free guidance, both branches in one call where both carry a gradient."""
-    model, positive = chain.model, conditioning.prompt_embeds
-    if chain.guidance_scale == 1:
-        return model.predict(latents, t, positive)
+    predict, scale, prompt, negative = chain.model.predict, chain.guidance_scale, *conditioning.branches
+    if negative is None:
+        return predict(latents, t, prompt, scale)
     if chain.detach_negative and torch.is_grad_enabled():
         with torch.no_grad():
-            without = model.predict(latents, t, conditioning.negative_prompt_embeds)
-        with_prompt = model.predict(latents, t, positive)
+            without = predict(latents, t, negative, scale)
+        with_prompt = predict(latents, t, prompt, scale)
     else:
-        both = torch.cat([conditioning.negative_prompt_embeds, positive])
-        without, with_prompt = model.predict(torch.cat([latents, latents]), t, both).chunk(2)
-    return without + chain.guidance_scale * (with_prompt - without)
+        both = Branch.cat([negative, prompt])
+        without, with_prompt = predict(torch.cat([latents, latents]), t, both, scale).chunk(2)
+    return without + scale * (with_prompt - without)
 
 
 def output_at(
@@ -93,7 +96,7 @@ def output_at(
     chain.gradient_steps += 1
     if chain.kept_steps is None or chain.gradient_steps <= chain.kept_steps:
         return guided(*arguments)
-    return checkpoint(guided, *arguments, use_reentrant=False)
+    return checkpoint(guided, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def denoise(
@@ -104,8 +107,8 @@ def denoise(
 ) -> Float[Tensor, "batch channels h w"]:
     """Run the sampler over the next of the chain's timesteps; gradients flow where they are enabled."""
     for t in timesteps:
-        output = output_at(chain, chain.scheduler.scale_model_input(latents, t), t, conditioning_at)
-        latents = chain.scheduler.step(output, t, latents).prev_sample
+        output = output_at(chain, chain.sampler.scaled(latents, t), t, conditioning_at)
+        latents = chain.sampler.step(output, t, latents)
     return latents
 
 
@@ -113,4 +116,4 @@ def predicted_x0(
     chain: Chain, latents: Float[Tensor, "batch channels h w"], t: Tensor, conditioning_at: ConditioningAt
 ) -> Float[Tensor, "batch channels h w"]:
     """The clean latents that the denoiser predicts (Song et al. 2021, eq. 9) from latents as it wants them."""
-    return chain.model.to_x0(output_at(chain, latents, t, conditioning_at), t, latents)
+    return chain.model.noise_schedule.to_x0(output_at(chain, latents, t, conditioning_at), t, latents)

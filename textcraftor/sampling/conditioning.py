@@ -66,5 +66,10 @@ class ConditioningSchedule:
             return encoded[next(iter(weights))]
         return Conditioning.mix(encoded, weights)
 
+    def renamed(self, names: Mapping[str, str]) -> ConditioningSchedule:
+        """The same with other names for some encoders."""
+        late, early = ({names.get(name, name): one for name, one in stage.items()} for stage in (self.late, self.early))
+        return ConditioningSchedule(self.switch_timestep, late, early)
+
     def to_dict(self) -> dict:
         return asdict(self)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import torch
-from diffusers import DDIMScheduler
 from jaxtyping import Float
 from torch import Tensor
 
 from textcraftor.errors import UsageError
 from textcraftor.sampling.chain import Chain, ConditioningAt, denoise, output_at, predicted_x0
+from textcraftor.sampling.surrogates import check_k
 
 
 @runtime_checkable
@@ -31,7 +30,7 @@ def last_k(
     chain: Chain, latents: Float[Tensor, "batch channels h w"], conditioning_at: ConditioningAt, *, k: int
 ) -> Float[Tensor, "batch channels h w"]:
     """Through the last k calls of the denoiser (DRaFT-K, Clark et al. 2023, section 4.2; TextCraftor: 5 of 25)."""
-    _check_k(k, len(chain.timesteps))
+    check_k(k, len(chain.timesteps))
     with torch.no_grad():
         latents = denoise(chain, latents, chain.timesteps[:-k], conditioning_at)
     return denoise(chain, latents, chain.timesteps[-k:], conditioning_at)
@@ -74,7 +73,7 @@ def low_variance(
     results = [last_k(chain, latents, conditioning_at, k=1)]
     t, clean = chain.timesteps[-1], results[0].detach()
     for copy in range(n):
-        noisy = chain.model.add_noise(clean, chain.noise(copy + 1).to(clean), t)
+        noisy = chain.model.noise_schedule.add_noise(clean, chain.noise(copy + 1).to(clean), t)
         results.append(predicted_x0(chain, noisy, t, conditioning_at))
     return torch.cat(results)
 
@@ -103,10 +102,10 @@ def refl(
         t = chain.timesteps[index]
         with torch.no_grad():
             latents = denoise(chain, latents, chain.timesteps[at:index], conditioning_at)
-        noisy, at = chain.scheduler.scale_model_input(latents, t), index + 1
+        noisy, at = chain.sampler.scaled(latents, t), index + 1
         output = output_at(chain, noisy, t, conditioning_at)
-        results.append(chain.model.to_x0(output, t, noisy))
-        latents = chain.scheduler.step(output.detach(), t, latents).prev_sample
+        results.append(chain.model.noise_schedule.to_x0(output, t, noisy))
+        latents = chain.sampler.step(output.detach(), t, latents)
     return torch.cat(results)
 
 
@@ -128,26 +127,10 @@ def direct(
         raise UsageError("gradient=direct starts from real pictures: give data.path=")
     span = steps_between(len(chain.timesteps), first, last)
     index = int(chain.rng.integers(span.start, span.stop))
-    noisy = chain.model.add_noise(chain.clean.to(latents), chain.noise(1).to(latents), chain.timesteps[index])
+    noisy = chain.model.noise_schedule.add_noise(
+        chain.clean.to(latents), chain.noise(1).to(latents), chain.timesteps[index]
+    )
     return predicted_x0(chain, noisy, chain.timesteps[index], conditioning_at)
-
-
-def drtune(
-    chain: Chain, latents: Float[Tensor, "batch channels h w"], conditioning_at: ConditioningAt, *, k: int
-) -> Float[Tensor, "batch channels h w"]:
-    """Through k evenly spaced steps, none through the denoiser's latent input (DRTune, Wu et al. 2024, algorithm 1).
-
-    The gradient reaches early steps by the sampler's own sum alone, so that it cannot explode.
-    """
-    steps = len(chain.timesteps)
-    _check_k(k, steps)
-    offset = chain.rng.uniform()
-    learning = {int((i + offset) * steps / k) for i in range(k)}
-    for index, t in enumerate(chain.timesteps):
-        with torch.set_grad_enabled(torch.is_grad_enabled() and index in learning):
-            output = output_at(chain, chain.scheduler.scale_model_input(latents, t).detach(), t, conditioning_at)
-        latents = chain.scheduler.step(output, t, latents).prev_sample
-    return latents
 
 
 def ddpo(
@@ -156,24 +139,20 @@ def ddpo(
     """None through the pictures: the score-function estimator over a chain that draws its steps (DDPO_SF, Black et al.
     2023, eq. 3), for rewards that cannot be differentiated. `chain.log_prob` carries the gradient.
 
-    Each step of DDIM with eta = 1 (Song et al. 2021, eq. 12) is a normal distribution; as in DDPO's own code its
-    log-density is averaged over the latents' elements.
+    Each step is a normal distribution (`Sampler.transition`: DDIM's with eta = 1, for flows that of Flow-GRPO); as in
+    DDPO's own code its log-density is averaged over the latents' elements.
 
     Args:
         k: so many steps, drawn anew for each batch, carry a gradient; null means all.
     """
-    if not isinstance(chain.scheduler, DDIMScheduler):
-        raise UsageError("gradient=ddpo draws its steps, which sampling.scheduler=ddim alone can do")
     steps = len(chain.timesteps)
-    _check_k(k := k or steps, steps)
+    check_k(k := k or steps, steps)
     learning, log_prob = chain.rng.choice(steps, k, replace=False), torch.zeros(len(latents), device=latents.device)
     for index, t in enumerate(chain.timesteps):
-        step, noise = partial(chain.scheduler.step, timestep=t, sample=latents, eta=1.0), chain.noise(index + 1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and index in learning):
             output = output_at(chain, latents, t, conditioning_at)
-            mean = step(output, variance_noise=torch.zeros_like(noise)).prev_sample
-        sd = step(output.detach(), variance_noise=torch.ones_like(noise)).prev_sample - mean.detach()
-        latents = mean.detach() + sd * noise
+            mean, sd = chain.sampler.transition(output, t, latents)
+        latents = mean.detach() + sd * chain.noise(index + 1)
         if index in learning and sd.amax() > 0:  # the last step of some noise schedules draws nothing
             log_prob = log_prob - ((latents - mean) / sd).square().mean((1, 2, 3)) / 2
     chain.log_prob = log_prob
@@ -183,8 +162,3 @@ def ddpo(
 def steps_between(steps: int, first: float, last: float) -> range:
     """The steps of a chain from one share of it to another, both included."""
     return range(round(steps * first), min(round(steps * last), steps - 1) + 1)
-
-
-def _check_k(k: int, calls: int) -> None:
-    if not 1 <= k <= calls:
-        raise UsageError(f"gradient.k={k} must lie between 1 and the sampler's {calls} calls")

@@ -3,58 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, SchedulerMixin
-from diffusers.training_utils import compute_snr
 from jaxtyping import Float
 from torch import Tensor
 
 from textcraftor.data.blend import Example, RecordDraw
-from textcraftor.errors import UsageError
-from textcraftor.models.base import Conditioning
-from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.models.base import Branch
+from textcraftor.models.model import Model
 from textcraftor.sampling.conditioning import ConditioningSchedule
+from textcraftor.training.counting import cost_of, make_gradients, recomputing
+from textcraftor.training.densities import Densities
 from textcraftor.training.latents import Latents
-from textcraftor.training.memory import cost_of, make_gradients, recomputing
 from textcraftor.training.phases import Phases
 from textcraftor.training.processes import processes_of_this_run
 from textcraftor.training.state import TrainingState
-
-
-def timesteps_at(scheduler: SchedulerMixin, levels: Float[Tensor, " batch"], noise_bias: float) -> Tensor:
-    """Training timesteps T (1 - level ** noise_bias): 1 is uniform, more than 1 prefers high noise, where the text
-    decides."""
-    count = scheduler.config.num_train_timesteps
-    return ((1 - levels**noise_bias) * count).long().clamp(max=count - 1)
-
-
-def target_of(
-    scheduler: SchedulerMixin,
-    latents: Float[Tensor, "batch channels h w"],
-    noise: Float[Tensor, "batch channels h w"],
-    timesteps: Tensor,
-) -> Float[Tensor, "batch channels h w"]:
-    """What the denoiser learns to say: epsilon (Ho et al. 2020, eq. 14) or v (Salimans & Ho 2022, appendix D)."""
-    match scheduler.config.prediction_type:
-        case "epsilon":
-            return noise
-        case "v_prediction":
-            return scheduler.get_velocity(latents, noise, timesteps)
-        case other:
-            raise UsageError(f"prediction_type={other} cannot be trained; use epsilon or v_prediction")
-
-
-def loss_weights(scheduler: SchedulerMixin, timesteps: Tensor, gamma: float | None) -> Float[Tensor, " batch"]:
-    """Min-SNR weights (Hang et al. 2023, section 3.4), which keep easy noise levels from ruling; null gamma: all 1."""
-    if gamma is None:
-        return torch.ones(len(timesteps), device=timesteps.device)
-    snr = compute_snr(scheduler, timesteps)
-    v_prediction = scheduler.config.prediction_type == "v_prediction"
-    return snr.clamp(max=gamma) / (snr + 1 if v_prediction else snr)
 
 
 @dataclass(frozen=True)
@@ -63,16 +28,14 @@ class CaptionTuning:
 
     Args:
         schedule: which encoder conditions which noise level.
-        noise_bias: see `timesteps_at`.
-        min_snr: gamma of the min-SNR weights, 5 in the paper; null leaves every noise level its own weight.
+        densities: which noise levels are drawn, and what each weighs.
     """
 
-    model: StableDiffusion
+    model: Model
     schedule: ConditioningSchedule
     draw: RecordDraw
     latents: Latents
-    noise_bias: float = 1.0
-    min_snr: float | None = 5.0
+    densities: Densities = field(default_factory=Densities)
 
     def gradient(
         self, state: TrainingState, rows: Sequence[int], batch_size: int, phases: Phases
@@ -90,44 +53,35 @@ class CaptionTuning:
             with phases("backward"):
                 state.scaler.scale(share * losses.sum()).backward()
             sums += share * torch.stack([losses.detach().sum(), errors.detach().sum()]).double()
-        return sums, {"unet_calls": 1, "gradient_steps": 1}
+        return sums, {"denoiser_calls": 1, "gradient_steps": 1}
 
     def losses(
         self, examples: Sequence[Example], phases: Phases
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Each example's weighted loss, and its squared error without the weight."""
-        device = self.model.device
-        latents = torch.stack([self.latents[example.index] for example in examples]).to(device)
-        height, width = (side * self.model.vae_scale for side in latents.shape[-2:])
-        noise = self.model.noise([example.noise_seed for example in examples], height, width)
-        levels = torch.tensor([example.level for example in examples])
-        timesteps = timesteps_at(self.scheduler, levels, self.noise_bias)
+        model, schedule = self.model, self.model.noise_schedule
+        latents = torch.stack([self.latents[example.index] for example in examples]).to(model.device)
+        size = self.latents.size_of(examples[0].index)
+        noise = model.noise([example.noise_seed for example in examples], *size)
+        timesteps = self.densities.timesteps(model, examples)
         with phases("encode"):
-            prompt_embeds = self._embeds([example.caption for example in examples], timesteps)
-        timesteps = timesteps.to(device)
+            branch = self._branch([example.caption for example in examples], timesteps, size)
+        timesteps = timesteps.to(model.device)
         with phases("denoise"):
-            noisy = self.scheduler.add_noise(latents, noise, timesteps)
-            output = self.model.predict(noisy, timesteps, prompt_embeds)
-            target = target_of(self.scheduler, latents, noise, timesteps)
-            errors = (output.float() - target).square().mean((1, 2, 3))
-            return errors * loss_weights(self.scheduler, timesteps, self.min_snr), errors
+            output = model.predict(schedule.add_noise(latents, noise, timesteps), timesteps, branch)
+            errors = (output.float() - schedule.target(latents, noise, timesteps)).square().mean((1, 2, 3))
+            return errors * self.densities.weights(schedule, timesteps), errors
 
-    def _embeds(self, captions: Sequence[str], timesteps: Tensor) -> Float[Tensor, "batch tokens width"]:
+    def _branch(self, captions: Sequence[str], timesteps: Tensor, size: tuple[int, int]) -> Branch:
         """Each caption as the schedule conditions its own noise level."""
-        encoded = {name: self.model.encode(captions, [""] * len(captions), name) for name in self.schedule.encoders}
+        encoded = {name: self.model.encode(captions, None, name, size) for name in self.schedule.encoders}
         if self.schedule.early == self.schedule.late:
-            return self.schedule.at(encoded, timesteps[0]).prompt_embeds
+            return self.schedule.at(encoded, timesteps[0]).prompt
 
-        def at(row: int) -> Conditioning:
-            return self.schedule.at(
-                {name: one.map(lambda t: t[row : row + 1]) for name, one in encoded.items()}, timesteps[row]
-            )
+        def at(row: int) -> Branch:
+            return self.schedule.at({name: one.row(row) for name, one in encoded.items()}, timesteps[row]).prompt
 
-        return torch.cat([at(row).prompt_embeds for row in range(len(captions))])
-
-    @cached_property
-    def scheduler(self) -> SchedulerMixin:
-        return DDPMScheduler.from_config(self.model.scheduler_config)
+        return Branch.cat([at(row) for row in range(len(captions))])
 
     @property
     def names(self) -> tuple[str]:
@@ -167,7 +121,7 @@ class DenoisingCosts:
     def _peak_of(self, blocks: bool, rows: int) -> float:
         if (blocks, rows) not in self.measured:
             tuning = self.tuning
-            with recomputing(tuning.model, unet=blocks):
+            with recomputing(tuning.model, denoiser=blocks):
                 cost = cost_of(lambda: tuning.losses([self.example] * rows, Phases(tuning.model.device))[0])
             self.measured[blocks, rows] = cost.peak
         return self.measured[blocks, rows]

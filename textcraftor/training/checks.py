@@ -11,10 +11,9 @@ from omegaconf import DictConfig
 from textcraftor.data.prompts import read_prompts, split_held_out
 from textcraftor.errors import UsageError, at_least, check_seeds
 from textcraftor.inference.generate import Sampling
-from textcraftor.inference.mix import Mix
+from textcraftor.inference.mix import Mix, check_base
 from textcraftor.models.loading import device_of, dtype_of
-from textcraftor.models.tuning import PARTS
-from textcraftor.rewards.mix import check_mix, parts_of
+from textcraftor.rewards.total import check_rewards, parts_of
 from textcraftor.sampling.gradients import steps_between
 from textcraftor.training.checkpoint import Checkpoints
 from textcraftor.training.pictures import check_pictures
@@ -63,7 +62,7 @@ def check(config: DictConfig, folder: Path) -> None:
         raise UsageError("rewards: every weight is 0, so there is nothing to learn from")
     if from_pictures(config):
         check_pictures(config)
-    else:
+    elif config.prompts.path or not config.dry_run:
         split_prompts(config)
     check_tuning(config, folder)
 
@@ -97,7 +96,7 @@ def check_tuning(config: DictConfig, folder: Path) -> None:
     trackers = sorted(str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers())
     if config.tracker is not None and config.tracker not in trackers:
         raise UsageError(f"tracker={config.tracker} is not installed; there are {', '.join(trackers)}, or null")
-    check_mix(config.rewards)
+    check_rewards(config.rewards)
     device_of(config.device)
     for key in ("dtype", "scorer_dtype"):
         dtype_of(config, key)
@@ -157,7 +156,7 @@ def _check_last_n(config: DictConfig, steps: int) -> None:
         "ddpo": steps - k + 1,
     }.get(policy, 1)
     needed = -(-needed * total // steps)  # training may take other steps than those that n counts
-    if n < needed and config.tune.get("unet") is None:
+    if n < needed and config.tune.get("denoiser") is None:
         raise UsageError(
             f"conditioning.n={n}: gradient={policy} may put its gradient where the tuned encoder has no say; "
             f"conditioning.n must be at least {needed} here"
@@ -165,9 +164,9 @@ def _check_last_n(config: DictConfig, steps: int) -> None:
 
 
 def _check_tune(config: DictConfig) -> None:
-    chosen = [part for part in PARTS if config.tune.get(part) is not None]
+    chosen = [part for part, options in config.tune.items() if part != "lr" and options is not None]
     if not chosen:
-        raise UsageError("tune names nothing to learn: choose tune=text_encoder, unet, both, or a form with _lora")
+        raise UsageError("tune names nothing to learn: choose tune=text_encoder, denoiser, both, or a form with _lora")
     for part in chosen:
         options = config.tune[part]
         if not options.lr > 0:
@@ -182,8 +181,4 @@ def _check_tune(config: DictConfig) -> None:
     if len(config.tuned) > 1:
         raise UsageError(f"tuned names {len(config.tuned)} runs ({', '.join(config.tuned)}): training starts from one")
     Mix(dict(config.tuned))
-    for name, run in config.tuned.items():
-        if "text_encoder" in chosen:
-            raise UsageError(
-                f"tuned.{name}={run} stays frozen while a UNet learns beside it: use tune=unet or tune=unet_lora"
-            )
+    check_base(config.tuned, config)

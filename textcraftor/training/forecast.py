@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from textcraftor.inference.generate import generate, grid
 from textcraftor.training.interrupt import Interrupt
+from textcraftor.training.job import Job
 from textcraftor.training.loop import Pace, tune
 from textcraftor.training.phases import GB, peak_gb
-
-if TYPE_CHECKING:
-    from textcraftor.training.job import Job
 
 
 def forecast(job: Job) -> str:

@@ -12,11 +12,12 @@ from omegaconf import DictConfig
 from textcraftor.evaluation.evaluate import Evaluation, Judge, evaluate
 from textcraftor.inference.generate import Sampling
 from textcraftor.inference.mix import Mix
-from textcraftor.models.compiling import compile_unet
-from textcraftor.models.loading import dtype_of, freeze, load_model
-from textcraftor.models.stable_diffusion import StableDiffusion
-from textcraftor.models.tuning import Learner, add_learners
-from textcraftor.rewards.mix import RewardMix, load_mix
+from textcraftor.inference.opening import BEGIN, open_model
+from textcraftor.models.compiling import compile_denoiser
+from textcraftor.models.loading import dtype_of
+from textcraftor.models.model import Model
+from textcraftor.models.tuning import Learner
+from textcraftor.rewards.total import RewardSum, load_rewards
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.training.loop import Objective, Pace
 from textcraftor.training.memory import plan_memory
@@ -27,12 +28,19 @@ from textcraftor.training.state import TrainingState
 ADAM_BYTES, EMA_BYTES, EXCHANGE_BYTES = 12, 4, 4
 
 
+def updating_bytes(learners: Sequence[Learner], ema_decay: float) -> float:
+    """What gradients and the optimiser need beside the weights that learn."""
+    each = ADAM_BYTES + (EMA_BYTES if ema_decay else 0)
+    each += EXCHANGE_BYTES if processes_of_this_run().num_processes > 1 else 0
+    return float(each * sum(parameter.numel() for learner in learners for parameter in learner.parameters))
+
+
 @dataclass
 class Job:
     """What a configuration means, loaded.
 
     Args:
-        mix: the scorers that look at the pictures, whether they are learned from or not.
+        rewards: the scorers that look at the pictures, whether they are learned from or not.
         schedule: which encoder conditions which noise level, here and wherever the encoder is used later.
         start: the conditioning before training: the original encoder, or that of the run that `tuned` names.
         evaluated, watched: held-out prompts, for the end and for on the way.
@@ -40,8 +48,8 @@ class Job:
     """
 
     config: DictConfig
-    model: StableDiffusion
-    mix: RewardMix
+    model: Model
+    rewards: RewardSum
     sampling: Sampling
     schedule: ConditioningSchedule
     learners: list[Learner]
@@ -59,20 +67,21 @@ class Job:
     def look(self, schedule: ConditioningSchedule, prompts: list[str], before: Evaluation | None = None) -> Evaluation:
         seeds = self.seeds if prompts is self.evaluated else tuple(self.config.watch.seeds)
         size = self.config.evaluation.batch_size
-        return evaluate(self.model, schedule, self.sampling, self.mix, self.judge, prompts, seeds, size, before)
+        return evaluate(self.model, schedule, self.sampling, self.rewards, self.judge, prompts, seeds, size, before)
 
     def state(self) -> TrainingState:
         """What training starts from, its memory planned."""
         config, training = self.config, self.config.training
         share = -(-training.batch_size // processes_of_this_run().num_processes)
-        several = processes_of_this_run().num_processes > 1
-        update_bytes = ADAM_BYTES + (EMA_BYTES if training.ema_decay else 0) + (EXCHANGE_BYTES if several else 0)
-        updating = update_bytes * sum(p.numel() for learner in self.learners for p in learner.parameters)
-        plan = plan_memory(config.memory.budget, self.model.device, self.objective.costs(), share, updating)
+        updating = updating_bytes(self.learners, training.ema_decay)
+        movable = self.model.movable() if self.model.device.type != "cpu" else {}
+        device, costs = self.model.device, self.objective.costs()
+        plan = plan_memory(config.memory.budget, device, costs, share, updating, movable=movable)
+        self.model.place(list(plan.offloaded))
         half = self.model.compute_dtype == torch.float16
         return TrainingState(
             self.learners,
-            self.mix,
+            self.rewards,
             plan,
             instantiate(config.optim),
             training.lr_schedule,
@@ -102,27 +111,21 @@ def prepare(
         prompts: to train on; the model and the scorers must know their words.
     """
     torch.manual_seed(config.seed)
-    model = load_model(config)
-    model.check_prompts([*prompts, *evaluated, *watched, config.sampling.negative_prompt])
-    sampling = Sampling(**config.sampling)
-    begun = Mix(dict(zip(["tuned"], config.tuned.values(), strict=False)))
-    begun.load_unet(model)
-    start = begun.schedule(model, model.scheduler(sampling.scheduler, sampling.steps))
-    learners = add_learners(model, config.tune)
-    dtype, reason = dtype_of(config, "dtype")
-    freeze(model, dtype)
+    begun = Mix(dict(zip([BEGIN], config.tuned.values(), strict=False)))
+    opened = open_model(config, [begun], [*prompts, *evaluated, *watched])
+    model, sampling, learners, (start,) = opened.model, opened.sampling, opened.learners, opened.schedules
     schedule = start
-    if config.tune.get("text_encoder") is not None:
+    if any(learner.part != "denoiser" for learner in learners):
         conditioning = config.conditioning
         schedule = ConditioningSchedule.tuned_on(conditioning.tuned_on, conditioning.n, sampling.timesteps(model))
-    mix = load_mix(config.rewards, config.normalize_rewards).to(model.device)
+    rewards = load_rewards(config.rewards, config.normalize_rewards).to(model.device)
     scorer_dtype = dtype_of(config, "scorer_dtype")[0]
-    mix.rewards.to(scorer_dtype)
-    mix.check([*prompts, *evaluated, *watched])
-    precision = f"precision: what learns in float32, the rest in {dtype} ({reason}), scorers in {scorer_dtype}"
+    rewards.scorers.to(scorer_dtype)
+    rewards.check([*prompts, *evaluated, *watched])
+    precision = f"precision: what learns in float32, {opened.precision}, scorers in {scorer_dtype}"
     if config.compile:
-        precision += f"; {compile_unet(model, sampling.height, sampling.width)}"
+        precision += f"; {compile_denoiser(model, sampling.height, sampling.width)}"
     judge = instantiate(config.model.judge)
-    job = Job(config, model, mix, sampling, schedule, learners, start, judge, evaluated, watched, precision)
+    job = Job(config, model, rewards, sampling, schedule, learners, start, judge, evaluated, watched, precision)
     job.objective = objective_of(job)
     return job

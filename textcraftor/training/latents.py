@@ -19,7 +19,7 @@ from textcraftor.data.blend import RecordDraw
 from textcraftor.data.prompts import step_rng
 from textcraftor.data.records import Records
 from textcraftor.errors import UsageError
-from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.models.model import Model
 from textcraftor.rewards.preprocessing import from_pil
 from textcraftor.training.processes import processes_of_this_run
 
@@ -72,6 +72,11 @@ class Latents:
         size, row = self.place[index]
         return self.stored[size][row].float()
 
+    def size_of(self, index: int) -> Size:
+        """Height and width of a record's picture, in pixels."""
+        height, _, width = self.place[index][0].partition("x")
+        return int(height), int(width)
+
     @property
     def buckets(self) -> list[list[int]]:
         """The records of each size."""
@@ -90,7 +95,7 @@ class Latents:
 
 @torch.no_grad()
 def encode_records(
-    model: StableDiffusion, records: Records, sizes: Sequence[Size], folder: Path, batch_size: int = 8
+    model: Model, records: Records, sizes: Sequence[Size], folder: Path, batch_size: int = 8
 ) -> tuple[Records, Latents]:
     """Every picture's latents (the posterior's mean), in half precision; pictures that cannot be read are skipped.
 
@@ -110,8 +115,7 @@ def encode_records(
 
         def encode(size: Size) -> None:
             """Those that wait for company of their size."""
-            pictures = torch.stack([pixels.pop(index) for index in waiting[size]]).to(model.device, model.vae.dtype)
-            encoded = model.vae.encode(pictures).latent_dist.mean * model.vae.config.scaling_factor
+            encoded = model.to_latents(torch.stack([pixels.pop(index) for index in waiting[size]]))
             name = f"{size[0]}x{size[1]}"
             for index, latents in zip(waiting.pop(size), encoded, strict=True):
                 place[index] = name, len(stored.setdefault(name, []))

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.models.model import Model
+from textcraftor.training.counting import out_of_memory
 from textcraftor.training.interrupt import Interrupt, InterruptedRunError
-from textcraftor.training.memory import Costs, out_of_memory
+from textcraftor.training.memory import Costs
 from textcraftor.training.phases import Phases
 from textcraftor.training.processes import average, processes_of_this_run
 from textcraftor.training.state import TrainingState
@@ -45,7 +46,7 @@ class Objective(Protocol):
     """What a step descends on; none of it changes while training but what `observe` keeps."""
 
     @property
-    def model(self) -> StableDiffusion: ...
+    def model(self) -> Model: ...
 
     @property
     def names(self) -> Sequence[str]:
@@ -108,7 +109,7 @@ def tune(
     """
     processes, phases = processes_of_this_run(), Phases(objective.model.device)
     rows = range(pace.batch_size)[processes.process_index :: processes.num_processes]
-    objective.model.checkpoint_blocks(unet=state.plan.blocks, decoder=not state.plan.decoder)
+    objective.model.checkpoint_blocks(denoiser=state.plan.blocks, decoder=not state.plan.decoder)
     progress = tqdm(
         range(pace.steps),
         desc="tuning",

@@ -16,7 +16,7 @@ from textcraftor.data.blend import Blend, RecordDraw
 from textcraftor.data.prompts import read_prompts, split_held_out
 from textcraftor.data.records import Records, check_records
 from textcraftor.errors import UsageError, at_least
-from textcraftor.models.stable_diffusion import StableDiffusion
+from textcraftor.models.model import Model
 from textcraftor.training.latents import Latents, bucket_sizes, encode_records
 from textcraftor.training.processes import say
 
@@ -79,10 +79,10 @@ class Pictures:
         """Every caption that may be drawn."""
         return [caption for one in (self.records, self.letters) if one for caption in one.captions]
 
-    def encode(self, model: StableDiffusion, cache: Path) -> tuple[RecordDraw, Latents]:
+    def encode(self, model: Model, cache: Path) -> tuple[RecordDraw, Latents]:
         """The latents of every picture that can be read, and what draws them; says what was found."""
         config, parts = self.config, list[tuple[Records, Latents]]()
-        step = model.vae_scale * 2 ** (len(model.unet.config.block_out_channels) - 1)
+        step = model.family.bucket_step(model.pipeline)
         sizes = bucket_sizes(config.sampling.height, config.sampling.width, step, config.data.aspect_ratio)
         for name, records in (("main", self.records), ("letters", self.letters)):
             if records is not None:

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from textcraftor.data.prompts import PromptDraw
 from textcraftor.inference.generate import Sampling
-from textcraftor.models.stable_diffusion import StableDiffusion
-from textcraftor.rewards.mix import RewardMix
+from textcraftor.models.model import Model
+from textcraftor.rewards.total import RewardSum
 from textcraftor.sampling.chain import Chain
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.sampling.gradients import Rollout
+from textcraftor.training.activations import Activations
 from textcraftor.training.latents import PictureDraw
-from textcraftor.training.memory import Activations
 from textcraftor.training.phases import Phases
 from textcraftor.training.processes import processes_of_this_run
 from textcraftor.training.state import TrainingState
@@ -38,8 +38,8 @@ class RewardTuning:
         detach_negative: no gradient through the unconditional branch.
     """
 
-    model: StableDiffusion
-    mix: RewardMix
+    model: Model
+    rewards: RewardSum
     rollout: Rollout
     schedule: ConditioningSchedule
     sampling: Sampling
@@ -56,7 +56,7 @@ class RewardTuning:
             the denoiser was called, and how often with a gradient.
         """
         prompts, seeds = self.draw(state.step, batch_size)
-        sums = torch.zeros(2 + 2 * len(self.mix.rewards), dtype=torch.float64, device=self.model.device)
+        sums = torch.zeros(2 + 2 * len(self.rewards.scorers), dtype=torch.float64, device=self.model.device)
         for part in state.plan.micro_batches(rows):
             said = [prompts[row] for row in part]
             numbers = [seeds[row] for row in part]
@@ -64,18 +64,19 @@ class RewardTuning:
             images, chain = self.pictures(said, numbers, state.step, state.plan.kept_steps, phases, clean)
             share = len(part) * processes_of_this_run().num_processes / batch_size
             with phases("reward"):
-                scores = self.mix(images, said * (len(images) // len(said)))
+                scores = self.rewards(images, said * (len(images) // len(said)))
                 if chain.log_prob is None:
-                    loss = -share * self.mix.objective(scores).mean()
+                    objective = self.rewards.objective(scores)
+                    loss = -share * (objective if chain.weight is None else chain.weight * objective).mean()
                 else:
-                    loss = -share * (self.mix.advantage(scores) * chain.log_prob).mean()
-                means, squares = self.mix.moments(scores).chunk(2)
+                    loss = -share * (self.rewards.advantage(scores) * chain.log_prob).mean()
+                means, squares = self.rewards.moments(scores).chunk(2)
                 finite = torch.where(squares.isfinite().all(), 1.0, math.nan)  # a broken score must not teach anything
-                total = self.mix.total(scores).detach().double().mean()[None]
+                total = self.rewards.total(scores).detach().double().mean()[None]
             with phases("backward"):
                 state.scaler.scale(loss * finite).backward()
             sums += torch.cat([loss.detach()[None].double(), share * torch.cat([means, total, squares])])
-        return sums, {"unet_calls": chain.calls, "gradient_steps": chain.gradient_steps}
+        return sums, {"denoiser_calls": chain.calls, "gradient_steps": chain.gradient_steps}
 
     def pictures(
         self,
@@ -88,8 +89,7 @@ class RewardTuning:
     ) -> tuple[Tensor, Chain]:
         """Images with gradients, and the chain that made them; some policies give several images a prompt."""
         with phases("encode"):
-            negative_prompts = [self.sampling.negative_prompt] * len(prompts)
-            encoded = {name: self.model.encode(prompts, negative_prompts, name) for name in self.schedule.encoders}
+            encoded = self.sampling.encode(self.model, prompts, self.schedule.encoders)
         with phases("chain"):
             chain = self.sampling.chain(
                 self.model,
@@ -105,11 +105,11 @@ class RewardTuning:
 
     @property
     def names(self) -> list[str]:
-        return [*(f"reward/{name}" for name in self.mix.rewards), "total"]
+        return [*(f"reward/{name}" for name in self.rewards.scorers), "total"]
 
     def observe(self, figures: Tensor) -> None:
-        means, _, squares = figures.split([len(self.mix.rewards), 1, len(self.mix.rewards)])
-        self.mix.observe(torch.cat([means, squares]))
+        means, _, squares = figures.split([len(self.rewards.scorers), 1, len(self.rewards.scorers)])
+        self.rewards.observe(torch.cat([means, squares]))
 
     def headline(self, figures: Mapping[str, float]) -> str:
         return f"total={figures['total']:.3f}"

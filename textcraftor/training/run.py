@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -17,7 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from textcraftor.errors import UsageError
 from textcraftor.evaluation.evaluate import Evaluation, compare, held_out
 from textcraftor.evaluation.report import before_after_sheet, write_report
-from textcraftor.models.tuned import tuned_folders
+from textcraftor.inference.opening import BEGIN
+from textcraftor.models.run_record import TUNED, Base, RunRecord, parts_in
+from textcraftor.models.tuned import TEXT_ENCODERS, component_of, tuned_folders
 from textcraftor.models.tuning import load_state
 from textcraftor.training.checkpoint import Checkpoints
 from textcraftor.training.forecast import forecast
@@ -64,7 +65,7 @@ def run_job(command: str, config: DictConfig, folder: Path, load: Callable[[Dict
     watch = Watch(
         partial(job.look, job.schedule, job.watched, before["watched"]),
         before["watched"],
-        job.mix.weights,
+        job.rewards.weights,
         {name: Alarm(**limits) for name, limits in config.watch.alarms.items()},
         config.stop_on,
         folder / "samples",
@@ -99,14 +100,16 @@ def before_training(job: Job, folder: Path) -> dict[str, Evaluation]:
         name: Evaluation.load(files[name]) if stored else job.look(job.start, prompts)
         for name, prompts in names.items()
     }
-    mix = job.mix
-    scores = {name: torch.from_numpy(found["evaluated"].measures[name].ravel()) for name in mix.rewards}
-    mix.start({name: score.to(job.model.device) for name, score in scores.items()})
+    rewards = job.rewards
+    scores = {name: torch.from_numpy(found["evaluated"].measures[name].ravel()) for name in rewards.scorers}
+    rewards.start({name: score.to(job.model.device) for name, score in scores.items()})
     if job.config.normalize_rewards:
         for evaluation in found.values():
             shape = evaluation.measures["total"].shape
-            parts = {name: torch.from_numpy(evaluation.measures[name].ravel()).to(mix.mean) for name in mix.rewards}
-            evaluation.measures["total"] = mix.total(parts).cpu().numpy().reshape(shape)
+            parts = {
+                name: torch.from_numpy(evaluation.measures[name].ravel()).to(rewards.mean) for name in rewards.scorers
+            }
+            evaluation.measures["total"] = rewards.total(parts).cpu().numpy().reshape(shape)
     if processes_of_this_run().is_main_process and not stored:
         for name, file in files.items():
             partial_file = file.with_suffix(".partial.npz")
@@ -142,7 +145,7 @@ def finish(
             save_parts(job, folder)
         after = job.look(schedule, job.evaluated, before["evaluated"])
     clock.lap("after")
-    figure = held_out(after, before["evaluated"], job.mix.weights)
+    figure = held_out(after, before["evaluated"], job.rewards.weights)
     peak = peak_gb(metrics.lines)
     seconds = clock.laps | {"tuning": round(sum(line["seconds"] for line in metrics.lines), 2)}
     summary = {
@@ -156,7 +159,7 @@ def finish(
         "batch_size": job.config.training.batch_size,
         "stopped_by": state.watched["stopped_by"],
         "skipped_updates": state.skipped,
-        "conditioning": schedule.to_dict(),
+        "conditioning": schedule.renamed({BEGIN: TUNED}).to_dict(),
         "watched": [watch.point(0, watch.before) | {"alarms": []}, *state.watched["points"]],
         "phases": phase_means(metrics.lines),
         "seconds": seconds | {"total": sum(seconds.values())},
@@ -183,16 +186,15 @@ def phase_means(lines: list[dict[str, float]]) -> dict[str, float]:
 
 
 def save_parts(job: Job, folder: Path) -> None:
-    """Everything tuned that pictures need: what learned here, and the text encoder of the run that it began from."""
+    """Everything tuned that pictures need: what learned here, and the text encoders of the run that it began from."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "conditioning.json").write_text(json.dumps(job.schedule.to_dict(), indent=2))
+    learned = {learner.component for learner in job.learners}
     for run_folder in job.config.tuned.values():
-        for path in tuned_folders(Path(run_folder)):
-            if path.name.startswith("text_encoder"):
+        for path in tuned_folders(Path(run_folder), TEXT_ENCODERS):
+            if component_of(path) not in learned:
                 shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
     for learner in job.learners:
         learner.save(folder)
-    if job.model.tuned_unet and (folder / "unet_lora").is_dir():  # these adapters belong to a tuned UNet
-        base = copy.deepcopy(job.model.unet)
-        base.unload_lora()
-        base.save_pretrained(folder / "unet")
+    parents = [{"run": str(run_folder), "weight": 1.0} for run_folder in job.config.tuned.values()]
+    pipeline, conditioning = type(job.model.pipeline).__name__, job.schedule.renamed({BEGIN: TUNED}).to_dict()
+    RunRecord(pipeline, Base.of(job.config.model), parts_in(folder), conditioning, parents).write(folder)

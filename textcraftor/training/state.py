@@ -15,7 +15,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
 from textcraftor.models.tuning import Learner, load_state, state_of
-from textcraftor.rewards.mix import RewardMix
+from textcraftor.rewards.total import RewardSum
 from textcraftor.training.fitting import new_ema
 from textcraftor.training.memory import Plan
 from textcraftor.training.processes import average_gradients
@@ -41,7 +41,7 @@ class TrainingState:
     def __init__(
         self,
         learners: Sequence[Learner],
-        mix: RewardMix,
+        rewards: RewardSum,
         plan: Plan,
         new_optimizer: Callable[..., torch.optim.Optimizer],
         lr_schedule: str,
@@ -52,7 +52,7 @@ class TrainingState:
         budget: str | float = "auto",
     ) -> None:
         self.budget = budget
-        self.learners, self.mix, self.plan, self.half = list(learners), mix, plan, half
+        self.learners, self.rewards, self.plan, self.half = list(learners), rewards, plan, half
         self.optimizer = new_optimizer([{"params": one.parameters, "lr": one.lr} for one in learners])
         self.lr_schedule = get_scheduler(lr_schedule, self.optimizer, num_warmup_steps=warmup, num_training_steps=steps)
         # Skips the update on the device where a gradient is not finite; scaling by 1 changes no number.
@@ -133,7 +133,7 @@ class TrainingState:
             "lr_schedule": self.lr_schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.state_dict() if self.ema else {},
-            "mix": {name: value.clone() for name, value in self.mix.named_buffers(recurse=False)},
+            "rewards": {name: value.clone() for name, value in self.rewards.named_buffers(recurse=False)},
             "step": self.step,
             "skipped": self.skipped,
             "watched": self.watched,
@@ -161,8 +161,8 @@ class TrainingState:
         if self.ema:
             self.ema.load_state_dict(state["ema"])
             self.ema.to(self.parameters[0].device)
-        for name, value in self.mix.named_buffers(recurse=False):
-            value.copy_(state["mix"][name])
+        for name, value in self.rewards.named_buffers(recurse=False):
+            value.copy_(state["rewards"][name])
         self.step, self.skipped, self.watched = state["step"], state["skipped"], state["watched"]
 
 

@@ -14,6 +14,7 @@ from textcraftor.training.checks import check, from_pictures, split_prompts
 from textcraftor.training.job import Job, prepare
 from textcraftor.training.latents import PictureDraw
 from textcraftor.training.pictures import Pictures, kept_while_running
+from textcraftor.training.prediction import has_weights, prediction
 from textcraftor.training.reward_tuning import RewardTuning
 from textcraftor.training.run import run_job
 
@@ -37,7 +38,7 @@ def load(config: DictConfig, cache: Path | None = None) -> Job:
         detach_negative = config.conditioning.detach_negative
         rollout = instantiate(config.gradient)
         sampling = replace(job.sampling, **config.training.sampling)
-        return RewardTuning(job.model, job.mix, rollout, job.schedule, sampling, draw, detach_negative)
+        return RewardTuning(job.model, job.rewards, rollout, job.schedule, sampling, draw, detach_negative)
 
     return prepare(config, objective_of, prompts, evaluated, watched)
 
@@ -45,5 +46,7 @@ def load(config: DictConfig, cache: Path | None = None) -> Job:
 def run(config: DictConfig, folder: Path) -> float | str:
     """Evaluate, tune by reward, evaluate again, report. Returns the held-out figure after tuning, for sweeps."""
     check(config, folder)
+    if config.dry_run and not has_weights(config.model.path):
+        return prediction(config)
     with kept_while_running(config, folder) as cache:
         return run_job("train", config, folder, partial(load, cache=cache))

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from textcraftor.errors import UsageError
 from textcraftor.training.caption_tuning import CaptionTuning
 from textcraftor.training.checks import check_tuning
+from textcraftor.training.densities import Densities
 from textcraftor.training.job import Job, prepare
 from textcraftor.training.pictures import Pictures, check_pictures, kept_while_running
 from textcraftor.training.run import run_job
@@ -31,7 +32,7 @@ def load(config: DictConfig, cache: Path) -> Job:
 
     def objective_of(job: Job) -> CaptionTuning:
         draw, latents = pictures.encode(job.model, cache)
-        return CaptionTuning(job.model, job.schedule, draw, latents, **config.denoising)
+        return CaptionTuning(job.model, job.schedule, draw, latents, Densities(**config.denoising))
 
     return prepare(config, objective_of, pictures.captions, pictures.evaluated, pictures.watched)
 

@@ -19,7 +19,7 @@ from textcraftor.rewards.base import FunctionReward, Reward, check_prompts
 Scores = Mapping[str, Float[Tensor, " batch"]]
 
 
-class RewardMix(nn.Module):
+class RewardSum(nn.Module):
     """Scorers by name with their weights (TextCraftor, eq. 7).
 
     Args:
@@ -50,7 +50,7 @@ class RewardMix(nn.Module):
             name: reward if isinstance(reward, nn.Module) else FunctionReward(reward)
             for name, reward in rewards.items()
         }
-        self.rewards = nn.ModuleDict(modules).eval().requires_grad_(False)
+        self.scorers = nn.ModuleDict(modules).eval().requires_grad_(False)
         self.weights, self.normalize, self.momentum = dict(weights), normalize, momentum
         self.targets = dict(targets or {})
         for name in ("", "first_"):
@@ -62,7 +62,7 @@ class RewardMix(nn.Module):
     ) -> dict[str, Float[Tensor, " batch"]]:
         """Every scorer's scores by name, unweighted. One that adds nothing passes no gradient."""
         scores = {}
-        for name, reward in self.rewards.items():
+        for name, reward in self.scorers.items():
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.weights[name] != 0):
                 scores[name] = reward(images, prompts)
         return scores
@@ -127,7 +127,7 @@ class RewardMix(nn.Module):
     def check(self, prompts: Sequence[str]) -> None:
         """Refuse prompts that a scorer cannot judge."""
         check_prompts(prompts, len(prompts))
-        for reward in self.rewards.values():
+        for reward in self.scorers.values():
             if isinstance(reward, Reward):
                 reward.check(prompts)
 
@@ -137,16 +137,16 @@ class RewardMix(nn.Module):
         """What scorers report beside their scores, as `<name>/<figure>`."""
         return {
             f"{name}/{figure}": values
-            for name, reward in self.rewards.items()
+            for name, reward in self.scorers.items()
             if isinstance(reward, Reward)
             for figure, values in reward.measure(images, prompts).items()
         }
 
 
-def check_mix(config: Mapping) -> None:
-    """Refuse a mix that cannot be loaded, before anything is."""
+def check_rewards(config: Mapping) -> None:
+    """Refuse scorers that cannot be loaded, before anything is."""
     if not parts_of(config):
-        raise UsageError("rewards names no scorer: choose a mix, such as rewards=hpsv2")
+        raise UsageError("rewards names no scorer: choose some, such as rewards=hpsv2")
     for name, part in parts_of(config).items():
         if "reward" not in part or "weight" not in part:
             raise UsageError(f"rewards.{name} needs both reward._target_ and weight")
@@ -162,12 +162,12 @@ def check_mix(config: Mapping) -> None:
 
 
 def parts_of(config: Mapping) -> dict[str, Any]:
-    """The scorers of a mix by name; `rewards.<name>=null` takes one out."""
+    """The scorers by name; `rewards.<name>=null` takes one out."""
     return {str(name): part for name, part in config.items() if part is not None}
 
 
-def load_mix(config: Mapping, normalize: bool = False) -> RewardMix:
-    """The mix that `rewards` describes: name -> {reward, weight}.
+def load_rewards(config: Mapping, normalize: bool = False) -> RewardSum:
+    """What `rewards` describes: name -> {reward, weight}.
 
     A scorer is whatever `reward._target_` names: a class, a function that loads one, or, with `_partial_: true`, a
     function of images and prompts.
@@ -184,4 +184,4 @@ def load_mix(config: Mapping, normalize: bool = False) -> RewardMix:
     parts = parts_of(config)
     weights = {name: float(part.weight) for name, part in parts.items()}
     targets = {name: float(part.target) for name, part in parts.items() if part.get("target") is not None}
-    return RewardMix(rewards, weights, normalize, targets)
+    return RewardSum(rewards, weights, normalize, targets)

@@ -1,0 +1,55 @@
+"""Which model the commands take where only a run is named: the one that the run tuned."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from textcraftor.errors import UsageError
+from textcraftor.models.run_record import Base, RunRecord
+
+
+def base_overrides(run: Path, groups: Path, package_path: Callable[[str], str]) -> list[str]:
+    """The overrides `model=` and, where that is not its own, `model.path=` that mean a run's base.
+
+    Args:
+        groups: the folder of model configurations.
+        package_path: where a package lies whose name a configuration gives.
+    """
+    base = RunRecord.read(run).base or base_of_old(run)
+    paths = {file.stem: _path_of(file, package_path) for file in sorted(groups.glob("*.yaml"))}
+    name = base.config or next((name for name, path in paths.items() if _same(path, base)), "")
+    if name not in paths:
+        return [f"model.path={base.path}"] if base.path else []
+    return [f"model={name}"] if _same(paths[name], base) else [f"model={name}", f"model.path={base.path}"]
+
+
+def base_of_old(run: Path) -> Base:
+    """The base of a run of format 1, which wrote it into its configuration alone."""
+    file = run / "config.yaml"
+    if not file.is_file():
+        return Base("")
+    try:
+        stored: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        path = stored["model"]["path"]
+    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: its model.path cannot be read ({type(error).__name__}): give model=") from error
+    if not isinstance(path, str):
+        raise UsageError(f"{file}: model.path={path} is no path: give model=")
+    return Base.of({"path": path})
+
+
+def _same(path: str, base: Base) -> bool:
+    """Whether a configuration's path means this base; a package may lie elsewhere than where the run was made."""
+    return Base.of({"path": path}).is_same(base)
+
+
+def _path_of(file: Path, package_path: Callable[[str], str]) -> str:
+    """The `path` of a model's configuration."""
+    settings: Mapping[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    path = str(settings.get("path", ""))
+    return re.sub(r"\$\{package:([\w.]+)\}", lambda found: package_path(found[1]), path)
