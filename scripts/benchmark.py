@@ -157,7 +157,7 @@ class Stand:
                 calls, with_gradient = method.rollout(job, state.step)
                 state.update(1.0)
                 state.step += 1
-                return {"unet_calls": calls, "gradient_steps": with_gradient, "seconds": seconds()}
+                return {"denoiser_calls": calls, "gradient_steps": with_gradient, "seconds": seconds()}
         lines = list[dict[str, float]]()
         objective, pace = self.prepared(method), replace(job.pace, steps=state.step + 1)
         with contextlib.redirect_stderr(io.StringIO()):
@@ -232,7 +232,7 @@ class Stand:
 
 def floor_of(method: Method, line: Mapping[str, float], seconds: Mapping[str, float]) -> float:
     """What the passes that a step made take by themselves."""
-    calls, learning = line["unet_calls"], line["gradient_steps"]
+    calls, learning = line["denoiser_calls"], line["gradient_steps"]
     again = max(learning - method.kept, 0) + (learning if method.blocks else 0)
     total = (calls - learning + again) * seconds["unet"] + learning * seconds["unet, both ways"]
     total += seconds["encode, both ways"]
@@ -277,7 +277,7 @@ def print_steps(figures: Mapping[str, Mapping]) -> None:
         seconds = [line["seconds"] for line in lines]
         of_full = median(now / one["seconds"] for now, one in zip(seconds, first["lines"], strict=True))
         of_floor = median(now / floor for now, floor in zip(seconds, found["floors"], strict=True))
-        calls = [sum(line[key] for line in lines) / len(lines) for key in ("unet_calls", "gradient_steps")]
+        calls = [sum(line[key] for line in lines) / len(lines) for key in ("denoiser_calls", "gradient_steps")]
         cells = [
             f"{calls[0]:.1f}, {calls[1]:.1f}",
             f"{median(seconds):.2f} [{min(seconds):.2f}, {max(seconds):.2f}]",

@@ -23,7 +23,7 @@ from textcraftor.training.loop import tune
 from textcraftor.training.train import load
 
 POLICIES = ("last_k", "full", "random_k", "low_variance", "refl", "drtune", "ddpo")
-TUNES = ("text_encoder_lora", "unet", "unet_lora", "both", "both_lora", "two_stages")
+TUNES = ("text_encoder_lora", "denoiser", "denoiser_lora", "both", "both_lora", "two_stages")
 METHODS = {policy: (f"gradient={policy}", "tune=text_encoder") for policy in POLICIES} | {
     tune: ("gradient=last_k", f"tune={tune}") for tune in TUNES
 }
@@ -65,7 +65,7 @@ def row(folder: Path, method: str) -> str:
     cells += [spread([one["difference"][name]["mean"] for one in runs], digits) for name, digits in COLUMNS.items()]
     text = (folder / f"{method}_{rate:g}_0" / "metrics.jsonl").read_text()
     calls = np.mean(
-        [[line[n] for n in ("unet_calls", "gradient_steps")] for line in map(json.loads, text.splitlines())], 0
+        [[line[n] for n in ("denoiser_calls", "gradient_steps")] for line in map(json.loads, text.splitlines())], 0
     )
     cells += [f"{calls[0]:.1f}, {calls[1]:.1f}", f"{seconds_per_step(folder, method):.2f}"]
     cells.append(f"{np.mean([one['peak_memory_gb'] for one in runs]):.2f}")

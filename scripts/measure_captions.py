@@ -59,7 +59,7 @@ def kinds(study: Study) -> None:
     """UNets tuned on both kinds of caption, on prompts of both kinds; those as found hardly ever name a word."""
     names = [name for name in study.runs if name.startswith("p")]
     for prompts, what in (("found", "as found"), ("descriptive", "descriptive")):
-        rows = {f"{name[1:]} %": study.several(name, {"unet.path": name}, prompts=prompts) for name in names}
+        rows = {f"{name[1:]} %": study.several(name, {"denoiser.path": name}, prompts=prompts) for name in names}
         print(f"Prompts {what}; share of descriptive captions in training; differences from the base:\n")
         shown = [name for name in SHOWN if prompts == "descriptive" or name != "judge/letters"]
         study.table(rows, study.base(prompts), shown)
@@ -75,7 +75,7 @@ def letters(study: Study) -> None:
         rows, gains = dict[str, Measures](), dict[str, tuple[Measures, Measures]]()
         for share, captions in ((FOUND, "as found"), (BEST, f"{BEST} % descriptive")):
             names = f"p{share}", f"{LETTERS}{share}"
-            sides = [study.several(name, {"unet.path": name}, prompts=prompts) for name in names]
+            sides = [study.several(name, {"denoiser.path": name}, prompts=prompts) for name in names]
             rows |= {
                 f"captions {captions}, {data} % letter data": side for data, side in zip((0, 19), sides, strict=True)
             }
@@ -90,7 +90,7 @@ def letters(study: Study) -> None:
 
 def both(study: Study) -> None:
     """A caption-tuned UNet, a reward-tuned encoder, and both together: do the gains add up?"""
-    encoder, unet = {"tuned.a": "reward"}, {"unet.path": f"p{BEST}"}
+    encoder, unet = {"tuned.a": "reward"}, {"denoiser.path": f"p{BEST}"}
     rows = {
         "caption-tuned UNet": study.several(f"p{BEST}", unet),
         "reward-tuned encoder": study.several("reward", encoder),

@@ -89,7 +89,7 @@ def baselines(study: Study) -> None:
     study.table(rows, study.base())
     for name in ("ddpo", "default"):
         lines = (study.run(name, 0) / "metrics.jsonl").read_text().splitlines()
-        calls = sum(json.loads(line)["unet_calls"] + 2 * json.loads(line)["gradient_steps"] for line in lines)
+        calls = sum(json.loads(line)["denoiser_calls"] + 2 * json.loads(line)["gradient_steps"] for line in lines)
         print(f"{name}: {calls} UNet passes a prompt of a batch in training, a gradient step counted as three")
 
 

@@ -195,7 +195,7 @@ class Bench:
         overrides = [f"{key}={value}" for key, value in values.items()]
         summary = train(place, SCHEME, *overrides, *watched, f"training.steps={steps}", f"seed={seed}")
         lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
-        each = [passes_of(keys, line["unet_calls"], line["gradient_steps"]) for line in lines]
+        each = [passes_of(keys, line["denoiser_calls"], line["gradient_steps"]) for line in lines]
         spent = np.cumsum([passes_before, *each])
         seconds = np.cumsum([seconds_before, *(line["seconds"] for line in lines)])
         points = summary["watched"]

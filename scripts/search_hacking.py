@@ -25,11 +25,11 @@ GRID = [
     ("text_encoder", "1e-4"),
     ("text_encoder", "1e-3"),
     ("text_encoder_lora", "1e-2"),
-    ("unet", "3e-5"),
-    ("unet", "1e-4"),
-    ("unet", "3e-4"),
-    ("unet_lora", "1e-3"),
-    ("unet_lora", "1e-2"),
+    ("denoiser", "3e-5"),
+    ("denoiser", "1e-4"),
+    ("denoiser", "3e-4"),
+    ("denoiser_lora", "1e-3"),
+    ("denoiser_lora", "1e-2"),
 ]
 REWARD = ("rewards=hpsv2", "+reward@rewards.pickscore=pickscore", "rewards.pickscore.weight=0")
 WATCHED = ("+reward@rewards.clip=clip", "rewards.clip.weight=0", "watch.every=20", "watch.prompts=24")

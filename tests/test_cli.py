@@ -13,7 +13,8 @@ from PIL import Image
 
 import textcraftor as package
 from tests.conftest import QUICK
-from textcraftor.cli import COMMANDS, config_dir, main, quote_literals
+from textcraftor.cli import COMMANDS, config_dir, main
+from textcraftor.config.overrides import as_typed
 from textcraftor.data.records import Records
 from textcraftor.errors import UsageError
 
@@ -48,9 +49,11 @@ def test_the_commands_and_keys_that_scripts_rely_on_stay(configure):
     assert all("weight" in part for part in train.rewards.values())
     assert {"prompt", "negative_prompt", "tuned", "seeds", "run_dir"} <= set(generate)
     assert {"rewards", "images", "prompts", "run_dir"} <= set(configure("score"))
-    assert {"tuned", "mix", "switch", "unet"} <= set(generate) & set(configure("evaluate")) & set(configure("export"))
+    assert {"tuned", "mix", "switch", "denoiser"} <= set(generate) & set(configure("evaluate")) & set(
+        configure("export")
+    )
     assert {"suite", "seeds", "base", "shard", "run_dir"} <= set(configure("evaluate"))
-    assert set(configure("fetch")) == set(train)
+    assert set(configure("fetch")) == {*train, "suite"}
 
 
 @pytest.mark.parametrize("group", [path.name for path in config_dir().iterdir() if path.is_dir()])
@@ -75,7 +78,7 @@ def test_rewards_are_reweighted_and_added_from_the_command_line(configure):
 
 def test_prompts_are_taken_literally(configure):
     for prompt in ('a (red), "KKQ" {x: [1]} = it\'s', "back\\slash", "${now:%Y}", "a red circle, and"):
-        (override,) = quote_literals([f"prompt={prompt}"])
+        (override,) = as_typed("generate", [f"prompt={prompt}"])
         assert configure("generate", override).prompt == prompt
 
 
@@ -89,7 +92,7 @@ def test_prompts_are_taken_literally(configure):
         (["train", "gradient.k=16"], "gradient.k=16 must lie between 1 and training.sampling.steps=5"),
         (["train", "dry_run=fales"], "dry_run=fales must be true or false"),
         (["train", "training.steps=2.5"], "training.steps=2.5 must be a whole number"),
-        (["train", "optim.lr=fast"], "optim.lr=fast must be a number"),
+        (["train", "optim.lr=fast"], "optim.lr=fast must be auto or a number above 0"),
         (["train", "model.path=/nowhere"], "model.path=/nowhere does not exist"),
         (["train", "prompts.path=missing.txt"], "prompts.path=missing.txt does not exist"),
         (["train", "prompts.path=empty.txt"], "prompts.path=empty.txt holds no prompt"),
@@ -99,12 +102,12 @@ def test_prompts_are_taken_literally(configure):
         (["train", "stop_on=[brightness]"], "stop_on=brightness names no alarm"),
         (["train", "tracker=wandb"], "tracker=wandb is not installed"),
         (["train", "tune.text_encoder=null"], "tune names nothing to learn"),
-        (["train", "tune=both", "tune.unet.span=[0.6,1]", "tune.text_encoder.span=[0,0.5]"], "must cover [0, 1]"),
+        (["train", "tune=both", "tune.denoiser.span=[0.6,1]", "tune.text_encoder.span=[0,0.5]"], "must cover [0, 1]"),
         (["train", "memory.budget=lots"], "memory.budget=lots must be auto or a number of GB"),
         (["train", "memory.budget=0.01"], "memory.budget=0.01 GB, but one prompt at a time needs"),
         (["train", "sampling.scheduler=ddpm"], "sampling.scheduler=ddpm must be one of ddim"),
         (["train", "training.sampling.steps=0", "gradient=refl"], "sampling.steps=0 must be at least 1"),
-        (["train", "evaluation.seeds=[]"], "evaluation.seeds=[] must name at least one seed"),
+        (["train", "evaluation.seeds=[]"], "evaluation.seeds=[] must be a list of at least one seed, each named once"),
         (["train", "watch.prompts=0"], "watch.prompts=0 must be at least 1"),
         (["train", "training.lr_schedule=cosin"], "training.lr_schedule=cosin must be one of linear, cosine"),
         (["train", "stop_on=held_out"], "stop_on=held_out must be a list, as stop_on=[held_out]"),
@@ -113,7 +116,7 @@ def test_prompts_are_taken_literally(configure):
         (["evaluate", "suite=toybox", "limit=0"], "limit=0 must be at least 1"),
         (["generate", "prompt=a red circle", "seeds=5"], "seeds=5 must be a list of whole numbers"),
         (["generate", "prompt=a red circle", "sampling.steps=2000"], "the model knows 1000 noise levels"),
-        (["train", "tune=unet", "tuned.a=missing"], "tuned.a=missing holds no conditioning.json"),
+        (["train", "tune=denoiser", "tuned.a=missing"], "tuned.a=missing holds no conditioning.json"),
         (["train", "tune=text_encoder_lora", "tune.text_encoder.lora.target_modules=[qq]"], "linear layers end in fc1"),
         (["compare", "finished"], "give at least two folders"),
         (["compare", "finished", "missing"], "missing holds no summary.json"),

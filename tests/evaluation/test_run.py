@@ -127,7 +127,7 @@ def test_shards_together_are_the_whole(whole, configure, tmp_path):
         (["suite.category=Kind"], r"suite.category=Kind is no column of"),
         (["base=nowhere", "tuned.a=RUN"], r"nowhere holds no rows.parquet"),
         (["base=BASE", "tuned.a=RUN", "limit=1"], r"holds other prompts or seeds than this evaluation"),
-        (["base=BASE"], r"base= is compared with what tuned, mix, unet.path or upsample change"),
+        (["base=BASE"], r"base= is compared with what tuned, mix, denoiser.path or upsample change"),
         (["prompts.path=gone.txt"], r"prompts.path=gone.txt does not exist"),
     ],
 )

@@ -134,9 +134,9 @@ def test_what_cannot_be_shown_is_refused(configure, runs, tmp_path):
         check(configure("app"), tmp_path)
     with pytest.raises(UsageError, match=r"nowhere holds no conditioning.json"):
         check(configure("app", "runs=[nowhere]"), tmp_path)
-    both = [make_run(tmp_path / name, 7, {"text_encoder": None, "unet": LORA}) for name in ("one", "two")]
-    with pytest.raises(UsageError, match=r"one and two each tuned a UNet: choose one with unet.path"):
+    both = [make_run(tmp_path / name, 7, {"text_encoder": None, "denoiser": LORA}) for name in ("one", "two")]
+    with pytest.raises(UsageError, match=r"one and two each tuned a UNet: choose one with denoiser.path"):
         check(configure("app", f"runs=[{both[0]},{both[1]}]"), tmp_path)
-    check(configure("app", f"runs=[{both[0]},{both[1]}]", f"unet.path={both[1]}"), tmp_path)
+    check(configure("app", f"runs=[{both[0]},{both[1]}]", f"denoiser.path={both[1]}"), tmp_path)
     with pytest.raises(UsageError, match="port=70000 must lie between"):
         check(configure("app", f"runs=[{runs[0]}]", "port=70000"), tmp_path)

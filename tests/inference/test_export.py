@@ -27,8 +27,8 @@ UNET_LORA = {**LORA, "target_modules": ["to_q", "to_v", "to_out.0"]}
 def runs(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
     return {
-        "full": make_run(folder / "full", 1, {"text_encoder": None, "unet": None}),
-        "lora": make_run(folder / "lora", 2, {"text_encoder": TEXT_LORA, "unet": UNET_LORA}),
+        "full": make_run(folder / "full", 1, {"text_encoder": None, "denoiser": None}),
+        "lora": make_run(folder / "lora", 2, {"text_encoder": TEXT_LORA, "denoiser": UNET_LORA}),
     }
 
 
@@ -92,7 +92,7 @@ def test_adapters_come_back_under_kohyas_names_and_diffusers(runs, configure, tm
 
 
 def test_a_merged_mix_is_one_encoder(runs, configure, tmp_path):
-    chosen = ("merge=true", "mix.a=.5", "unet.path=original")
+    chosen = ("merge=true", "mix.a=.5", "denoiser.path=original")
     folder = exported(configure, tmp_path / "x", f"tuned.a={runs['lora']}", *chosen)
     expected = wanted(Mix({"a": runs["lora"]}, {"a": 0.5}, merge=True, unet="original"))
     base = pipeline()

@@ -60,8 +60,8 @@ def runs(tmp_path_factory) -> dict[str, Path]:
         "a": make_run(folder / "a", 1, {"text_encoder": None}),
         "b": make_run(folder / "b", 2, {"text_encoder": LORA}),
         "late": make_run(folder / "late", 3, {"text_encoder": None}, late),
-        "unet": make_run(folder / "unet", 4, {"unet": None}),
-        "unet_lora": make_run(folder / "unet_lora", 5, {"unet": {**LORA, "target_modules": ["to_q", "to_v"]}}),
+        "unet": make_run(folder / "unet", 4, {"denoiser": None}),
+        "unet_lora": make_run(folder / "unet_lora", 5, {"denoiser": {**LORA, "target_modules": ["to_q", "to_v"]}}),
     }
 
 
@@ -264,8 +264,8 @@ def test_a_unet_stands_beside_any_mix_of_encoders(runs, model, sampling, name):
             {"weights": {"a": 0.5, "late": 0.5}},
             r"a everywhere, late up to timestep 400.*give switch.last",
         ),
-        (("unet", "unet_lora"), {}, r"unet and unet_lora each tuned a UNet: choose one with unet.path"),
-        (("a",), {"unet": "nowhere"}, r"unet.path=nowhere does not exist"),
+        (("unet", "unet_lora"), {}, r"unet and unet_lora each tuned a UNet: choose one with denoiser.path"),
+        (("a",), {"unet": "nowhere"}, r"denoiser.path=nowhere does not exist"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_a_model_loads(runs, names, options, said):

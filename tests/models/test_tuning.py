@@ -22,7 +22,7 @@ TUNE = {
         "lr": 1e-4,
         "span": [0, 1],
     },
-    "unet": {"lora": {"rank": 2, "alpha": 2, "target_modules": ["to_q", "to_out.0"]}, "lr": 1e-4, "span": [0, 1]},
+    "denoiser": {"lora": {"rank": 2, "alpha": 2, "target_modules": ["to_q", "to_out.0"]}, "lr": 1e-4, "span": [0, 1]},
 }
 T = torch.tensor(500)
 
@@ -100,12 +100,12 @@ def test_layers_and_targets_choose_what_learns(adapted):
     assert names
     assert all(".layers.1." in name or ".layers.2." in name for name in names)
     assert all("q_proj" in name or "fc1" in name for name in names)
-    with pytest.raises(UsageError, match=r"tune.unet.lora: no layer matches .* its linear layers end in .*to_q"):
-        add_learners(StableDiffusion.load(str(WEIGHTS / "pipeline")), {"unet": wrong_target()})
+    with pytest.raises(UsageError, match=r"tune.denoiser.lora: no layer matches .* its linear layers end in .*to_q"):
+        add_learners(StableDiffusion.load(str(WEIGHTS / "pipeline")), {"denoiser": wrong_target()})
 
 
 def wrong_target() -> dict:
-    options = copy.deepcopy(TUNE["unet"])
+    options = copy.deepcopy(TUNE["denoiser"])
     options["lora"]["target_modules"] = ["q_projection"]
     return options
 

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from toybox_records import write_records
 
+from textcraftor.config.resume import resumed_config
 from textcraftor.errors import UsageError
 from textcraftor.training import train
 from textcraftor.training.caption_tuning import loss_weights, target_of, timesteps_at
@@ -24,7 +25,6 @@ from textcraftor.training.loop import tune
 from textcraftor.training.memory import LiveBytes
 from textcraftor.training.phases import Phases
 from textcraftor.training.pictures import Pictures
-from textcraftor.training.resume import resumed_config
 from textcraftor.training.tune_captions import check, load, run
 
 SMALL = (
@@ -142,7 +142,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(configure, 
     keys = (*SMALL, f"data.path={world}", f"tune={tune_}", "captions=p65")
     run(configure("tune-captions", *keys, f"run_dir={whole}"), whole)
     run(configure("tune-captions", *keys, f"run_dir={parts}", "training.steps=2"), parts)
-    run(resumed_config([f"resume={parts}", "training.steps=4"]), parts)
+    run(resumed_config("tune-captions", [f"resume={parts}", "training.steps=4"]), parts)
     for file in sorted(whole.glob("last/*/*.safetensors")):
         ours, theirs = load_file(file), load_file(parts / file.relative_to(whole))
         assert all(torch.equal(value, theirs[key]) for key, value in ours.items()), file
@@ -187,7 +187,7 @@ def test_pictures_fall_into_the_bucket_of_their_shape_and_broken_ones_are_skippe
         ("data.letters.path=nowhere", r"data.path=nowhere does not exist"),
         ("denoising.min_snr=0", r"denoising.min_snr=0 must be above 0"),
         ("data.aspect_ratio=.5", r"data.aspect_ratio=0.5 must be at least 1"),
-        ("tune.unet.lr=0", r"tune.unet.lr=0 must be above 0"),
+        ("tune.denoiser.lr=0", r"tune.denoiser.lr=0 must be above 0"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_model_loads(configure, world, tmp_path, override, message):
@@ -214,7 +214,7 @@ def test_rewards_are_learned_from_real_pictures_too(configure, world, tmp_path):
     folder = tmp_path / "run"
     train.run(configure("train", *keys, f"data.path={world}", f"run_dir={folder}"), folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["unet_calls"], line["gradient_steps"]) for line in lines] == [(1, 1)] * 4
+    assert [(line["denoiser_calls"], line["gradient_steps"]) for line in lines] == [(1, 1)] * 4
     assert not (folder / "latents").exists()
     job = train.load(configure("train", *keys, f"data.path={world}"), tmp_path / "latents")
     objective, state, losses = job.objective, job.state(), list[float]()

@@ -194,7 +194,7 @@ def test_training_may_take_other_steps_than_evaluation(configure):
     lines: list[dict] = []
     pace = replace(job.pace, steps=1)
     tune_on(job.objective, job.state(), pace, lambda _, line: lines.append(line), lambda _: None, print, Interrupt())
-    assert lines[0]["unet_calls"] == 2
+    assert lines[0]["denoiser_calls"] == 2
 
 
 def rounded_redness(images, prompts):
@@ -215,7 +215,7 @@ def test_a_reward_that_cannot_be_differentiated_teaches_by_policy_gradient_alone
     line = json.loads((folder / "metrics.jsonl").read_text())
     assert line["grad_norm"] > 0
     assert line["gradient_steps"] == 2
-    assert line["unet_calls"] == 3
+    assert line["denoiser_calls"] == 3
 
 
 def test_a_batch_without_a_wanted_text_teaches_the_ocr_reward_nothing(go, tmp_path):
@@ -266,7 +266,7 @@ def test_two_stages_train_one_part_and_then_the_other(go):
 def test_the_second_stage_keeps_the_first_ones_encoder(go, configure):
     """`tuned.a=` conditions by that run's encoder, leaves it alone, and the folder holds all that pictures need."""
     first = go("first", "rewards=aesthetic")
-    second = go("second", "rewards=aesthetic", "tune=unet_lora", f"tuned.a={first}")
+    second = go("second", "rewards=aesthetic", "tune=denoiser_lora", f"tuned.a={first}")
     name = "text_encoder/model.safetensors"
     assert (first / name).read_bytes() == (second / name).read_bytes()
     assert (second / "unet_lora").is_dir()
@@ -275,7 +275,7 @@ def test_the_second_stage_keeps_the_first_ones_encoder(go, configure):
     assert begins["before"]["total"] == pytest.approx(ends["after"]["total"], abs=1e-4)
 
     # A fresh model with what the folder holds makes the pictures that the run ended with.
-    job = load(configure("train", *QUICK, "rewards=aesthetic", "tune=unet_lora", f"tuned.a={second}"))
+    job = load(configure("train", *QUICK, "rewards=aesthetic", "tune=denoiser_lora", f"tuned.a={second}"))
     assert job.look(job.start, job.evaluated).means()["total"] == pytest.approx(begins["after"]["total"], abs=1e-4)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from textcraftor.evaluation.evaluate import Evaluation
 from textcraftor.inference.pictures import contact_sheet, to_pil
 
-LEFT_OUT = ("step", "seconds", "alarms", "unet_calls", "gradient_steps")
+LEFT_OUT = ("step", "seconds", "alarms", "denoiser_calls", "gradient_steps")
 COSTS = ("seconds/", "gb/", "learning_rate/")
 TEMPLATES = jinja2.FileSystemLoader(Path(__file__).parent)
 THUMBNAIL = 256  # pixels, the largest side of a picture in a report

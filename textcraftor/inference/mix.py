@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -64,6 +65,8 @@ class Mix:
     _loaded: WeakKeyDictionary = field(default_factory=WeakKeyDictionary, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        opened = {name: os.path.expanduser(run) for name, run in self.tuned.items()}
+        object.__setattr__(self, "tuned", opened)
         for name, run in self.tuned.items():
             if not (Path(run) / "conditioning.json").exists():
                 raise UsageError(f"tuned.{name}={run} holds no conditioning.json: give the folder of a finished run")
@@ -94,7 +97,7 @@ class Mix:
 
     @classmethod
     def of(cls, config: DictConfig, **weights: float) -> Mix:
-        """What the keys tuned, mix, switch, merge and unet of a command mean, with some weights changed."""
+        """What the keys tuned, mix, switch, merge and denoiser of a command mean, with some weights changed."""
         last = None if config.switch.last is None else (config.switch.last, config.sampling.steps)
         given = dict(config.mix) | weights
         return cls(dict(config.tuned), given, last, config.switch.timestep, config.merge, **unet_of(config))
@@ -131,13 +134,15 @@ class Mix:
         if self.unet == OWN_UNET:
             return None
         if self.unet is not None:
-            if not Path(self.unet).exists():
-                raise UsageError(f"unet.path={self.unet} does not exist: give a folder, a LoRA's file, or {OWN_UNET}")
-            return Path(self.unet)
+            if not Path(self.unet).expanduser().exists():
+                raise UsageError(
+                    f"denoiser.path={self.unet} does not exist: give a folder, a LoRA's file, or {OWN_UNET}"
+                )
+            return Path(self.unet).expanduser()
         runs = {name: Path(run) for name, run in self.tuned.items() if tuned_folders(Path(run), ["unet"])}
         if len(runs) > 1:
             raise UsageError(
-                f"{' and '.join(runs)} each tuned a UNet: choose one with unet.path, or unet.path={OWN_UNET}"
+                f"{' and '.join(runs)} each tuned a UNet: choose one with denoiser.path, or denoiser.path={OWN_UNET}"
             )
         return next(iter(runs.values()), None)
 
@@ -211,8 +216,8 @@ class Mix:
 
 
 def unet_of(config: DictConfig) -> dict[str, Any]:
-    """What a command's key unet means, as options of `Mix`."""
-    return {"unet": config.unet.path, "unet_strength": config.unet.strength}
+    """What a command's key denoiser means, as options of `Mix`."""
+    return {"unet": config.denoiser.path, "unet_strength": config.denoiser.strength}
 
 
 def read_schedule(run: Path) -> ConditioningSchedule:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from textcraftor.captioning.upsample import check_upsampler, upsampler_of
 from textcraftor.data.prompts import read_prompts
-from textcraftor.errors import UsageError, at_least, check_seeds
+from textcraftor.errors import UsageError
 from textcraftor.inference.generate import Sampling, generate, grid
 from textcraftor.inference.mix import Mix
 from textcraftor.inference.pictures import contact_sheet, save_png, to_pil
@@ -38,14 +38,9 @@ def check(config: DictConfig, folder: Path) -> None:
         raise UsageError("prompt='' is empty: say what the picture shall show")
     if len(config.grid) > 2:
         raise UsageError(f"grid names {', '.join(config.grid)}: a sheet has two directions, so two at most")
-    for name, weights in config.grid.items():
-        if not OmegaConf.is_list(weights) or not weights:
-            raise UsageError(f"grid.{name}={weights} must be a list of weights, as grid.{name}=[0,.5,1]")
     list(mixes(config))
     Sampling(**config.sampling)
     check_upsampler(config)
-    check_seeds("seeds", config.seeds)
-    at_least(config, {"batch_size": 1})
     if (folder / "contact_sheet.png").exists():
         raise UsageError(f"run_dir={folder} already holds pictures: choose another run_dir= or name=")
 
@@ -68,7 +63,7 @@ def run(config: DictConfig, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for (cell, _), schedule in zip(cells, schedules, strict=True):
         images = generate(model, [(read[prompt], seed) for prompt, seed in jobs], schedule, sampling, config.batch_size)
-        settings = {key: OmegaConf.to_container(config[key]) for key in ("tuned", "unet", "sampling")}
+        settings = {key: OmegaConf.to_container(config[key], resolve=True) for key in ("tuned", "denoiser", "sampling")}
         settings |= {"model": config.model.path, "conditioning": schedule.to_dict()}
         label = " ".join(f"{name}={weight:g}" for name, weight in cell.items())
         for (prompt, seed), image in zip(jobs, images, strict=True):

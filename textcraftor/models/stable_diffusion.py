@@ -63,7 +63,7 @@ class StableDiffusion:
         Raises:
             UsageError: a local path that is not there, or a folder that is no pipeline.
         """
-        local = Path(path)
+        local = Path(path).expanduser()
         looks_local = path.startswith((".", "/", "~")) or local.suffix in (".safetensors", ".ckpt")
         if looks_local and not local.exists():
             raise UsageError(
@@ -74,7 +74,7 @@ class StableDiffusion:
         options = {"dtype": torch.float32, "safety_checker": None, "requires_safety_checker": False}
         read = StableDiffusionPipeline.from_single_file if local.is_file() else StableDiffusionPipeline.from_pretrained
         with loading(path, "model.path", "a Stable Diffusion pipeline"):
-            pipeline = read(path, **options)
+            pipeline = read(str(local) if local.exists() else path, **options)
         return cls(pipeline.to(device))
 
     @property

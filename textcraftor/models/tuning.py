@@ -22,6 +22,11 @@ from textcraftor.models.stable_diffusion import StableDiffusion
 
 PREFIX = "text_model."
 PARTS = ("text_encoder", "unet")
+LEARNING = {"text_encoder": "text_encoder", "denoiser": "unet"}  # what `tune` names, and diffusers' name of it
+LORA_TARGETS = {
+    "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"],
+    "unet": ["to_q", "to_k", "to_v", "to_out.0"],
+}
 LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
 
 
@@ -32,7 +37,7 @@ class Lora:
     Args:
         rank: of the update, at least 1.
         alpha: the update is scaled by alpha / rank.
-        target_modules: ends of module names, or one regular expression over whole names.
+        target_modules: ends of module names, or one regular expression over whole names; `auto` is the part's own.
         layers: numbers of the text encoder's layers; null means all.
     """
 
@@ -41,8 +46,8 @@ class Lora:
     target_modules: Sequence[str] | str
     layers: Sequence[int] | None = None
 
-    def config(self) -> LoraConfig:
-        targets = self.target_modules
+    def config(self, part: str) -> LoraConfig:
+        targets = LORA_TARGETS[part] if self.target_modules == "auto" else self.target_modules
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]
@@ -73,6 +78,11 @@ class Learner:
         return ((name, p) for name, p in self.module.named_parameters() if self.lora is None or "lora_" in name)
 
     @property
+    def key(self) -> str:
+        """What `tune` calls it."""
+        return next(key for key, part in LEARNING.items() if part == self.part)
+
+    @property
     def parameters(self) -> list[nn.Parameter]:
         return [parameter for _, parameter in self.named_parameters()]
 
@@ -95,17 +105,17 @@ def add_learners(model: StableDiffusion, tune: Mapping[str, Any], name: str = "t
     """Make what `tune` names learn, in fp32: a text encoder of its own beside the original, the UNet in its place.
 
     Args:
-        tune: text_encoder and unet, each null or {lora: null or the fields of `Lora`, lr, span}.
+        tune: text_encoder and denoiser, each null or {lora: null or the fields of `Lora`, lr, span}.
 
     Raises:
         UsageError: LoRA targets that the network does not have.
     """
     learners = []
-    for part in PARTS:
-        if tune.get(part) is None:
+    for key, part in LEARNING.items():
+        if tune.get(key) is None:
             continue
-        options = tune[part]
-        lora = Lora(**options["lora"]).config() if options["lora"] else None
+        options = tune[key]
+        lora = Lora(**options["lora"]).config(part) if options["lora"] else None
         if part == "text_encoder":
             original = model.text_encoders["original"]
             shared = {id(parameter): parameter for parameter in original.parameters()} if lora else {}
@@ -113,7 +123,7 @@ def add_learners(model: StableDiffusion, tune: Mapping[str, Any], name: str = "t
         else:
             module = model.unet
         if lora:
-            _adapt(module, lora, part)
+            _adapt(module, lora, key)
         learner = Learner(part, module, lora, options["lr"], tuple(options["span"]))
         for parameter in learner.parameters:
             parameter.data = parameter.data.float()

@@ -90,7 +90,7 @@ class CaptionTuning:
             with phases("backward"):
                 state.scaler.scale(share * losses.sum()).backward()
             sums += share * torch.stack([losses.detach().sum(), errors.detach().sum()]).double()
-        return sums, {"unet_calls": 1, "gradient_steps": 1}
+        return sums, {"denoiser_calls": 1, "gradient_steps": 1}
 
     def losses(
         self, examples: Sequence[Example], phases: Phases

@@ -74,7 +74,7 @@ class Job:
             self.learners,
             self.mix,
             plan,
-            instantiate(config.optim),
+            instantiate(config.optim, lr=self.learners[0].lr),
             training.lr_schedule,
             training.warmup,
             training.steps,
@@ -112,7 +112,7 @@ def prepare(
     dtype, reason = dtype_of(config, "dtype")
     freeze(model, dtype)
     schedule = start
-    if config.tune.get("text_encoder") is not None:
+    if config.tune.text_encoder is not None:
         conditioning = config.conditioning
         schedule = ConditioningSchedule.tuned_on(conditioning.tuned_on, conditioning.n, sampling.timesteps(model))
     mix = load_mix(config.rewards, config.normalize_rewards).to(model.device)

@@ -143,7 +143,7 @@ def tune(
             raise NotFiniteError(state, figures, objective.replay(state.step, pace.batch_size))
         state.step += 1
 
-        figures |= {f"learning_rate/{one.part}": lr for one, lr in zip(state.learners, state.rates, strict=True)}
+        figures |= {f"learning_rate/{one.key}": lr for one, lr in zip(state.learners, state.rates, strict=True)}
         figures |= {**calls, "seconds": time.perf_counter() - began, **phases.read()}
         log(state.step, figures)
         progress.set_postfix_str(objective.headline(figures))

@@ -75,7 +75,7 @@ class RewardTuning:
             with phases("backward"):
                 state.scaler.scale(loss * finite).backward()
             sums += torch.cat([loss.detach()[None].double(), share * torch.cat([means, total, squares])])
-        return sums, {"unet_calls": chain.calls, "gradient_steps": chain.gradient_steps}
+        return sums, {"denoiser_calls": chain.calls, "gradient_steps": chain.gradient_steps}
 
     def pictures(
         self,

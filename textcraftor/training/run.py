@@ -65,7 +65,7 @@ def run_job(command: str, config: DictConfig, folder: Path, load: Callable[[Dict
         partial(job.look, job.schedule, job.watched, before["watched"]),
         before["watched"],
         job.mix.weights,
-        {name: Alarm(**limits) for name, limits in config.watch.alarms.items()},
+        {name: Alarm(**limits) for name, limits in config.watch.alarms.items() if limits is not None},
         config.stop_on,
         folder / "samples",
     )
@@ -187,7 +187,7 @@ def save_parts(job: Job, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "conditioning.json").write_text(json.dumps(job.schedule.to_dict(), indent=2))
     for run_folder in job.config.tuned.values():
-        for path in tuned_folders(Path(run_folder)):
+        for path in tuned_folders(Path(run_folder).expanduser()):
             if path.name.startswith("text_encoder"):
                 shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
     for learner in job.learners:
