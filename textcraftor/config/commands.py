@@ -245,7 +245,7 @@ class Generate(Picturing):
 
     prompt: str | None = typed_text()
     """One prompt, taken literally."""
-    grid: dict[str, list[float]] = by_name("a list of weights, as {key}=[0,.5,1]", is_list_of_weights)
+    grid: dict[str, Any] = by_name("a list of weights, as {key}=[0,.5,1]", is_list_of_weights)
     """A column of pictures for each weight of the mix; two names: one downwards, one across."""
 
 

@@ -167,7 +167,7 @@ def path_list() -> Any:
 
 def paths_by_name() -> Any:
     """Paths by names that the user chooses."""
-    return ruled(Rule("a path", text=True, each=True))
+    return ruled(Rule("a path", (("a path", lambda value: isinstance(value, str)),), text=True, each=True))
 
 
 def word_list() -> Any:

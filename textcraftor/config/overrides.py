@@ -13,7 +13,7 @@ from textcraftor.errors import UsageError
 
 def split(override: str) -> tuple[str, str, str]:
     """The sign before a key (`+`, `++`, `~` or none), the key and the value; the value of `~key` is empty."""
-    sign, key, value = re.fullmatch(r"(\+{0,2}|~)([^=]*)=?(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
+    sign, key, value = re.fullmatch(r"(~|\+{0,2})([^=]*)=?(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
     return sign, key, value
 
 

@@ -4,6 +4,7 @@ rule, before anything is loaded."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -42,11 +43,17 @@ def merged(command: str, schema: type, config: DictConfig, place: str = "") -> D
         place: where it stands in the command's.
     """
     try:
-        found = OmegaConf.merge(OmegaConf.structured(schema), config)
+        found = OmegaConf.merge(blank(schema), config)
     except OmegaConfBaseException as error:
         raise refusal(command, place, schema, config, error) from error
     assert isinstance(found, DictConfig)
     return found
+
+
+@functools.cache
+def blank(schema: type) -> DictConfig:
+    """A dataclass's keys without values; merging copies it."""
+    return OmegaConf.structured(schema)
 
 
 def refusal(command: str, place: str, schema: type, config: DictConfig, error: OmegaConfBaseException) -> UsageError:
