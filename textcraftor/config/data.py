@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from textcraftor.config.fields import Group, anything, group, number, path_list, paths_by_name, typed_path, whole, word
+from textcraftor.config.fields import anything, group, number, path_list, paths_by_name, typed_path, whole, word
+from textcraftor.config.rules import Group
 
 
 @dataclass

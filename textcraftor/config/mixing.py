@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from textcraftor.config.fields import Group, is_number, number, typed_path
+from textcraftor.config.fields import number, typed_path
+from textcraftor.config.rules import Group, is_number
 
 
 @dataclass

@@ -5,16 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from textcraftor.config.fields import (
-    Group,
-    group,
-    number,
-    opens,
-    typed_path,
-    whole,
-    word,
-)
+from textcraftor.config.fields import group, number, opens, typed_path, whole, word
 from textcraftor.config.rewards import Scorer
+from textcraftor.config.rules import Group
 
 
 @dataclass

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from textcraftor.config.fields import Group, anything, flag, is_number, number, number_or, whole, word
+from textcraftor.config.fields import anything, flag, number, number_or, whole, word
+from textcraftor.config.rules import Group, is_number
 from textcraftor.errors import UsageError
 
 

@@ -47,10 +47,14 @@ def resumed_config(command: str, overrides: Sequence[str]) -> DictConfig:
                 f"resume={folder}: its config.yaml names code that is not TextCraftor's; if you trust it, "
                 f"repeat {key}={target}"
             )
+    config.resume = config.run_dir = literal(str(folder))
+    try:
+        typed(command, config)
+    except UsageError as error:
+        raise UsageError(f"resume={folder}: its config.yaml is not of this version: {error}") from error
     for key in MAY_CHANGE:
         if key in given:
             OmegaConf.update(config, key, given[key])
-    config.resume = config.run_dir = literal(str(folder))
     return typed(command, config)
 
 

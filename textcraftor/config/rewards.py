@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from textcraftor.config.fields import Group, flag, number, opens, typed_path, word
+from textcraftor.config.fields import flag, number, opens, typed_path, word
+from textcraftor.config.rules import Group
 
 
 @dataclass

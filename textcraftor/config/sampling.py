@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from textcraftor.config.fields import Group, choice, flag, number, typed_text, whole, word
+from textcraftor.config.fields import choice, flag, number, typed_text, whole, word
+from textcraftor.config.rules import Group
 
 
 @dataclass

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from textcraftor.config.fields import Rule, rule_of
+from textcraftor.config.rules import Rule, rule_of
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from textcraftor.config.fields import shown
+from textcraftor.config.rules import shown
 from textcraftor.errors import UsageError, one_line
 
 NUMBERS = ("int", "float", "bool")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from textcraftor.config.fields import Group, group, groups_by_name, number, number_or, seed_list, whole, word
+from textcraftor.config.fields import group, groups_by_name, number, number_or, seed_list, whole, word
+from textcraftor.config.rules import Group
 from textcraftor.config.sampling import TrainingSampling
 
 

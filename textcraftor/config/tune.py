@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from textcraftor.config.fields import Group, anything, number, number_list, number_or, whole
+from textcraftor.config.fields import anything, number, number_list, number_or, whole
+from textcraftor.config.rules import Group
 from textcraftor.errors import UsageError
 
 AUTO = "auto"

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from textcraftor.config.commands import SCHEMAS
-from textcraftor.config.fields import RefusedError, Rule, shown
+from textcraftor.config.rules import RefusedError, Rule, shown
 from textcraftor.config.schema import Key, key_of
 from textcraftor.config.targets import check_target
 from textcraftor.config.tune import rates_of

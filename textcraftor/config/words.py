@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 
 from textcraftor.config.commands import SCHEMAS
-from textcraftor.config.fields import Rule
+from textcraftor.config.rules import Rule
 from textcraftor.config.schema import Key, key_of
 from textcraftor.errors import UsageError
 

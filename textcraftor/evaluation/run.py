@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from accelerate import PartialState
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -56,7 +57,7 @@ def check(config: DictConfig, folder: Path) -> None:
     if (folder / "report.html").exists():
         raise UsageError(f"run_dir={folder} already holds an evaluation: choose another run_dir= or name=")
     if (folder / "config.yaml").exists():
-        stored: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        stored: Any = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         ours: Any = OmegaConf.to_container(config, resolve=True)
         different = [key for key in ours if key not in MAY_DIFFER and ours[key] != stored.get(key)]
         if different:
@@ -192,7 +193,7 @@ def trained_on(config: DictConfig) -> set[str]:
     for run_folder in config.tuned.values():
         file = Path(run_folder).expanduser() / "config.yaml"
         if file.exists():
-            stored: Any = OmegaConf.load(file)
+            stored: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
             rewards = parts_of(stored.get("rewards", {}))
             found |= {name for name, part in rewards.items() if part.get("weight")}
     return found
