@@ -135,7 +135,7 @@ def test_training_on_one_batch_lowers_its_loss(job, monkeypatch):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("tune_", ["unet_lora", "both"])
+@pytest.mark.parametrize("tune_", ["denoiser_lora", "both"])
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(configure, world, tmp_path, tune_):
     """Through the command: records, latents, checkpoints, report, all of them."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -180,14 +180,14 @@ def test_pictures_fall_into_the_bucket_of_their_shape_and_broken_ones_are_skippe
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("captions.p=1.2", r"captions.p=1.2 is a probability"),
-        ("captions.dropout=-1", r"captions.dropout=-1 is a probability"),
+        ("captions.p=1.2", r"captions.p=1.2 must be at most 1"),
+        ("captions.dropout=-1", r"captions.dropout=-1 must be at least 0"),
         ("data.path=nowhere", r"data.path=nowhere does not exist: give a folder"),
         ("data.captions=[nowhere]", r"data.captions=nowhere does not exist"),
         ("data.letters.path=nowhere", r"data.path=nowhere does not exist"),
         ("denoising.min_snr=0", r"denoising.min_snr=0 must be above 0"),
         ("data.aspect_ratio=.5", r"data.aspect_ratio=0.5 must be at least 1"),
-        ("tune.denoiser.lr=0", r"tune.denoiser.lr=0 must be above 0"),
+        ("tune.denoiser.lr=0", r"tune.denoiser.lr=0 must be auto or a number above 0"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_model_loads(configure, world, tmp_path, override, message):
