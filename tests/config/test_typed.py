@@ -10,9 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from textcraftor.config.commands import SCHEMAS
 from textcraftor.config.compose import compose, keys, register
+from textcraftor.config.overrides import literal
 from textcraftor.config.schema import Key, key_of
 from textcraftor.config.tune import rates_of
-from textcraftor.config.typed import literal, typed
+from textcraftor.config.typed import typed
 from textcraftor.errors import UsageError
 
 PLAIN = (int, float, bool, str)

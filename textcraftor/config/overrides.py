@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from textcraftor.config.commands import SCHEMAS
 from textcraftor.config.schema import key_of
@@ -22,9 +23,19 @@ def quoted(value: str) -> str:
 
     Backslashes count before `${` (OmegaConf's grammar), before a quote and at the end (Hydra's), and are doubled there.
     """
-    value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    value = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    value = re.sub(r"(\\*)'", r"\1\1\\'", literal(value))
     return f"'{value + trailing_backslashes(value)}'"
+
+
+def literal(value: Any) -> Any:
+    """A plain value whose texts OmegaConf will not read as interpolations."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    if isinstance(value, list):
+        return [literal(one) for one in value]
+    if isinstance(value, dict):
+        return {name: literal(one) for name, one in value.items()}
+    return value
 
 
 def trailing_backslashes(value: str) -> str:

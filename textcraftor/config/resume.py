@@ -11,7 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from textcraftor.config.typed import literal, typed
+from textcraftor.config.overrides import literal
+from textcraftor.config.typed import typed
 from textcraftor.errors import UsageError
 
 # What rescues a run that meets the same trouble again each time that it is resumed.

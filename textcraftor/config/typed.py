@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from textcraftor.config.commands import SCHEMAS
+from textcraftor.config.overrides import literal
 from textcraftor.config.rules import RefusedError, Rule, shown
 from textcraftor.config.schema import Key, key_of
 from textcraftor.config.targets import check_target
@@ -138,14 +139,3 @@ def opened(command: str, node: DictConfig, known: type, place: str) -> Mapping[s
     if "_target_" in values:
         check_target(values, place)
     return values
-
-
-def literal(value: Any) -> Any:
-    """A plain value whose texts OmegaConf will not read as interpolations."""
-    if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    if isinstance(value, list):
-        return [literal(one) for one in value]
-    if isinstance(value, dict):
-        return {name: literal(one) for name, one in value.items()}
-    return value

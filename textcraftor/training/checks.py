@@ -67,8 +67,9 @@ def check_tuning(config: DictConfig, folder: Path) -> None:
     _check_tune(config)
     if config.training.lr_schedule not in LR_SCHEDULES:
         raise UsageError(f"training.lr_schedule={config.training.lr_schedule} must be one of {', '.join(LR_SCHEDULES)}")
-    if unknown := sorted(set(config.stop_on) - set(config.watch.alarms)):
-        raise UsageError(f"stop_on={unknown[0]} names no alarm; watch.alarms has {', '.join(config.watch.alarms)}")
+    alarms = [name for name, limits in config.watch.alarms.items() if limits is not None]
+    if unknown := sorted(set(config.stop_on) - set(alarms)):
+        raise UsageError(f"stop_on={unknown[0]} names no alarm; watch.alarms has {', '.join(alarms)}")
     trackers = sorted(str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers())
     if config.tracker is not None and config.tracker not in trackers:
         raise UsageError(f"tracker={config.tracker} is not installed; there are {', '.join(trackers)}, or null")
