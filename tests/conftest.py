@@ -80,7 +80,7 @@ def configure():
 
 def add_text_encoder(model: Model):
     """A second encoder that learns, all of it; returns it."""
-    add_learners(model, {"text_encoder": {"lora": None, "span": [0, 1]}}, {"text_encoder": 1e-4})
+    add_learners(model, {"text_encoder": {"lora": None, "lr": 1e-4, "span": [0, 1]}})
     return model.encoders("tuned")["text_encoder"]
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 import textcraftor as package
 from tests.conftest import QUICK
-from textcraftor.cli import COMMANDS, config_dir, main, quote_literals
+from textcraftor.cli import COMMANDS, config_dir, main
+from textcraftor.config.overrides import as_typed
 from textcraftor.data.records import Records
 from textcraftor.errors import UsageError
 
@@ -51,7 +53,7 @@ def test_the_commands_and_keys_that_scripts_rely_on_stay(configure):
     for other in ("evaluate", "export"):
         assert {"tuned", "mix", "switch", "denoiser"} <= set(generate) & set(configure(other))
     assert {"suite", "seeds", "base", "shard", "run_dir"} <= set(configure("evaluate"))
-    assert set(configure("fetch")) == set(train)
+    assert set(configure("fetch")) == {*train, "suite"}
 
 
 @pytest.mark.parametrize("group", [path.name for path in config_dir().iterdir() if path.is_dir()])
@@ -76,7 +78,7 @@ def test_rewards_are_reweighted_and_added_from_the_command_line(configure):
 
 def test_prompts_are_taken_literally(configure):
     for prompt in ('a (red), "KKQ" {x: [1]} = it\'s', "back\\slash", "${now:%Y}", "a red circle, and"):
-        (override,) = quote_literals([f"prompt={prompt}"])
+        (override,) = as_typed("generate", [f"prompt={prompt}"])
         assert configure("generate", override).prompt == prompt
 
 
@@ -84,13 +86,19 @@ def test_prompts_are_taken_literally(configure):
     ("arguments", "line"),
     [
         (["trian"], "unknown command trian; did you mean train?"),
+        (["train", "+learning_rate=1e-4"], "unknown key learning_rate: TextCraftor calls it optim.lr"),
+        (["train", "-m", "learning_rate=1e-4,1e-5"], "unknown key learning_rate: TextCraftor calls it optim.lr"),
+        (["train", "optim.lr=null"], "optim.lr=null must be auto or a number above 0"),
+        (["train", "optim.betas=5"], "optim.betas=5 must be two numbers in [0, 1), as optim.betas=[0.9,0.999]"),
+        (["train", "optim._target_=torch.optim.SGD"], "leave it out with ~optim.betas"),
+        (["train", "resume=begun", "training.steps=abc"], "training.steps=abc must be a whole number, at least 1"),
         (["train", "trainig.steps=3"], "unknown key trainig.steps; did you mean training.steps?"),
         (["generate", "tuned.a=x", "rundir=y"], "unknown key rundir; did you mean run_dir?"),
         (["train", "rewards=hpsv3"], "Could not find 'rewards/hpsv3'"),
         (["train", "gradient.k=16"], "gradient.k=16 must lie between 1 and training.sampling.steps=5"),
         (["train", "dry_run=fales"], "dry_run=fales must be true or false"),
         (["train", "training.steps=2.5"], "training.steps=2.5 must be a whole number"),
-        (["train", "optim.lr=fast"], "optim.lr=fast must be a number"),
+        (["train", "optim.lr=fast"], "optim.lr=fast must be auto or a number above 0"),
         (["train", "model.path=/nowhere"], "model.path=/nowhere does not exist"),
         (["train", "prompts.path=missing.txt"], "prompts.path=missing.txt does not exist"),
         (["train", "prompts.path=empty.txt"], "prompts.path=empty.txt holds no prompt"),
@@ -105,7 +113,7 @@ def test_prompts_are_taken_literally(configure):
         (["train", "memory.budget=0.01"], "memory.budget=0.01 GB, but one prompt at a time needs"),
         (["train", "sampling.scheduler=ddpm"], "sampling.scheduler=ddpm must be one of ddim"),
         (["train", "training.sampling.steps=0", "gradient=refl"], "sampling.steps=0 must be at least 1"),
-        (["train", "evaluation.seeds=[]"], "evaluation.seeds=[] must name at least one seed"),
+        (["train", "evaluation.seeds=[]"], "evaluation.seeds=[] must be a list of at least one seed, each named once"),
         (["train", "watch.prompts=0"], "watch.prompts=0 must be at least 1"),
         (["train", "training.lr_schedule=cosin"], "training.lr_schedule=cosin must be one of linear, cosine"),
         (["train", "stop_on=held_out"], "stop_on=held_out must be a list, as stop_on=[held_out]"),
@@ -128,9 +136,11 @@ def test_prompts_are_taken_literally(configure):
         (["generate", "prompt=a red circle", "tuned.a=missing"], "tuned.a=missing holds no run.json"),
     ],
 )
-def test_a_mistake_gives_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, arguments, line):
+def test_a_mistake_gives_one_line_and_leaves_nothing(configure, tmp_path, monkeypatch, capsys, arguments, line):
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "strange.txt").write_text("a red elephant\na blue star\na red circle\na green ring\n")
+    (tmp_path / "begun").mkdir()
+    OmegaConf.save(configure("train"), tmp_path / "begun" / "config.yaml", resolve=True)
     (tmp_path / "finished").mkdir()
     (tmp_path / "finished" / "summary.json").write_text("{}")
     before = sorted(tmp_path.rglob("*"))
@@ -222,6 +232,21 @@ def test_a_scorer_in_a_users_own_file_trains_and_scores(tmp_path, here):
         red, green, blue = np.asarray(picture, dtype=float).mean((0, 1)) / 255
     assert rows[0]["red"] == pytest.approx(red - (green + blue) / 2, abs=1e-5)
     assert len(rows) == 2
+
+
+def test_text_and_paths_mean_themselves(tmp_path, here, monkeypatch):
+    """Through the whole command: a name of digits, a path with `~`, spaces and parentheses, a prompt of any signs."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("textcraftor.models.model.Model.check_prompts", lambda *_: None)
+    prompt = 'a (red), "KKQ" {x: [1]} = it\'s \\${x} ${ \\'
+    (tmp_path / "my prompts (1).txt").write_text(prompt + "\n")
+    small = ("sampling.steps=1", "seeds=[0]")
+    here("generate", *small, "prompts.path=~/my prompts (1).txt", "name=1_1_1")
+    assert [one.caption for one in Records.read(tmp_path / "generated" / "1_1_1").records] == [prompt]
+    here("generate", *small, f"prompt={prompt}", "run_dir=~/a, b=c")
+    assert [one.caption for one in Records.read(tmp_path / "a, b=c").records] == [prompt]
+    here("generate", "-m", *small, f"prompt={prompt}", "batch_size=1,2", "run_dir=~/sweep (1)")
+    assert [one.caption for one in Records.read(tmp_path / "sweep (1)" / "1").records] == [prompt]
 
 
 def test_a_sweep_gives_each_job_a_numbered_folder(tmp_path, here):

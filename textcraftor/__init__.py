@@ -46,11 +46,12 @@ def evaluate(*keys: str) -> Path:
 
 def load(*keys: str) -> Model:
     """The model that keys such as `model=sd15` or `model.path=...` and `device=` name, in float32."""
-    from textcraftor.cli import compose, register
+    from textcraftor.config.compose import compose, register
+    from textcraftor.config.overrides import as_typed
     from textcraftor.models.loading import load_model
 
     register()
-    return load_model(compose("generate", keys))
+    return load_model(compose("generate", as_typed("generate", keys)))
 
 
 def __getattr__(name: str) -> Any:

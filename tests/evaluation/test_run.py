@@ -122,7 +122,7 @@ def test_shards_together_are_the_whole(whole, configure, tmp_path):
     ("overrides", "said"),
     [
         (["shard=2/2"], r"shard=2/2 must be k/n"),
-        (["seeds=[1,1]"], r"seeds=\[1, 1\] must name at least one seed, and each once"),
+        (["seeds=[1,1]"], r"seeds=\[1, 1\] must be a list of at least one seed, each named once"),
         (["suite.category=Kind"], r"suite.category=Kind is no column of"),
         (["base=nowhere", "tuned.a=RUN"], r"nowhere holds no rows.parquet"),
         (["base=BASE", "tuned.a=RUN", "limit=1"], r"holds other prompts or seeds than this evaluation"),

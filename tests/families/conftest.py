@@ -81,8 +81,8 @@ class Case:
         folder, model = self.folder / name, self.model()
         if folder.exists():
             return folder
-        options = {part: {"lora": lora, "span": [0, 1]} for part, lora in tune.items()}
-        learners = add_learners(model, options, dict.fromkeys(tune, 1e-4), size=SIZE)
+        options = {part: {"lora": lora, "lr": 1e-4, "span": [0, 1]} for part, lora in tune.items()}
+        learners = add_learners(model, options, size=SIZE)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for learner in learners:

@@ -67,8 +67,8 @@ def test_a_negative_prompt_means_what_it_means_in_the_stock_pipeline(case):
 def test_every_encoder_that_is_used_gets_a_gradient_and_nothing_frozen_does(case):
     """Through the last two steps and the decoder, from a mix of the original and encoders that learn."""
     model = case.model()
-    tune = {part: {"lora": None, "span": [0, 1]} for part in FAMILIES[case.name]}
-    learners = add_learners(model, tune, dict.fromkeys(tune, 1e-4), size=SIZE)
+    tune = {part: {"lora": None, "lr": 1e-4, "span": [0, 1]} for part in FAMILIES[case.name]}
+    learners = add_learners(model, tune, size=SIZE)
     chain = case.sampling.chain(model, [1, 2])
     encoded = case.sampling.encode(model, TEXTS, ["original", "tuned"])
     schedule = ConditioningSchedule(1000, {"original": 0.4, "tuned": 0.6}, {"original": 1.0})
@@ -181,7 +181,7 @@ def test_a_short_training_run(case, configure, tmp_path):
     """The family's own configuration on its small folder: every text encoder at once, then a picture."""
     (tmp_path / "prompts.txt").write_text("\n".join(f"a {color} circle" for color in ("red", "blue", "green", "pink")))
     weights = f"{TOYBOX}/weights"
-    parts = {f"tune.{part}": "{lora: {rank: 2, alpha: 2.0}}" for part in FAMILIES[case.name]}
+    parts = {f"tune.{part}": "{lr: auto, lora: {rank: 2, alpha: 2.0}}" for part in FAMILIES[case.name]}
     config = configure(
         "train",
         f"model={case.name}",

@@ -137,5 +137,5 @@ def test_what_cannot_be_shown_is_refused(configure, runs, tmp_path):
     with pytest.raises(UsageError, match=r"one and two each tuned a denoiser: choose one with denoiser.path"):
         check(configure("app", f"runs=[{both[0]},{both[1]}]"), tmp_path)
     check(configure("app", f"runs=[{both[0]},{both[1]}]", f"denoiser.path={both[1]}"), tmp_path)
-    with pytest.raises(UsageError, match="port=70000 must lie between"):
+    with pytest.raises(UsageError, match="port=70000 must be at most 65535"):
         check(configure("app", f"runs=[{runs[0]}]", "port=70000"), tmp_path)

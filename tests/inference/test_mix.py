@@ -39,9 +39,7 @@ LORA = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj", "fc1"]}
 def make_run(folder: Path, seed: int, tune: dict, schedule: dict | None = None, base: Path = BASE) -> Path:
     """The folder of a run whose learners moved at random, far enough to be seen in the pictures."""
     model = load(base)
-    learners = add_learners(
-        model, {part: {"span": [0, 1], "lora": lora} for part, lora in tune.items()}, dict.fromkeys(tune, 1e-4)
-    )
+    learners = add_learners(model, {part: {"span": [0, 1], "lr": 1e-4, "lora": lora} for part, lora in tune.items()})
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for learner in learners:

@@ -19,18 +19,18 @@ from textcraftor.models.tuning import add_learners, load_state, state_of
 TUNE = {
     "text_encoder": {
         "lora": {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "fc1"], "layers": [1, 2]},
+        "lr": 1e-4,
         "span": [0, 1],
     },
-    "denoiser": {"lora": {"rank": 2, "alpha": 2, "target_modules": ["to_q", "to_out.0"]}, "span": [0, 1]},
+    "denoiser": {"lora": {"rank": 2, "alpha": 2, "target_modules": ["to_q", "to_out.0"]}, "lr": 1e-4, "span": [0, 1]},
 }
-RATES = dict.fromkeys(TUNE, 1e-4)
 T = torch.tensor(500)
 
 
 @pytest.fixture
 def adapted(model, tmp_path):
     """A model whose adapters do something, and the folder that they were saved to."""
-    learners = add_learners(model, TUNE, RATES)
+    learners = add_learners(model, TUNE)
     with torch.no_grad():
         for index, parameter in enumerate(parameter for learner in learners for parameter in learner.parameters):
             parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
@@ -101,7 +101,7 @@ def test_layers_and_targets_choose_what_learns(adapted):
     assert all(".layers.1." in name or ".layers.2." in name for name in names)
     assert all("q_proj" in name or "fc1" in name for name in names)
     with pytest.raises(UsageError, match=r"tune.denoiser.lora: no layer matches .* its linear layers end in .*to_q"):
-        add_learners(load(), {"denoiser": wrong_target()}, RATES)
+        add_learners(load(), {"denoiser": wrong_target()})
 
 
 def wrong_target() -> dict:
@@ -111,7 +111,7 @@ def wrong_target() -> dict:
 
 
 def test_what_learns_is_float32_and_the_rest_is_stored_as_asked(model):
-    learners = add_learners(model, TUNE, RATES)
+    learners = add_learners(model, TUNE)
     freeze(model, torch.bfloat16)
     assert {parameter.dtype for learner in learners for parameter in learner.parameters} == {torch.float32}
     learning = {id(parameter) for learner in learners for parameter in learner.parameters}

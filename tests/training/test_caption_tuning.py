@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from toybox_records import write_records
 
+from textcraftor.config.resume import resumed_config
 from textcraftor.data.blend import Example
 from textcraftor.errors import UsageError
 from textcraftor.models.model import Model
@@ -26,7 +27,6 @@ from textcraftor.training.latents import bucket_sizes, nearest
 from textcraftor.training.loop import tune
 from textcraftor.training.phases import Phases
 from textcraftor.training.pictures import Pictures
-from textcraftor.training.resume import resumed_config
 from textcraftor.training.tune_captions import check, load, run
 
 SMALL = (
@@ -147,7 +147,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(configure, 
     keys = (*SMALL, f"data.path={world}", f"tune={tune_}", "captions=p65")
     run(configure("tune-captions", *keys, f"run_dir={whole}"), whole)
     run(configure("tune-captions", *keys, f"run_dir={parts}", "training.steps=2"), parts)
-    run(resumed_config([f"resume={parts}", "training.steps=4"]), parts)
+    run(resumed_config("tune-captions", [f"resume={parts}", "training.steps=4"]), parts)
     for file in sorted(whole.glob("last/*/*.safetensors")):
         ours, theirs = load_file(file), load_file(parts / file.relative_to(whole))
         assert all(torch.equal(value, theirs[key]) for key, value in ours.items()), file
@@ -185,14 +185,14 @@ def test_pictures_fall_into_the_bucket_of_their_shape_and_broken_ones_are_skippe
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("captions.p=1.2", r"captions.p=1.2 is a probability"),
-        ("captions.dropout=-1", r"captions.dropout=-1 is a probability"),
+        ("captions.p=1.2", r"captions.p=1.2 must be at most 1"),
+        ("captions.dropout=-1", r"captions.dropout=-1 must be at least 0"),
         ("data.path=nowhere", r"data.path=nowhere does not exist: give a folder"),
         ("data.captions=[nowhere]", r"data.captions=nowhere does not exist"),
         ("data.letters.path=nowhere", r"data.path=nowhere does not exist"),
         ("denoising.min_snr=0", r"denoising.min_snr=0 must be above 0"),
         ("data.aspect_ratio=.5", r"data.aspect_ratio=0.5 must be at least 1"),
-        ("tune.denoiser.lr=0", r"tune.denoiser.lr=0 must be above 0"),
+        ("tune.denoiser.lr=0", r"tune.denoiser.lr=0 must be auto or a number above 0"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_model_loads(configure, world, tmp_path, override, message):

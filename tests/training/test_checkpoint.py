@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import QUICK
+from textcraftor.config.resume import resumed_config
 from textcraftor.errors import UsageError
 from textcraftor.training.checkpoint import Checkpoints
 from textcraftor.training.checks import check
-from textcraftor.training.resume import resumed_config
 from textcraftor.training.train import load, run
 
 SETTINGS = (
@@ -53,7 +53,7 @@ def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
 
 
 def finish(folder: Path, *overrides: str) -> None:
-    run(resumed_config([f"resume={folder}", *overrides]), folder)
+    run(resumed_config("train", [f"resume={folder}", *overrides]), folder)
 
 
 def assert_same_run(first: Path, second: Path) -> None:
@@ -116,10 +116,12 @@ def cut(run_folder: Path, folder: Path) -> Path:
 def test_resuming_says_what_it_cannot_do_and_does_what_it_can(uninterrupted, configure, tmp_path):
     folder = cut(uninterrupted, tmp_path / "cut")
     with pytest.raises(UsageError, match=r"optim.lr, rewards cannot change .* training.steps, "):
-        resumed_config([f"resume={folder}", "optim.lr=3", "rewards=hpsv2", "training.steps=9"])
-    assert resumed_config([f"resume={folder}", "seed=0", "tracker=null"]).tracker is None, "an equal value is no change"
+        resumed_config("train", [f"resume={folder}", "optim.lr=3", "rewards=hpsv2", "training.steps=9"])
+    assert resumed_config("train", [f"resume={folder}", "seed=0", "tracker=null"]).tracker is None, (
+        "an equal value is no change"
+    )
     with pytest.raises(UsageError, match=r"the run is finished at step 8; raise training.steps"):
-        check(resumed_config([f"resume={uninterrupted}"]), uninterrupted)
+        check(resumed_config("train", [f"resume={uninterrupted}"]), uninterrupted)
     with pytest.raises(UsageError, match="holds an unfinished run: resume="):
         check(configure("train", f"run_dir={folder}"), folder)
 
@@ -127,7 +129,7 @@ def test_resuming_says_what_it_cannot_do_and_does_what_it_can(uninterrupted, con
     for other in ("os.system", "textcraftor.cli.os.system"):
         (folder / "config.yaml").write_text(config.replace("torch.optim.AdamW", other))
         with pytest.raises(UsageError, match=rf"code that is not TextCraftor's; .* repeat optim._target_={other}"):
-            resumed_config([f"resume={folder}"])
+            resumed_config("train", [f"resume={folder}"])
     (folder / "config.yaml").write_text(config)
 
     finish(folder)
@@ -145,7 +147,7 @@ def test_a_damaged_checkpoint_is_detected_and_the_one_before_offered(uninterrupt
     file.unlink() if damage == "missing" else file.write_bytes(content[:-10] if damage == "truncated" else content)
     said = rf"{newest.name} is damaged \(state.pt is .*\); delete it to go on from {older.name}"
     with pytest.raises(UsageError, match=said):
-        check(resumed_config([f"resume={folder}", "training.steps=10"]), folder)
+        check(resumed_config("train", [f"resume={folder}", "training.steps=10"]), folder)
     shutil.rmtree(newest)
     assert Checkpoints(folder, 9).newest() == older
 

@@ -366,7 +366,7 @@ def test_training_and_held_out_prompts_never_overlap(configure, tmp_path):
         ("gradient.k=5; training.sampling.steps=4", r"gradient.k=5 must lie between 1 and training.sampling.steps=4"),
         ("prompts.path=/nowhere.txt", "does not exist"),
         ("rewards.hpsv2.reward.checkpoint=/nowhere.pt", r"rewards.hpsv2.reward.checkpoint=/nowhere.pt does not exist"),
-        ("+rewards.mine.weight=1", "rewards.mine needs both"),
+        ("+rewards.mine.weight=1", "rewards.mine.reward is needed"),
         ("scorer_dtype=int8", "scorer_dtype=int8 must be auto or one of"),
         (
             "rewards={aesthetic: {weight: 0}, hpsv2: {weight: 0}, clip: {weight: 0}, pickscore: {weight: 0}}",

@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from textcraftor.data.records import Records, check_records
-from textcraftor.errors import UsageError, at_least
+from textcraftor.errors import UsageError
 from textcraftor.models.loading import device_of
 
 Captioner = Callable[[Sequence[Image.Image]], list[str]]
@@ -29,7 +29,6 @@ def check(config: DictConfig, folder: Path) -> None:
         raise UsageError("captioner.path is needed: give the folder that train-captioner wrote, or captioner=blip")
     if not str(config.style).strip():
         raise UsageError("style='' names no kind of caption: short and descriptive are usual")
-    at_least(config, {"batch_size": 1})
     device_of(config.device)
     if (folder / FILE).exists():
         raise UsageError(f"run_dir={folder} holds finished captions: choose another run_dir= or name=, or delete it")

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
-from textcraftor.errors import UsageError, at_least
+from textcraftor.errors import UsageError
 
 Painter = Callable[[str, str, np.random.Generator], tuple[Image.Image, str, str]]
 KINDS = ("word", "number", "series")
@@ -159,7 +159,6 @@ def coverage(counts: Counter[str], alphabet: str) -> str:
 
 def check(config: DictConfig, folder: Path) -> None:
     """Refuse what cannot work before anything is written."""
-    at_least(config, {"count": 1, "seed": 0})
     if (folder / "metadata.jsonl").exists():
         raise UsageError(f"run_dir={folder} holds finished pictures: choose another run_dir= or name=, or delete it")
     instantiate(config.model.letters.texts)

@@ -27,7 +27,7 @@ def read_runs(runs: list[str]) -> dict[str, dict]:
     """The summaries of runs by the shortest ends of their paths that tell them apart."""
     summaries = {}
     for run in runs:
-        file = Path(run) / "summary.json"
+        file = Path(run).expanduser() / "summary.json"
         if not file.exists():
             raise UsageError(f"{run} holds no summary.json: give the folder of a finished run")
         summaries[Path(run)] = json.loads(file.read_text())

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from accelerate import PartialState
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from textcraftor.captioning.upsample import check_upsampler, upsampler_of
-from textcraftor.errors import UsageError, at_least
+from textcraftor.errors import UsageError
 from textcraftor.evaluation.evaluate import compare_measures, means, measure
 from textcraftor.evaluation.report import write_evaluation
 from textcraftor.evaluation.suite import Store, Suite, measures_of, read_rows_of
@@ -41,7 +42,6 @@ def shard_of(config: DictConfig) -> tuple[int, int]:
 
 def check(config: DictConfig, folder: Path) -> None:
     """Refuse what cannot work before any model is loaded and before anything is written."""
-    at_least(config, {"batch_size": 1, "limit": 1})
     suite, mix = Suite.of(config), Mix.of(config)
     Sampling(**config.sampling)
     check_upsampler(config)
@@ -54,11 +54,11 @@ def check(config: DictConfig, folder: Path) -> None:
             raise UsageError(
                 "base= is compared with what tuned, mix, denoiser.path or upsample change: give one of them"
             )
-        same_jobs(read_rows_of(Path(config.base)), suite, config.base)
+        same_jobs(read_rows_of(Path(config.base).expanduser()), suite, config.base)
     if (folder / "report.html").exists():
         raise UsageError(f"run_dir={folder} already holds an evaluation: choose another run_dir= or name=")
     if (folder / "config.yaml").exists():
-        stored: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        stored: Any = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         ours: Any = OmegaConf.to_container(config, resolve=True)
         different = [key for key in ours if key not in MAY_DIFFER and ours[key] != stored.get(key)]
         if different:
@@ -88,7 +88,7 @@ def run(config: DictConfig, folder: Path) -> str:
     if processes.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(config, folder / "config.yaml", resolve=True)
-    base = Path(config.base) if config.base is not None else folder / "base"
+    base = Path(config.base).expanduser() if config.base is not None else folder / "base"
     complete = True
     if config.base is None and changes(config, mix):
         complete = fill(config, Store(base, suite), Mix())
@@ -189,9 +189,9 @@ def trained_on(config: DictConfig) -> set[str]:
     """The scorers that the tuned runs were trained on; all others are held out."""
     found: set[str] = set()
     for run_folder in config.tuned.values():
-        file = Path(run_folder) / "config.yaml"
+        file = Path(run_folder).expanduser() / "config.yaml"
         if file.exists():
-            stored: Any = OmegaConf.load(file)
+            stored: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
             rewards = parts_of(stored.get("rewards", {}))
             found |= {name for name, part in rewards.items() if part.get("weight")}
     return found

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from textcraftor.data.prompts import read_prompts
-from textcraftor.errors import UsageError, at_least
+from textcraftor.errors import UsageError
 from textcraftor.models.loading import device_of, dtype_of
 from textcraftor.rewards.preprocessing import from_pil
 from textcraftor.rewards.total import RewardSum, check_rewards, load_rewards
@@ -118,10 +118,9 @@ def check(config: DictConfig, folder: Path) -> None:
     """Refuse what cannot work before any scorer is loaded and before anything is written."""
     if config.images is None:
         raise UsageError("images is needed: give a folder of pictures, images=FOLDER")
-    pair(Path(config.images), config.prompts.path)
+    pair(Path(config.images).expanduser(), config.prompts.path)
     check_rewards(config.rewards)
     dtype_of(config, "scorer_dtype")
-    at_least(config, {"batch_size": 1})
     if (folder / "scores.jsonl").exists():
         raise UsageError(f"run_dir={folder} already holds scores: choose another run_dir= or name=")
 
@@ -129,7 +128,7 @@ def check(config: DictConfig, folder: Path) -> None:
 def run(config: DictConfig, folder: Path) -> None:
     """Write `scores.jsonl`, one line a picture, and print each score's mean."""
     check(config, folder)
-    pairs, device = pair(Path(config.images), config.prompts.path), device_of(config.device)
+    pairs, device = pair(Path(config.images).expanduser(), config.prompts.path), device_of(config.device)
     rewards = load_rewards(config.rewards).to(device)
     rewards.scorers.to(dtype_of(config, "scorer_dtype")[0])
     rewards.check([prompt for _, prompt in pairs])

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from textcraftor.data.prompts import read_rows
-from textcraftor.errors import UsageError, check_seeds
+from textcraftor.errors import UsageError
 from textcraftor.evaluation.evaluate import diversity
 from textcraftor.inference.pictures import save_png
 
@@ -45,7 +45,6 @@ class Suite:
                     raise UsageError(f"suite.category={column} is no column of {path}, or empty in a row")
                 found.setdefault(row[column] if column else name, []).append(row["prompt"])
         chosen = [(prompt, category) for category, prompts in found.items() for prompt in prompts[: config.limit]]
-        check_seeds("seeds", config.seeds)
         prompts, categories = zip(*chosen, strict=True)
         return cls(prompts, categories, tuple(config.seeds))
 

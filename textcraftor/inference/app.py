@@ -52,8 +52,6 @@ def check(config: DictConfig, folder: Path) -> None:
     check_rewards(config.rewards)
     Sampling(**config.sampling)
     device_of(config.device)
-    if not 0 <= config.port < 65536:
-        raise UsageError(f"port={config.port} must lie between 0 and 65535")
 
 
 @dataclass

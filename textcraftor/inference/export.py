@@ -13,10 +13,11 @@ from typing import Any
 
 import huggingface_hub
 import torch
+import yaml
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -265,7 +266,7 @@ def write_card(config: DictConfig, mix: Mix, conditioning: Mapping, formats: lis
         found = {key: path / key for key in ("config.yaml", "summary.json")}
         if all(file.exists() for file in found.values()):
             said[name] = {
-                "config": OmegaConf.load(found["config.yaml"]),
+                "config": yaml.safe_load(found["config.yaml"].read_text(encoding="utf-8")),
                 **json.loads(found["summary.json"].read_text()),
             }
             if (path / "before_after.png").exists() and only_run(mix) == path:

@@ -43,9 +43,6 @@ class Sampling:
     scheduler: str = "ddim"
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("guidance_scale", 1), ("height", 8), ("width", 8)):
-            if getattr(self, name) < least:
-                raise UsageError(f"sampling.{name}={getattr(self, name)} must be at least {least}")
         if self.scheduler not in SCHEDULERS:
             raise UsageError(f"sampling.scheduler={self.scheduler} must be one of {', '.join(SCHEDULERS)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,8 @@ class Mix:
     _loaded: WeakKeyDictionary = field(default_factory=WeakKeyDictionary, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        opened = {name: os.path.expanduser(run) for name, run in self.tuned.items()}
+        object.__setattr__(self, "tuned", opened)
         for name, run in self.tuned.items():
             if not is_run(Path(run)):
                 raise UsageError(f"tuned.{name}={run} holds no run.json: give the folder of a finished run")
@@ -136,11 +139,11 @@ class Mix:
         if self.denoiser == OWN:
             return None
         if self.denoiser is not None:
-            if not Path(self.denoiser).exists():
+            if not Path(self.denoiser).expanduser().exists():
                 raise UsageError(
                     f"denoiser.path={self.denoiser} does not exist: give a folder, a LoRA's file, or {OWN}"
                 )
-            return Path(self.denoiser)
+            return Path(self.denoiser).expanduser()
         runs = {name: Path(run) for name, run in self.tuned.items() if tuned_folders(Path(run), DENOISERS)}
         if len(runs) > 1:
             raise UsageError(
@@ -215,9 +218,10 @@ def check_base(tuned: Mapping[str, str], config: DictConfig) -> None:
         return
     ours = Base.of(config.model)
     for name, run in tuned.items():
-        if not is_run(Path(run)):
+        folder = Path(run).expanduser()
+        if not is_run(folder):
             raise UsageError(f"tuned.{name}={run} holds no run.json: give the folder of a finished run")
-        base = RunRecord.read(Path(run)).base
+        base = RunRecord.read(folder).base
         if base is not None and not base.is_same(ours):
             raise UsageError(
                 f"tuned.{name}={run} was tuned on {base.path}, and model.path={ours.path} is another model: "

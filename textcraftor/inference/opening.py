@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from omegaconf import DictConfig
 
+from textcraftor.config.tune import tuned_parts
 from textcraftor.errors import UsageError
 from textcraftor.inference.generate import Sampling
 from textcraftor.inference.mix import Mix
 from textcraftor.models.loading import dtype_of, freeze, load_model
 from textcraftor.models.model import ORIGINAL, Model
-from textcraftor.models.tuning import Learner, add_learners, rates_of
+from textcraftor.models.tuning import Learner, add_learners
 from textcraftor.sampling.conditioning import ConditioningSchedule
 
 BEGIN = "begin"  # the name of the run that training starts from
@@ -47,7 +48,7 @@ def open_model(config: DictConfig, mixes: Sequence[Mix], prompts: Iterable[str] 
         UsageError: any part of that cannot be meant.
     """
     dtype, reason = dtype_of(config, "dtype") if "dtype" in config else (torch.float32, "as it is written")
-    tune = {part: options for part, options in config.get("tune", {}).items() if part != "lr"}
+    tune = dict(tuned_parts(config.get("tune") or {}))
     model = load_model(config, part_dtypes(dtype, mixes, tune))
     sampling = Sampling(**config.sampling)
     model.check_prompts([*prompts, sampling.negative_prompt])
@@ -59,7 +60,7 @@ def open_model(config: DictConfig, mixes: Sequence[Mix], prompts: Iterable[str] 
     mixes[0].load_denoiser(model)
     schedules = [mix.schedule(model, lambda steps: sampling.with_steps(steps).timesteps(model)) for mix in mixes]
     begin = BEGIN if BEGIN in model.readers else ORIGINAL
-    learners = add_learners(model, tune, rates_of(config), size=sampling.size, begin=begin)
+    learners = add_learners(model, tune, size=sampling.size, begin=begin)
     freeze(model, dtype)
     model.remember()
     return Opened(model, sampling, schedules, learners, f"the rest in {dtype} ({reason})")

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from textcraftor.captioning.upsample import check_upsampler, upsampler_of
 from textcraftor.data.prompts import read_prompts
-from textcraftor.errors import UsageError, at_least, check_seeds
+from textcraftor.errors import UsageError
 from textcraftor.inference.generate import Sampling, generate, grid
 from textcraftor.inference.mix import Mix
 from textcraftor.inference.opening import open_model
@@ -38,14 +38,9 @@ def check(config: DictConfig, folder: Path) -> None:
         raise UsageError("prompt='' is empty: say what the picture shall show")
     if len(config.grid) > 2:
         raise UsageError(f"grid names {', '.join(config.grid)}: a sheet has two directions, so two at most")
-    for name, weights in config.grid.items():
-        if not OmegaConf.is_list(weights) or not weights:
-            raise UsageError(f"grid.{name}={weights} must be a list of weights, as grid.{name}=[0,.5,1]")
     list(mixes(config))
     Sampling(**config.sampling)
     check_upsampler(config)
-    check_seeds("seeds", config.seeds)
-    at_least(config, {"batch_size": 1})
     if (folder / "contact_sheet.png").exists():
         raise UsageError(f"run_dir={folder} already holds pictures: choose another run_dir= or name=")
 

@@ -97,7 +97,6 @@ class Learner:
 def add_learners(
     model: Model,
     tune: Mapping[str, Any],
-    rates: Mapping[str, float],
     name: str = "tuned",
     size: tuple[int, int] = (0, 0),
     begin: str = ORIGINAL,
@@ -105,8 +104,7 @@ def add_learners(
     """Make what `tune` names learn, in fp32: text encoders of its own beside the original, the denoiser in its place.
 
     Args:
-        tune: by part, each null or {lora: null or the fields of `Lora`, span}.
-        rates: learning rates by part.
+        tune: by part, each null or {lr, span, lora: null or the fields of `Lora`}.
         begin: the reader whose text encoders they start from.
 
     Raises:
@@ -135,7 +133,7 @@ def add_learners(
         under = None if own or config is None else sharing(sources[part])
         if part == "denoiser" and config is not None:
             _adapt(module, config, part)
-        about = (part, model.component(part), module, config, rates[part], tuple(options["span"]))
+        about = (part, model.component(part), module, config, options["lr"], tuple(options["span"]))
         learner = Learner(*about, unused.get(part, frozenset()), type(model.pipeline), under)
         module.requires_grad_(False)
         for parameter in learner.parameters:
@@ -160,12 +158,6 @@ def source_of(model: Model, part: str, begin: str) -> Any:
 def sharing(module: Any) -> Any:
     """A copy of a network that has the same weights, not others like them."""
     return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
-
-
-def rates_of(config: Mapping[str, Any]) -> dict[str, float]:
-    """The learning rate of each part that learns."""
-    parts = {part: options for part, options in config.get("tune", {}).items() if part != "lr"}
-    return {part: float(options["lr"]) for part, options in parts.items() if options is not None}
 
 
 def lora_config(model: Model, part: str, lora: Mapping[str, Any] | None) -> LoraConfig | None:

@@ -148,13 +148,6 @@ def check_rewards(config: Mapping) -> None:
     if not parts_of(config):
         raise UsageError("rewards names no scorer: choose some, such as rewards=hpsv2")
     for name, part in parts_of(config).items():
-        if "reward" not in part or "weight" not in part:
-            raise UsageError(f"rewards.{name} needs both reward._target_ and weight")
-        if unknown := set(part) - {"reward", "weight", "target"}:
-            raise UsageError(f"rewards.{name}.{min(unknown)} is unknown: reward, weight and target are not")
-        for key in ("weight", "target"):
-            if not isinstance(part.get(key, 0.0), int | float | None):
-                raise UsageError(f"rewards.{name}.{key}={part[key]} must be a number")
         for key, value in part.reward.items():
             local = isinstance(value, str) and not str(key).startswith("_") and not is_address(value)
             if local and looks_local(value) and not Path(value).expanduser().exists():

@@ -83,7 +83,7 @@ class Job:
             self.learners,
             self.rewards,
             plan,
-            instantiate(config.optim),
+            instantiate(config.optim, lr=self.learners[0].lr),
             training.lr_schedule,
             training.warmup,
             training.steps,

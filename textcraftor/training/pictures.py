@@ -15,20 +15,14 @@ from omegaconf import DictConfig
 from textcraftor.data.blend import Blend, RecordDraw
 from textcraftor.data.prompts import read_prompts, split_held_out
 from textcraftor.data.records import Records, check_records
-from textcraftor.errors import UsageError, at_least
+from textcraftor.errors import UsageError
 from textcraftor.models.model import Model
 from textcraftor.training.latents import Latents, bucket_sizes, encode_records
 from textcraftor.training.processes import say
 
 
 def check_pictures(config: DictConfig) -> None:
-    """Refuse keys of data and captions that cannot be meant, and files that are not there."""
-    for key in ("p", "dropout"):
-        if not 0 <= config.captions[key] <= 1:
-            raise UsageError(f"captions.{key}={config.captions[key]} is a probability: it must lie in [0, 1]")
-    if config.data.letters.path is not None and not 0 <= config.data.letters.share < 1:
-        raise UsageError(f"data.letters.share={config.data.letters.share} must lie in [0, 1)")
-    at_least(config, {"data.aspect_ratio": 1, "data.held_out": 2})
+    """Refuse files that are not there."""
     check_records(config.data.path, config.data.captions)
     if config.data.letters.path is not None:
         check_records(config.data.letters.path)

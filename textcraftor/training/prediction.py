@@ -9,13 +9,14 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from textcraftor.config.tune import tuned_parts
 from textcraftor.data.prompts import PromptDraw
 from textcraftor.inference.generate import Sampling
 from textcraftor.inference.opening import part_dtypes
 from textcraftor.models.layout import StandInTokenizer, read_layout, skeleton
 from textcraftor.models.loading import device_of, dtype_of, freeze
 from textcraftor.models.model import Model
-from textcraftor.models.tuning import add_learners, rates_of
+from textcraftor.models.tuning import add_learners
 from textcraftor.rewards.skeletons import skeleton_rewards
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.training.activations import Activations
@@ -38,13 +39,13 @@ def has_weights(path: str) -> bool:
 def predict(config: DictConfig) -> tuple[Plan, list[str]]:
     """The memory plan of a run on a model that is built without its weights, and the scorers that are not counted."""
     dtype = dtype_of(config, "dtype")[0]
-    tune = {part: options for part, options in config.tune.items() if part != "lr"}
+    tune = dict(tuned_parts(config.tune))
     layout = read_layout(config.model.layout)
     dtypes = part_dtypes(dtype, [], tune)
     denoiser = next(part for part in ("unet", "transformer") if part in layout)
     dtypes[denoiser] = dtypes.pop("denoiser", dtype)
     model, sampling = Model(skeleton(layout, dtypes)), Sampling(**config.sampling)
-    learners = add_learners(model, tune, rates_of(config), size=sampling.size)
+    learners = add_learners(model, tune, size=sampling.size)
     freeze(model, dtype)
     tuned = {"tuned": 1.0} if "tuned" in model.readers else {"original": 1.0}
     schedule = ConditioningSchedule(model.noise_schedule.timesteps, tuned, tuned)

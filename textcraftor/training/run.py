@@ -66,7 +66,7 @@ def run_job(command: str, config: DictConfig, folder: Path, load: Callable[[Dict
         partial(job.look, job.schedule, job.watched, before["watched"]),
         before["watched"],
         job.rewards.weights,
-        {name: Alarm(**limits) for name, limits in config.watch.alarms.items()},
+        {name: Alarm(**limits) for name, limits in config.watch.alarms.items() if limits is not None},
         config.stop_on,
         folder / "samples",
     )
@@ -190,7 +190,7 @@ def save_parts(job: Job, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     learned = {learner.component for learner in job.learners}
     for run_folder in job.config.tuned.values():
-        for path in tuned_folders(Path(run_folder), TEXT_ENCODERS):
+        for path in tuned_folders(Path(run_folder).expanduser(), TEXT_ENCODERS):
             if component_of(path) not in learned:
                 shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
     for learner in job.learners:

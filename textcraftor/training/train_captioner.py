@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from textcraftor.captioning.prefix import PrefixCaptioner
 from textcraftor.data.records import Records, check_records
-from textcraftor.errors import UsageError, at_least
+from textcraftor.errors import UsageError
 from textcraftor.models.loading import device_of
 from textcraftor.training.fitting import FitSettings, fit
 from textcraftor.training.processes import processes_of_this_run
@@ -25,13 +25,10 @@ def check(config: DictConfig, folder: Path) -> None:
     check_records(config.data.path, config.data.captions)
     if not config.stages:
         raise UsageError("stages is empty: name at least one")
-    at_least(config, {"batch_size": 1})
     before: list[str] = []
     for name, stage in config.stages.items():
         if stage.start is not None and stage.start not in before:
             raise UsageError(f"stages.{name}.start={stage.start} must name a stage before it, or be null")
-        if stage.steps < 1 or not stage.lr > 0:
-            raise UsageError(f"stages.{name}: steps={stage.steps} and lr={stage.lr} must be above 0")
         before.append(str(name))
     device_of(config.device)
     if (folder / "config.yaml").exists():

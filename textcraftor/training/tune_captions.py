@@ -7,7 +7,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from textcraftor.errors import UsageError
 from textcraftor.training.caption_tuning import CaptionTuning
 from textcraftor.training.checks import check_tuning
 from textcraftor.training.densities import Densities
@@ -18,10 +17,6 @@ from textcraftor.training.run import run_job
 
 def check(config: DictConfig, folder: Path) -> None:
     """Refuse a configuration with the value, the rule and the remedy, before any model is loaded."""
-    for key in ("noise_bias", "min_snr"):
-        value = config.denoising[key]
-        if value is not None and not value > 0:
-            raise UsageError(f"denoising.{key}={value} must be above 0")
     check_pictures(config)
     check_tuning(config, folder)
 

@@ -1,0 +1,40 @@
+"""Every command's keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from textcraftor.config.caption_commands import Letters, Recaption, TrainCaptioner, Upsample
+from textcraftor.config.command import Command, Named
+from textcraftor.config.fields import path_list, word
+from textcraftor.config.picture_commands import App, Evaluate, Export, Generate, Score
+from textcraftor.config.tuning_commands import Fetch, Train, TuneCaptions
+
+
+@dataclass
+class Compare(Named):
+    """textcraftor compare."""
+
+    runs: list[str] = path_list()
+    """Folders of finished runs; on the command line simply their paths."""
+    x: str = word()
+    """Of the picture: a measure's change, or held_out, seconds, gb, steps."""
+    y: str = word()
+    """The same, upwards."""
+
+
+SCHEMAS: dict[str, type[Command]] = {
+    "train": Train,
+    "tune-captions": TuneCaptions,
+    "train-captioner": TrainCaptioner,
+    "recaption": Recaption,
+    "letters": Letters,
+    "upsample": Upsample,
+    "generate": Generate,
+    "evaluate": Evaluate,
+    "export": Export,
+    "score": Score,
+    "compare": Compare,
+    "app": App,
+    "fetch": Fetch,
+}

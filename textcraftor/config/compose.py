@@ -1,0 +1,97 @@
+"""A command's configuration from the YAML files and the overrides of the command line."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from textcraftor.config.overrides import check_keys, split
+from textcraftor.config.typed import typed
+from textcraftor.config.words import unknown
+from textcraftor.errors import UsageError, one_line
+
+
+def config_dir() -> Path:
+    """The folder of Hydra groups: inside the installed package, or at the root of a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def groups() -> dict[str, list[str]]:
+    """The groups that Hydra chooses among, and their files."""
+    folders = [path for path in config_dir().iterdir() if path.is_dir()]
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+
+
+def package_path(name: str) -> str:
+    """The folder of an importable package."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"package {name} cannot be imported")
+    return str(Path(spec.origin).parent)
+
+
+def register() -> None:
+    """Tell OmegaConf of `${package:...}` and of `${opened:...}`, a path with `~` expanded, and Hydra of mappings that
+    take any key."""
+    OmegaConf.register_new_resolver("package", package_path, replace=True)
+    OmegaConf.register_new_resolver("opened", lambda path: str(Path(path).expanduser()), replace=True)
+    ConfigStore.instance().store("open", OmegaConf.create({}, flags={"struct": False}), group="schema")
+
+
+def checked(command: str, overrides: Sequence[str]) -> list[str]:
+    """Overrides of keys that the command has."""
+    return check_keys(command, overrides, groups())
+
+
+def compose(command: str, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of a command, typed.
+
+    Raises:
+        UsageError: one line that says which key or value is wrong.
+    """
+    overrides = checked(command, overrides)
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        try:
+            config = hydra_compose(command, overrides=overrides)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise refusal(command, overrides, error) from error
+    return typed(command, config)
+
+
+def refusal(command: str, overrides: Sequence[str], error: Exception) -> UsageError:
+    """Hydra's words in one line, or what is wrong with the key that it does not know."""
+    words = one_line(error).partition(" Config search path")[0]
+    chosen = [override for override in overrides if split(override)[1].partition("@")[0] in groups()]
+    try:
+        composed = dict(keys(OmegaConf.to_container(hydra_compose(command, overrides=chosen))))
+    except (HydraException, OmegaConfBaseException, ValueError):  # the choice itself is wrong
+        group = next((key for _, key, _ in map(split, chosen) if f"Could not override '{key}'" in words), None)
+        return unknown(command, group) if group else UsageError(words)
+    for sign, key, _ in map(split, overrides):
+        if not sign and key not in composed and key in words:
+            parts = key.split(".")
+            above = [".".join(parts[:count]) for count in range(1, len(parts))]
+            null = next((one for one in above if one in composed and composed[one] is None), None)
+            return (
+                UsageError(f"{key}: {null} is null; give {null}={{...}}") if null else unknown(command, key, composed)
+            )
+    return UsageError(words)
+
+
+def keys(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key of a plain configuration and its value."""
+    for key, value in node.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, dict):
+            yield from keys(value, f"{prefix}{key}.")

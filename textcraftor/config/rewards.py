@@ -1,0 +1,49 @@
+"""The rewards: scorers by name, each with its weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from textcraftor.config.fields import flag, number, opens, typed_path, word
+from textcraftor.config.rules import Group
+
+
+@dataclass
+class Scorer(Group):
+    """`rewards.<name>.reward`: what scores pictures, and its arguments; further ones may be added."""
+
+    _target_: str = word()
+    """The import path of a class, of a function that loads one, or of a function of images and prompts."""
+    _partial_: bool = flag(default=False)
+    """True for a function of images and prompts."""
+    path: str | None = typed_path(default=None)
+    """Its weights."""
+    checkpoint: str | None = typed_path(default=None)
+    """Its weights, in one file."""
+    clip: str | None = typed_path(default=None)
+    """The CLIP that it reads pictures with."""
+    head: str | None = typed_path(default=None)
+    """What it adds to that CLIP."""
+    tokenizer: str | None = typed_path(default=None)
+    """The tokenizer of its text encoder."""
+    config: str | None = typed_path(default=None)
+    """The settings of its network."""
+    architecture: str | None = typed_path(default=None)
+    """open_clip's name of its network, or a file with its settings."""
+    recogniser: str | None = typed_path(default=None)
+    """What reads text off pictures."""
+    detector: str | None = typed_path(default=None)
+    """What finds text in pictures."""
+
+
+@dataclass
+class Reward(Group):
+    """`rewards.<name>`: one scorer of the weighted sum."""
+
+    reward: dict[str, Any] = opens(Scorer)
+    """What scores."""
+    weight: float = number()
+    """Of its scores in the sum; 0: measured, and not part of the loss."""
+    target: float | None = number(default=None)
+    """Training raises the score up to here and no further."""

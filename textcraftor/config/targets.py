@@ -1,0 +1,55 @@
+"""What an import path in a configuration names, and whether it takes the arguments beside it."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+from textcraftor.config.rules import shown
+from textcraftor.errors import UsageError, one_line
+
+NUMBERS = ("int", "float", "bool")
+
+
+def check_target(values: Mapping[str, Any], place: str) -> None:
+    """Refuse an import path that leads nowhere, and arguments that what it names does not take.
+
+    Args:
+        values: `_target_` and the arguments.
+        place: where they stand in the configuration.
+    """
+    target = str(values["_target_"])
+    try:
+        found = pkgutil.resolve_name(target)
+    except Exception as error:  # whatever a module of others raises while it is imported
+        raise UsageError(
+            f"{place}._target_={target} cannot be loaded: {one_line(error)}: install its package, or name another"
+        ) from error
+    taken = parameters_of(found)
+    for name, value in values.items() if taken is not None else ():
+        if not name.startswith("_"):
+            check_argument(target, taken or {}, f"{place}.{name}", value)
+
+
+def check_argument(target: str, taken: Mapping[str, str], key: str, value: Any) -> None:
+    """Refuse an argument that is not taken, and null for a number."""
+    name = key.rpartition(".")[2]
+    if name not in taken:
+        raise UsageError(
+            f"{key}={shown(value)}: {target} takes no {name}: leave it out with ~{key}; it takes {', '.join(taken)}"
+        )
+    if value is None and taken[name] in NUMBERS:
+        raise UsageError(f"{key}=null must be of the type {taken[name]}: {target} cannot do without it")
+
+
+def parameters_of(found: Any) -> dict[str, str] | None:
+    """The parameters of a callable and their types; None where it takes any, or does not say."""
+    try:
+        parameters = inspect.signature(found).parameters
+    except (TypeError, ValueError):
+        return None
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        return None
+    return {name: getattr(one.annotation, "__name__", str(one.annotation)) for name, one in parameters.items()}
