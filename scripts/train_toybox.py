@@ -39,7 +39,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from textcraftor.data.prompts import read_prompts
 from textcraftor.models.loading import load_pipeline
 from textcraftor.models.model import Model
-from textcraftor.models.tuning import save_whole
+from textcraftor.models.saving import save_whole
 from textcraftor.rewards.recognisers import load_recogniser
 from textcraftor.toybox.captions import PUNCTUATION, VOCABULARY, Kind, caption, descriptive, short
 from textcraftor.toybox.render import render

@@ -20,7 +20,8 @@ from textcraftor.inference import export
 from textcraftor.inference.generate import generate
 from textcraftor.inference.mix import Mix
 from textcraftor.models.model import Model
-from textcraftor.models.tuned import plain_state, read_lora
+from textcraftor.models.saving import plain_state
+from textcraftor.models.tuned import read_lora
 from textcraftor.models.tuning import add_learners
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.sampling.gradients import last_k

@@ -12,8 +12,8 @@ from tests.conftest import PROMPTS, WEIGHTS, add_text_encoder
 from textcraftor.inference.generate import Sampling, generate
 from textcraftor.models.base import Branch
 from textcraftor.models.families.diffusion import SCHEDULERS
+from textcraftor.models.saving import save_whole
 from textcraftor.models.tuned import load_text_encoders
-from textcraftor.models.tuning import save_whole
 from textcraftor.sampling.conditioning import ConditioningSchedule
 
 SEEDS = [7, 8, 9]

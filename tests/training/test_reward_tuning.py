@@ -20,7 +20,7 @@ from textcraftor.errors import UsageError
 from textcraftor.inference.generate import generate
 from textcraftor.models.loading import load_model
 from textcraftor.models.run_record import RunRecord
-from textcraftor.models.tuning import PREFIX, published
+from textcraftor.models.saving import PREFIX, published
 from textcraftor.training import loop, reward_tuning
 from textcraftor.training.checks import check, split_prompts
 from textcraftor.training.interrupt import Interrupt

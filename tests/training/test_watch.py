@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests.conftest import load
 from textcraftor.evaluation.evaluate import Evaluation, held_out, standardised
 from textcraftor.evaluation.image_statistics import image_statistics
-from textcraftor.models.tuning import published
+from textcraftor.models.saving import published
 from textcraftor.training.watch import Alarm
 
 
