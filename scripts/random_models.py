@@ -185,7 +185,9 @@ def make_pipeline(name: str, tiny: bool = False, **flags: Any) -> DiffusionPipel
     return build_pipeline(layout, tokenizers)
 
 
-def load_model(path: str, device: str = "cpu", dtypes: Mapping[str, torch.dtype] | None = None) -> DiffusionPipeline:
+def load_model(
+    path: str, device: str = "cpu", dtypes: Mapping[str, torch.dtype] | None = None, config: str | None = None
+) -> DiffusionPipeline:
     """As `textcraftor.models.loading.load_pipeline`, with the name of a layout."""
     dtype = (dtypes or {}).get("default", torch.float32)
     return make_pipeline(path).to(device, dtype)

@@ -26,7 +26,7 @@ from toybox_records import write_records
 
 from textcraftor.cli import call
 from textcraftor.data.prompts import read_prompts
-from textcraftor.sampling.gradients import steps_between
+from textcraftor.sampling.needs import steps_between
 
 PASSES = 12_000  # of single samples: guidance makes a call two, a gradient makes a call three
 WATCHED = ("watch.prompts=24", "evaluation.prompts=24", "evaluation.seeds=[0]")

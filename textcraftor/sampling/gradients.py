@@ -11,7 +11,7 @@ from torch import Tensor
 
 from textcraftor.errors import UsageError
 from textcraftor.sampling.chain import Chain, ConditioningAt, denoise, output_at, predicted_x0
-from textcraftor.sampling.surrogates import check_k
+from textcraftor.sampling.needs import after_first, any_of, check_k, check_span, needs, steps_between
 
 
 @runtime_checkable
@@ -26,11 +26,12 @@ class Rollout(Protocol):
     ) -> Float[Tensor, "results channels h w"]: ...
 
 
+@needs(check=check_k)
 def last_k(
     chain: Chain, latents: Float[Tensor, "batch channels h w"], conditioning_at: ConditioningAt, *, k: int
 ) -> Float[Tensor, "batch channels h w"]:
     """Through the last k calls of the denoiser (DRaFT-K, Clark et al. 2023, section 4.2; TextCraftor: 5 of 25)."""
-    check_k(k, len(chain.timesteps))
+    check_k(len(chain.timesteps), k)
     with torch.no_grad():
         latents = denoise(chain, latents, chain.timesteps[:-k], conditioning_at)
     return denoise(chain, latents, chain.timesteps[-k:], conditioning_at)
@@ -78,6 +79,7 @@ def low_variance(
     return torch.cat(results)
 
 
+@needs(check=check_span, reach=after_first)
 def refl(
     chain: Chain,
     latents: Float[Tensor, "batch channels h w"],
@@ -109,6 +111,7 @@ def refl(
     return torch.cat(results)
 
 
+@needs(pictures=True, check=check_span, reach=after_first)
 def direct(
     chain: Chain,
     latents: Float[Tensor, "batch channels h w"],
@@ -133,6 +136,7 @@ def direct(
     return predicted_x0(chain, noisy, chain.timesteps[index], conditioning_at)
 
 
+@needs(draws=True, check=check_k, reach=any_of)
 def ddpo(
     chain: Chain, latents: Float[Tensor, "batch channels h w"], conditioning_at: ConditioningAt, *, k: int | None = None
 ) -> Float[Tensor, "batch channels h w"]:
@@ -146,7 +150,7 @@ def ddpo(
         k: so many steps, drawn anew for each batch, carry a gradient; null means all.
     """
     steps = len(chain.timesteps)
-    check_k(k := k or steps, steps)
+    check_k(steps, k := k or steps)
     learning, log_prob = chain.rng.choice(steps, k, replace=False), torch.zeros(len(latents), device=latents.device)
     for index, t in enumerate(chain.timesteps):
         with torch.set_grad_enabled(torch.is_grad_enabled() and index in learning):
@@ -157,8 +161,3 @@ def ddpo(
             log_prob = log_prob - ((latents - mean) / sd).square().mean((1, 2, 3)) / 2
     chain.log_prob = log_prob
     return latents
-
-
-def steps_between(steps: int, first: float, last: float) -> range:
-    """The steps of a chain from one share of it to another, both included."""
-    return range(round(steps * first), min(round(steps * last), steps - 1) + 1)

@@ -19,6 +19,7 @@ from textcraftor.errors import UsageError
 from textcraftor.models.base import Branch, Conditioning
 from textcraftor.models.sampler import Sampler
 from textcraftor.sampling.chain import Chain, ConditioningAt, guided, output_at
+from textcraftor.sampling.needs import any_of, check_k, needs
 
 DISTANCE = 0.1  # tau of LeapAlign: a leap that misses by less counts in full
 
@@ -71,6 +72,12 @@ class Trajectory:
         return torch.stack([one.flatten() for one in [*seen, latents]], 1)
 
 
+def _check_leaps(steps: int, **options: float) -> None:
+    if steps < 2:
+        raise UsageError(f"gradient=leap leaps twice: training.sampling.steps={steps} must be at least 2")
+
+
+@needs(check=_check_leaps, reach=lambda steps, **options: steps - 1)
 def leap(
     chain: Chain, latents: Float[Tensor, "batch channels h w"], conditioning_at: ConditioningAt, *, discount: float
 ) -> Float[Tensor, "batch channels h w"]:
@@ -82,8 +89,7 @@ def leap(
             PickScore; 0 is DRTune's cut.
     """
     steps = len(chain.timesteps)
-    if steps < 2:
-        raise UsageError(f"gradient=leap leaps twice: sampling.steps={steps} must be at least 2")
+    _check_leaps(steps)
     rolled, schedule = Trajectory.of(chain, latents, conditioning_at), chain.model.noise_schedule
     first, second = sorted(chain.rng.choice(steps, 2, replace=False).tolist())
     t, later = chain.timesteps[first], chain.timesteps[second]
@@ -107,6 +113,7 @@ def discounted(tensor: Tensor, share: float) -> Tensor:
     return share * tensor + (1 - share) * tensor.detach()
 
 
+@needs(check=check_k, reach=any_of)
 def sparse(
     chain: Chain,
     latents: Float[Tensor, "batch channels h w"],
@@ -122,10 +129,11 @@ def sparse(
         late: a step's chance grows with this power of its place in the chain.
         scale: of the gradient.
     """
-    check_k(k, len(chain.timesteps))
+    check_k(len(chain.timesteps), k)
     return _through(chain, latents, conditioning_at, _drawn(chain, k, late), scale)
 
 
+@needs(check=check_k, reach=lambda steps, k: -(-steps // k))
 def drtune(
     chain: Chain, latents: Float[Tensor, "batch channels h w"], conditioning_at: ConditioningAt, *, k: int
 ) -> Float[Tensor, "batch channels h w"]:
@@ -134,11 +142,12 @@ def drtune(
     The gradient reaches early steps by the sampler's own sum alone, so that it cannot explode.
     """
     steps = len(chain.timesteps)
-    check_k(k, steps)
+    check_k(steps, k)
     offset = chain.rng.uniform()
     return _through(chain, latents, conditioning_at, sorted({int((i + offset) * steps / k) for i in range(k)}), 1.0)
 
 
+@needs(check=check_k, reach=any_of)
 def bridge(
     chain: Chain,
     latents: Float[Tensor, "batch channels h w"],
@@ -154,7 +163,7 @@ def bridge(
     Args:
         discount: of the gradient through the later steps' latent input, in [0, 1].
     """
-    check_k(k, len(chain.timesteps))
+    check_k(len(chain.timesteps), k)
     active = _drawn(chain, k, late)
     return _through(chain, latents, conditioning_at, active, scale, active[len(active) // 2], discount)
 
@@ -236,9 +245,3 @@ class _Deferred(torch.autograd.Function):
         needed = [one for one in every if one.requires_grad]
         found = iter(torch.autograd.grad(output, needed, gradient, allow_unused=True))
         return None, None, *(next(found) if one.requires_grad else None for one in every)
-
-
-def check_k(k: int, calls: int) -> None:
-    """Refuse more steps with a gradient than the sampler has."""
-    if not 1 <= k <= calls:
-        raise UsageError(f"gradient.k={k} must lie between 1 and the sampler's {calls} calls")

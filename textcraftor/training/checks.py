@@ -6,6 +6,7 @@ from pathlib import Path
 
 from accelerate.tracking import get_available_trackers
 from diffusers.optimization import SchedulerType
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from textcraftor.data.prompts import read_prompts, split_held_out
@@ -14,7 +15,7 @@ from textcraftor.inference.generate import Sampling
 from textcraftor.inference.mix import Mix, check_base
 from textcraftor.models.loading import device_of, dtype_of
 from textcraftor.rewards.total import check_rewards, parts_of
-from textcraftor.sampling.gradients import steps_between
+from textcraftor.sampling.needs import needs_of
 from textcraftor.training.checkpoint import Checkpoints
 from textcraftor.training.pictures import check_pictures
 
@@ -56,7 +57,7 @@ def check(config: DictConfig, folder: Path) -> None:
 
 def from_pictures(config: DictConfig) -> bool:
     """Whether the policy starts from real pictures instead of noise."""
-    return config.gradient._target_.rpartition(".")[2] == "direct"
+    return needs_of(instantiate(config.gradient)).pictures
 
 
 def check_tuning(config: DictConfig, folder: Path) -> None:
@@ -86,45 +87,25 @@ def check_tuning(config: DictConfig, folder: Path) -> None:
 
 
 def _check_gradient(config: DictConfig) -> None:
-    steps = Sampling(**{**config.sampling, **config.training.sampling}).steps
-    k = config.gradient.get("k")
-    if k is not None and not 1 <= k <= steps:
+    """What the policy says that it needs; its name is that of the function."""
+    steps, policy = Sampling(**{**config.sampling, **config.training.sampling}).steps, instantiate(config.gradient)
+    needed, name = needs_of(policy), config.gradient._target_.rpartition(".")[2]
+    needed.check(steps)
+    flows = config.model.sampling.scheduler == "euler"
+    if needed.draws and not flows and config.sampling.scheduler != "ddim":
         raise UsageError(
-            f"gradient.k={k} must lie between 1 and training.sampling.steps={steps}: lower it or use gradient=full"
+            f"sampling.scheduler={config.sampling.scheduler}: gradient={name} draws its steps, which ddim alone can do"
         )
-    first, last = config.gradient.get("first", 0.0), config.gradient.get("last", 1.0)
-    late = len(steps_between(steps, first, last))
-    if not 1 <= (jumps := config.gradient.get("jumps", 1)) <= late:
-        raise UsageError(
-            f"gradient.jumps={jumps} must lie between 1 and {late}, the steps from gradient.first to gradient.last"
-        )
-    policy = config.gradient._target_.rpartition(".")[2]
-    if policy == "ddpo" and config.sampling.scheduler != "ddim":
-        raise UsageError(
-            f"sampling.scheduler={config.sampling.scheduler}: gradient=ddpo draws its steps, which ddim alone can do"
-        )
-    if config.conditioning.tuned_on == "last_n":
-        _check_last_n(config, steps)
-
-
-def _check_last_n(config: DictConfig, steps: int) -> None:
-    """Whatever a policy draws, the tuned encoder must condition a step of training that carries a gradient."""
-    n, policy, k = config.conditioning.n, config.gradient._target_.rpartition(".")[2], config.gradient.get("k") or steps
-    total = config.sampling.steps
+    if config.conditioning.tuned_on == "all":
+        return
+    n, total = config.conditioning.n, config.sampling.steps
     if not 1 <= n <= total:
         raise UsageError(f"conditioning.n={n} must lie between 1 and sampling.steps={total}")
-    jump = steps - round(steps * config.gradient.get("first", 0))
-    needed = {
-        "refl": jump,
-        "direct": jump,
-        "drtune": -(-steps // k),
-        "ddpo": steps - k + 1,
-    }.get(policy, 1)
-    needed = -(-needed * total // steps)  # training may take other steps than those that n counts
-    if n < needed and config.tune.denoiser is None:
+    least = -(-needed.reach(steps) * total // steps)  # training may take other steps than those that n counts
+    if n < least and config.tune.denoiser is None:
         raise UsageError(
-            f"conditioning.n={n}: gradient={policy} may put its gradient where the tuned encoder has no say; "
-            f"conditioning.n must be at least {needed} here"
+            f"conditioning.n={n}: gradient={name} may put its gradient where the tuned encoder has no say; "
+            f"conditioning.n must be at least {least} here"
         )
 
 
