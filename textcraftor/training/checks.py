@@ -99,9 +99,10 @@ def _check_gradient(config: DictConfig) -> None:
             f"gradient.jumps={jumps} must lie between 1 and {late}, the steps from gradient.first to gradient.last"
         )
     policy = config.gradient._target_.rpartition(".")[2]
-    if policy == "ddpo" and config.sampling.scheduler != "ddim":
+    if policy == "ddpo" and config.sampling.scheduler not in ("ddim", "euler"):  # which euler depends on the model
         raise UsageError(
-            f"sampling.scheduler={config.sampling.scheduler}: gradient=ddpo draws its steps, which ddim alone can do"
+            f"sampling.scheduler={config.sampling.scheduler}: gradient=ddpo draws its steps, which ddim alone can do, "
+            "and of flow models euler"
         )
     if config.conditioning.tuned_on == "last_n":
         _check_last_n(config, steps)
