@@ -119,9 +119,8 @@ def small_keys(case: Case) -> list[str]:
         f"model.path={case.base}",
         *(key for key in QUICK if not key.startswith(("gradient", "training.sampling", "training.ema"))),
         *SCORED,
-        "sampling.height=64",
-        "sampling.width=64",
-        "tracker=null",
+        *("sampling.height=64", "sampling.width=64", "sampling.steps=2"),
+        *("evaluation.prompts=2", "evaluation.seeds=[0]", "watch.seeds=[0]", "tracker=null"),
     ]
 
 

@@ -26,7 +26,7 @@ from textcraftor.training.run import save_parts
 
 # No model= and no model.path=: what it is, the run says.
 LOOK = ["prompt=a red circle", "seeds=[3]", "sampling.steps=1", "sampling.height=64", "sampling.width=64", "device=cpu"]
-only_flux2 = pytest.mark.parametrize("case", ["flux2_klein"], indirect=True)
+one_family = pytest.mark.parametrize("case", ["flux1_dev"], indirect=True)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def picture(folder) -> bytes:
     return Records.read(folder).picture(0).tobytes()
 
 
-@only_flux2
+@one_family
 def test_commands_take_the_runs_own_model(case, here, prompts, tmp_path):
     run = f"tuned.a={case.run}"
     assert "wrote generated/alone" in here("generate", *LOOK, run, "name=alone")
@@ -64,7 +64,7 @@ def test_commands_take_the_runs_own_model(case, here, prompts, tmp_path):
     assert "| aesthetic |" in here("evaluate", run, *looks, "run_dir=evaluated")
 
 
-@only_flux2
+@one_family
 def test_another_model_is_refused_by_name_unless_it_is_allowed(case, here, tmp_path):
     other, moved = tmp_path / "other", tmp_path / "moved"
     for folder in (other, moved):
@@ -82,7 +82,7 @@ def test_another_model_is_refused_by_name_unless_it_is_allowed(case, here, tmp_p
     assert picture(tmp_path / "generated" / "moved") == picture(tmp_path / "generated" / "allowed")
 
 
-@only_flux2
+@one_family
 def test_a_folder_of_the_first_format_still_generates(case, here, tmp_path):
     """`conditioning.json` and the configuration, of which the path of the model is read."""
     old = tmp_path / "old"
@@ -98,7 +98,7 @@ def test_a_folder_of_the_first_format_still_generates(case, here, tmp_path):
     assert picture(tmp_path / "generated" / "old") == picture(tmp_path / "generated" / "new")
 
 
-@pytest.mark.parametrize("case", ["sdxl", "sd35_medium", "flux2_klein"], indirect=True)
+@pytest.mark.parametrize("case", ["sdxl", "sd35_medium"], indirect=True)
 def test_a_run_on_top_of_another_holds_all_that_its_encoders_are(case, configure, prompts, tmp_path):
     """Adapters on whole encoders and on ones with adapters: from the new folder alone the embeddings are the same."""
     parts = [f"tune.{part}={{lr: auto, lora: {{rank: 2, alpha: 2.0}}}}" for part in FAMILIES[case.name]]
@@ -121,7 +121,7 @@ def test_a_run_on_top_of_another_holds_all_that_its_encoders_are(case, configure
     Mix({"a": tmp_path / "top"}).schedule(case.model())
 
 
-@only_flux2
+@one_family
 def test_a_run_that_tunes_other_parts_keeps_what_it_began_from(case, configure, prompts, tmp_path):
     """Its denoiser on top of a run's text encoder, and a text encoder on top of a run's denoiser."""
     for begun, tune in ((case.run, "denoiser_lora"), (case.denoiser, "text_encoder_lora")):
