@@ -10,6 +10,7 @@ import pytest
 import torch
 from random_models import make_pipeline
 
+from tests.conftest import PROMPTS, QUICK, TOYBOX
 from textcraftor.inference.generate import Sampling
 from textcraftor.models.loading import load_pipeline
 from textcraftor.models.model import Model
@@ -26,6 +27,7 @@ FAMILIES = {
     "flux2_klein": {"text_encoder": LORA},
 }
 SIZE = (64, 96)
+WEIGHTS = f"{TOYBOX}/weights"
 
 
 @dataclass(frozen=True)
@@ -108,3 +110,30 @@ def case(request, tmp_path_factory) -> Case:
     folder = tmp_path_factory.mktemp(request.param)
     make_pipeline(request.param, tiny=True).save_pretrained(folder / "base")
     return Case(request.param, folder)
+
+
+def small_keys(case: Case) -> list[str]:
+    """What every tuning command needs to be quick on a family's small folder, with a real scorer."""
+    return [
+        f"model={case.name}",
+        f"model.path={case.base}",
+        *(key for key in QUICK if not key.startswith(("gradient", "training.sampling", "training.ema"))),
+        *SCORED,
+        *("sampling.height=64", "sampling.width=64", "sampling.steps=2"),
+        *("evaluation.prompts=2", "evaluation.seeds=[0]", "watch.seeds=[0]", "tracker=null"),
+    ]
+
+
+# The toybox's scorer, which takes pictures of any model.
+SCORED = [
+    "rewards=aesthetic",
+    f"model.scorers.aesthetic={{clip: '{WEIGHTS}/aesthetic_clip', head: '{WEIGHTS}/aesthetic.safetensors'}}",
+]
+
+
+@pytest.fixture
+def prompts(tmp_path) -> Path:
+    """A file of prompts to train on and to hold out."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join([*PROMPTS, "a blue circle", "a large gray ring", "a green star"]))
+    return file

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from random_models import make_pipeline
 
-from tests.conftest import PROMPTS
+from tests.conftest import PROMPTS, load
 from textcraftor.errors import UsageError
 from textcraftor.inference.generate import Sampling
+from textcraftor.models.model import Model
 from textcraftor.sampling.chain import Chain, denoise, guided
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.sampling.gradients import ddpo, direct, full, last_k, low_variance, random_k, refl
@@ -29,25 +30,29 @@ POLICIES = {
 }
 
 
-@pytest.fixture
-def doubled(model, monkeypatch):
-    """The model in float64 with a trainable encoder.
+KINDS = ["diffusion", "flow"]
 
-    diffusers rounds one softmax (attention pooling) to float32 by `.float()`; finite differences need it whole.
-    """
-    rounded = torch.Tensor.float
-    monkeypatch.setattr(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else rounded(x))
-    original = model.encoders()["text_encoder"]
-    for part in (model.denoiser, model.vae, original):
-        part.double()
-    model.compute_dtype = torch.float64
-    model.add_reader("tuned", {"text_encoder": copy.deepcopy(original).requires_grad_(True)})
-    return model
+
+@pytest.fixture
+def doubled(request, in_float64):
+    """A model in float64 with a trainable encoder: the toybox, or where a test asks for a flow a tiny SD 3.5."""
+    flow = getattr(request, "param", "diffusion") == "flow"
+    return in_float64(Model(make_pipeline("sd35_medium", tiny=True)) if flow else load())
+
+
+def sampling_of(model) -> Sampling:
+    return Sampling(3, 2.0, 32, 32, scheduler="euler") if is_flow(model) else SAMPLING
+
+
+def is_flow(model) -> bool:
+    return model.noise_schedule.prediction == "velocity"
 
 
 def new_chain(model, **options) -> Chain:
-    clean = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(3))
-    return SAMPLING.chain(model, [1, 2], rng=np.random.default_rng(5), clean=clean, **options)
+    sampling = sampling_of(model)
+    shape = model.family.latent_shape(model.pipeline, sampling.size)
+    clean = torch.randn(2, *shape, generator=torch.Generator().manual_seed(3))
+    return sampling.chain(model, [1, 2], rng=np.random.default_rng(5), clean=clean, **options)
 
 
 def reward_of(model, rollout, **options) -> torch.Tensor:
@@ -56,8 +61,7 @@ def reward_of(model, rollout, **options) -> torch.Tensor:
     encoded = {"tuned": model.encode(PROMPTS[:2], ["", ""], "tuned")}
     schedule = ConditioningSchedule.tuned_on("all", 0, chain.timesteps)
     latents = rollout(chain, chain.start(), partial(schedule.at, encoded))
-    images = model.vae.decode(latents / model.vae.config.scaling_factor).sample
-    return images.pow(2).mean()
+    return model.vae.decode(model.family.from_latents(model.pipeline, latents)).sample.pow(2).mean()
 
 
 def encoder_gradient(model, rollout, **options) -> torch.Tensor:
@@ -75,22 +79,24 @@ def gradient_in_encoder(model, value: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def assert_finite_differences(model, analytic: torch.Tensor, value) -> None:
-    """A gradient in the tuned encoder, along a random direction, against the values on both sides."""
+    """A gradient in the tuned encoder, along itself and a random direction, against the values on both sides."""
     parameters = list(model.encoders("tuned")["text_encoder"].parameters())
     flat = torch.nn.utils.parameters_to_vector(parameters).clone()
     direction = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    direction /= direction.norm()
+    direction = direction / direction.norm() + analytic / analytic.norm()  # along the random one alone little changes
     values = []
     for sign in (1, -1):
         torch.nn.utils.vector_to_parameters(flat + sign * 1e-5 * direction, parameters)
         values.append(value())
-    torch.testing.assert_close(analytic @ direction, (values[0] - values[1]) / 2e-5, rtol=1e-5, atol=1e-10)
+    difference = (values[0] - values[1]) / 2e-5
+    assert difference.abs() > 1e-9, "nothing changes: the test proves nothing"
+    torch.testing.assert_close(analytic @ direction, difference, rtol=1e-5, atol=1e-11)
 
 
 class Constants:
     """Replays, for an objective in which some values are constants, what the first pass found at those places.
 
-    A policy cuts the gradient where it detaches the denoiser's input or runs without a gradient. The function whose
+    A policy cuts the gradient where it detaches its latents or runs without a gradient. The function whose
     exact gradient it then computes has constants there; finite differences must not move them either.
     """
 
@@ -114,8 +120,6 @@ class Constants:
             self.calls += 1
             return self.constant(lambda: self._predict(latents, t, branch, guidance_scale).detach())
         self.calls += 1
-        if self.cut:  # the latent input is a constant, the output is not
-            latents = self.constant(lambda: latents.detach())
         return self._predict(latents, t, branch, guidance_scale)
 
     def value(self, rollout) -> torch.Tensor:
@@ -137,6 +141,7 @@ class Replayed:
         return self._constants.constant(lambda: self._schedule.add_noise(*arguments))
 
 
+@pytest.mark.parametrize("doubled", KINDS, indirect=True)
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_gradient_equals_finite_differences(doubled, name, monkeypatch):
     rollout = POLICIES[name]
@@ -273,24 +278,54 @@ def test_k_beyond_the_chain_is_refused_with_both_numbers(model):
 
 
 def log_density(model, path: list[torch.Tensor], chain: Chain) -> torch.Tensor:
-    """Of a recorded path under the tuned encoder, by the equations of DDIM with eta = 1: mean over the elements, sum
-    over the steps."""
+    """Of a recorded path under the tuned encoder: mean over the elements, sum over the steps."""
     conditioning, total = model.encode(PROMPTS[:2], ["", ""], "tuned"), 0
-    alphas = torch.as_tensor(model.noise_schedule.alphas_cumprod)
-    stride = model.noise_schedule.timesteps // SAMPLING.steps
-    for t, now, then in zip(chain.timesteps, path[:-1], path[1:], strict=True):
-        a, before = alphas[t], alphas[t - stride] if t >= stride else torch.tensor(1.0)
+    moments = flow_grpo if is_flow(model) else ddim_with_noise
+    for index, (now, then) in enumerate(itertools.pairwise(path)):
+        t = chain.timesteps[index]
         without = model.predict(now, t, conditioning.negative)
-        output = without + SAMPLING.guidance_scale * (model.predict(now, t, conditioning.prompt) - without)
-        clean = model.noise_schedule.to_x0(output, t, now)
-        noise = (now - a.sqrt() * clean) / (1 - a).sqrt()
-        variance = (1 - before) / (1 - a) * (1 - a / before)
-        mean = before.sqrt() * clean + (1 - before - variance).sqrt() * noise
+        output = without + chain.guidance_scale * (model.predict(now, t, conditioning.prompt) - without)
+        mean, variance = moments(model, chain.timesteps, index, output, now)
         if variance > 0:
             total = total - ((then - mean) ** 2).mean((1, 2, 3)) / (2 * variance)
     return total
 
 
+def ddim_with_noise(model, timesteps, index: int, output, now) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of a step by the equations of DDIM with eta = 1."""
+    t, alphas = timesteps[index], torch.as_tensor(model.noise_schedule.alphas_cumprod)
+    stride = model.noise_schedule.timesteps // len(timesteps)
+    a, before = alphas[t], alphas[t - stride] if t >= stride else torch.tensor(1.0)
+    clean = model.noise_schedule.to_x0(output, t, now)
+    noise = (now - a.sqrt() * clean) / (1 - a).sqrt()
+    variance = (1 - before) / (1 - a) * (1 - a / before)
+    return before.sqrt() * clean + (1 - before - variance).sqrt() * noise, variance
+
+
+def flow_grpo(model, timesteps, index: int, output, now) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of a step by equation 12 of Flow-GRPO, with the next level's strength where all is noise."""
+    levels = torch.cat([timesteps.double() / 1000, torch.zeros(1, dtype=torch.float64)])
+    t, dt = levels[index], levels[index + 1] - levels[index]
+    strength = 0.7 * torch.sqrt(t / (1 - (levels[1] if t == 1 else t)))
+    mean = now + dt * (output + strength**2 / (2 * t) * (now + (1 - t) * output))
+    return mean, -dt * strength**2
+
+
+def test_a_flows_drawn_steps_are_flow_grpos():
+    model = Model(make_pipeline("sd35_medium", tiny=True))
+    sampler, moved = sampling_of(model).sampler(model), []
+    output, latents = torch.randn(2, 2, 16, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert sampler.timesteps[0] == 1000, "the first level is all noise"
+    for index, t in enumerate(sampler.timesteps):
+        mean, sd = sampler.transition(output, t, latents)
+        wanted, variance = flow_grpo(model, sampler.timesteps, index, output, latents)
+        torch.testing.assert_close(mean, wanted, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(sd, variance.sqrt().expand_as(sd), rtol=1e-5, atol=1e-6)
+        moved.append((mean - sampler.step(output, t, latents)).abs().max())
+    assert min(moved) > 1e-3, "the means are those of the steps that are not drawn: the test proves nothing"
+
+
+@pytest.mark.parametrize("doubled", KINDS, indirect=True)
 def test_the_policy_gradient_is_that_of_the_paths_log_density(doubled, monkeypatch):
     """Which no gradient of the pictures enters: finite differences of the density of the path that was drawn."""
     chain, path, predict = new_chain(doubled), [], doubled.predict
@@ -324,3 +359,20 @@ def test_the_policy_gradient_draws_each_samples_steps_from_its_seed(model):
     torch.testing.assert_close(one, latents, rtol=0, atol=1e-4)
     with pytest.raises(UsageError, match="draws its steps, which"):
         ddpo(Sampling(3, 2.0, 64, 64, scheduler="euler").chain(model, [1, 2]), both, partial(schedule.at, encoded))
+
+
+def test_the_policy_gradient_draws_a_flows_steps_from_each_samples_seed():
+    """Whoever else is in the batch; and the mean of the next step is not where the path goes."""
+    model = Model(make_pipeline("sd35_medium", tiny=True))
+    encoded = model.encode(PROMPTS[:2], ["", ""])
+
+    def ends(seeds, said, rollout=ddpo):
+        chain = sampling_of(model).chain(model, seeds, rng=np.random.default_rng(5))
+        with torch.no_grad():
+            return rollout(chain, chain.start(), lambda t: said)
+
+    second = encoded.map(lambda tensor: tensor[1:])
+    both, one, other = ends([1, 2], encoded), ends([2], second), ends([3], second)
+    torch.testing.assert_close(both[1:], one, rtol=0, atol=1e-5)
+    assert (one - other).abs().max() > 1e-1
+    assert (one - ends([2], second, full)).abs().max() > 1e-1, "nothing is drawn"

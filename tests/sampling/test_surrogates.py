@@ -27,22 +27,10 @@ ROUNDED = [("sd15", "euler"), ("sd15", "dpmsolver++"), ("sd15", "pndm")]
 
 
 @pytest.fixture(params=EXACT, ids=str)
-def case(request, monkeypatch):
+def case(request, in_float64):
     """A small model in float64 with an encoder that learns, and its sampling."""
     name, scheduler = request.param
-    rounded = torch.Tensor.float  # attention rounds to float32 by it, finite differences need all digits
-    monkeypatch.setattr(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else rounded(x))
-    torch.manual_seed(0)
-    model = Model(make_pipeline(name, tiny=True))
-    for part in (model.denoiser, model.vae, *model.encoders().values()):
-        part.double()
-    for module in model.denoiser.modules():  # RMSNorm rounds to float32 as well
-        for norm in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
-            if getattr(module, norm, None) is not None:
-                setattr(module, norm, None)
-    model.compute_dtype = torch.float64
-    tuned = copy.deepcopy(model.encoders()["text_encoder"]).requires_grad_(True)
-    model.add_reader("tuned", {"text_encoder": tuned})
+    model = in_float64(Model(make_pipeline(name, tiny=True)))
     return model, Sampling(STEPS, GUIDANCE, 32, 32, scheduler=scheduler)
 
 

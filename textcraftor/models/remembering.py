@@ -99,14 +99,16 @@ class Remembered(nn.Module):
             for row, ids in enumerate(input_ids)
         ]
         new = [row for row, key in enumerate(keys) if key not in self._rows and key not in keys[:row]]
-        if new and self.place == "offloaded":
-            self.encoder.to(self.device)
         found = dict[tuple, Row]()
-        for row in new:
-            mask = {} if attention_mask is None else {"attention_mask": attention_mask[row : row + 1]}
-            found[keys[row]] = self._kept(self.encoder(input_ids[row : row + 1], **mask, **options))
-        if new and self.place == "offloaded":
-            self.encoder.to("cpu")
+        try:
+            if new and self.place == "offloaded":
+                self.encoder.to(self.device)
+            for row in new:
+                mask = {} if attention_mask is None else {"attention_mask": attention_mask[row : row + 1]}
+                found[keys[row]] = self._kept(self.encoder(input_ids[row : row + 1], **mask, **options))
+        finally:  # also where memory runs out, after which training goes on with smaller batches
+            if new and self.place == "offloaded":
+                self.encoder.to("cpu")
         rows = [found[key] if key in found else self._rows[key] for key in keys]
         for key, known in zip(keys, rows, strict=True):
             self._remember(key, known)

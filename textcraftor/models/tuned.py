@@ -105,7 +105,8 @@ def load_denoiser(model: Model, folder: Path, strength: float = 1.0) -> None:
 
 
 def read_like(wanted: dict[str, Tensor], folder: Path, stem: str) -> dict[str, Tensor]:
-    """The tensors of a folder's safetensors files, in float32, under the names and in the shapes of those wanted.
+    """The tensors of a folder's safetensors files, in float32, under the names and in the shapes of those wanted. Of
+    several that share their weights, as the embeddings of a T5 do, files hold one.
 
     Raises:
         UsageError: no file, a damaged one, a tensor that is missing, or one of another shape.
@@ -128,7 +129,8 @@ def read_like(wanted: dict[str, Tensor], folder: Path, stem: str) -> dict[str, T
                 found |= {name: stored.get_tensor(names[name]).float() for name in names.keys() & wanted.keys()}
         except SafetensorError as error:
             raise UsageError(f"{file} is no whole safetensors file ({error}): copy it again") from error
-    missing = [name for name in wanted if name not in found]
+    places = {wanted[name].data_ptr() for name in found}
+    missing = [name for name, tensor in wanted.items() if name not in found and tensor.data_ptr() not in places]
     if missing:
         raise UsageError(f"{folder}: key {missing[0]} is missing; this was tuned for another base model, or is damaged")
     return found

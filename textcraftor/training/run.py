@@ -18,7 +18,7 @@ from textcraftor.evaluation.evaluate import Evaluation, compare, held_out
 from textcraftor.evaluation.report import before_after_sheet, write_report
 from textcraftor.inference.opening import BEGIN
 from textcraftor.models.run_record import TUNED, Base, RunRecord, parts_in
-from textcraftor.models.tuned import TEXT_ENCODERS, component_of, tuned_folders
+from textcraftor.models.tuned import component_of, tuned_folders
 from textcraftor.models.tuning import load_state
 from textcraftor.training.checkpoint import Checkpoints
 from textcraftor.training.forecast import forecast
@@ -186,11 +186,11 @@ def phase_means(lines: list[dict[str, float]]) -> dict[str, float]:
 
 
 def save_parts(job: Job, folder: Path) -> None:
-    """Everything tuned that pictures need: what learned here, and the text encoders of the run that it began from."""
+    """Everything tuned that pictures need: what learned here, and the other parts of the run that it began from."""
     folder.mkdir(parents=True, exist_ok=True)
     learned = {learner.component for learner in job.learners}
     for run_folder in job.config.tuned.values():
-        for path in tuned_folders(Path(run_folder).expanduser(), TEXT_ENCODERS):
+        for path in tuned_folders(Path(run_folder).expanduser()):
             if component_of(path) not in learned:
                 shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
     for learner in job.learners:
