@@ -136,8 +136,11 @@ class OneBatch(PromptDraw):
 
 GRADIENTS = sorted(file.stem for file in (config_dir() / "gradient").glob("*.yaml"))
 # The toybox has one text encoder; those with several are for other models.
+OTHERS = ("text_encoder_2", "text_encoder_3")
 TUNES = sorted(
-    file.stem for file in (config_dir() / "tune").glob("*.yaml") if not OmegaConf.load(file).get("text_encoder_2")
+    file.stem
+    for file in (config_dir() / "tune").glob("*.yaml")
+    if not any(OmegaConf.load(file).get(part) for part in OTHERS)
 )
 
 
