@@ -45,10 +45,7 @@ def load_pipeline(
     Raises:
         UsageError: a local path that is not there, a folder that is no pipeline, or one of no family that is known.
     """
-    local = Path(path).expanduser()
-    looks_local = path.startswith((".", "/", "~")) or local.suffix in (".safetensors", ".ckpt")
-    if looks_local and not local.exists():
-        raise UsageError(f"model.path={path} does not exist: give a diffusers folder, a .safetensors file or a hub id")
+    local = local_path(path)
     if local.is_dir() and not (local / "model_index.json").exists():
         raise UsageError(f"model.path={path} has no model_index.json: it is not a diffusers pipeline folder")
     source = str(local) if local.exists() else path
@@ -63,6 +60,15 @@ def load_pipeline(
             dtype = {family.denoiser if part == "denoiser" else part: kind for part, kind in dtype.items()}
             pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, **family.load_options)
     return frozen(pipeline.to(device))
+
+
+def local_path(path: str) -> Path:
+    """Where a model lies, if it lies on this disk; refused if its path can be no hub id and nothing is there."""
+    local = Path(path).expanduser()
+    looks_local = path.startswith((".", "/", "~")) or local.suffix in (".safetensors", ".ckpt")
+    if looks_local and not local.exists():
+        raise UsageError(f"model.path={path} does not exist: give a diffusers folder, a .safetensors file or a hub id")
+    return local
 
 
 def class_of_file(file: Path) -> str:

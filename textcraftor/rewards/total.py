@@ -103,9 +103,13 @@ class RewardSum(nn.Module):
 
     @torch.no_grad()
     def start(self, scores: Scores) -> None:
-        """Take mean and variance from these scores: of the untuned model's pictures, before training."""
+        """Take mean and variance from these scores: of the untuned model's pictures, before training.
+
+        One picture has no variance; 1 stands for it.
+        """
         each = torch.stack([score.to(self.mean) for score in scores.values()])
-        self.first_mean, self.first_variance = each.mean(1), each.var(1).clamp_min(1e-12)
+        spread = each.var(1).clamp_min(1e-12) if each.shape[1] > 1 else torch.ones_like(self.mean)
+        self.first_mean, self.first_variance = each.mean(1), spread
         self.mean, self.variance = self.first_mean.clone(), self.first_variance.clone()
 
     @staticmethod

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import huggingface_hub
 import torch
 from hydra.utils import instantiate
@@ -14,7 +12,7 @@ from textcraftor.data.prompts import PromptDraw
 from textcraftor.inference.generate import Sampling
 from textcraftor.inference.opening import part_dtypes
 from textcraftor.models.layout import StandInTokenizer, read_layout, skeleton
-from textcraftor.models.loading import device_of, dtype_of, freeze
+from textcraftor.models.loading import device_of, dtype_of, freeze, local_path
 from textcraftor.models.model import Model
 from textcraftor.models.tuning import add_learners
 from textcraftor.rewards.skeletons import skeleton_rewards
@@ -31,7 +29,7 @@ PROMPT = "a prompt of whatever length"
 
 def has_weights(path: str) -> bool:
     """Whether a model lies on this disk, as a folder or file or in the hub's cache."""
-    if Path(path).expanduser().exists():
+    if local_path(path).exists():
         return True
     return isinstance(huggingface_hub.try_to_load_from_cache(path, "model_index.json"), str) if "/" in path else False
 
