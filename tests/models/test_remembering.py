@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -94,6 +96,27 @@ def test_an_offloaded_encoder_is_on_the_device_only_while_it_works(encoder):
     ours.put("resident")
     ours(TEXTS[2:3])
     assert encoder.done == ["to meta", "works on 1"]
+
+
+def test_an_encoder_on_disk_is_mapped_whenever_it_has_worked_and_says_the_same(model):
+    """Its weights are those of the file, bit for bit, and mapped anew; the file goes with what stands for it."""
+    encoder = model.encoders()["text_encoder"]
+    wanted = model.encode(PROMPTS, None).prompt.mixed["encoder_hidden_states"]
+    kept = {name: weight.clone() for name, weight in encoder.state_dict().items()}
+    model.remember()
+    model.place(["text_encoder"], ["text_encoder"])
+    file = model.remembered["text_encoder"]._file
+    first = {name: weight.data_ptr() for name, weight in encoder.state_dict().items()}
+    said = model.encode(PROMPTS, None).prompt.mixed["encoder_hidden_states"]
+    torch.testing.assert_close(said, wanted, rtol=0, atol=1e-5)
+    for name, weight in encoder.state_dict().items():
+        assert torch.equal(weight, kept[name]), name
+        assert weight.data_ptr() != first[name], name
+    assert not any(weight.requires_grad for weight in encoder.parameters())
+    assert file.stat().st_size > sum(weight.nbytes for weight in kept.values())
+    del model.readers["original"].text_encoder
+    gc.collect()
+    assert not file.exists()
 
 
 def test_an_offloaded_encoder_leaves_the_device_when_it_fails(encoder, monkeypatch):

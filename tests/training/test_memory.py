@@ -103,3 +103,28 @@ def test_running_out_of_memory_all_the_same_re_plans_once_and_accumulates(job, m
     assert state.plan.replanned
     assert norms[0] == pytest.approx(whole.norm().item(), rel=1e-3)
     assert "out of memory: accumulating gradients of 2 at a time" in capsys.readouterr().err
+
+
+class Flat:
+    """Costs a gigabyte whatever is kept."""
+
+    gradient_steps = 1
+    choices = ((1, False, True),)
+
+    def peak(self, kept: int, blocks: bool, decoder: bool, rows: int) -> float:
+        return GB
+
+
+def test_what_finds_no_room_beside_the_device_comes_again_from_disk():
+    """Encoders of 4, 2 and 1 GB, 8 GB in use: the largest leave first, while memory holds them."""
+    sizes = {"text_encoder": 1 * GB, "text_encoder_2": 2 * GB, "text_encoder_3": 4 * GB}
+    for budget, host, away, disk in (
+        (9, 10, [], []),
+        (8, 10, ["text_encoder_3"], []),
+        (6, 10, ["text_encoder_3", "text_encoder_2"], []),
+        (6, 5, ["text_encoder_3", "text_encoder_2"], ["text_encoder_2"]),
+        (6, 0, ["text_encoder_3", "text_encoder_2"], ["text_encoder_3", "text_encoder_2"]),
+    ):
+        plan = plan_memory(budget, torch.device("cpu"), Flat(), 1, 0, 8 * GB, sizes, host * GB)
+        assert (list(plan.offloaded), plan.on_disk) == (away, frozenset(disk))
+        assert str(plan).count("again from disk") == len(disk)

@@ -95,6 +95,7 @@ def test_a_tight_budget_takes_text_encoders_off_the_device_and_says_which(config
     tight = f"memory.budget={(roomy.predicted - 100) / GB!r}"
     plan = prediction.predict(config_of(configure, folders, *keys, tight))[0]
     assert list(plan.offloaded) == ["text_encoder_2"], "the T5 alone"
+    assert plan.on_disk == frozenset(), "this machine has room for it"
     assert (plan.kept_steps, plan.blocks, plan.decoder) == (roomy.kept_steps, roomy.blocks, roomy.decoder)
     assert plan.predicted < roomy.predicted
     said = run(config_of(configure, folders, *keys, tight), tmp_path / "run")
@@ -104,8 +105,15 @@ def test_a_tight_budget_takes_text_encoders_off_the_device_and_says_which(config
     assert len(measured) == 1
 
 
-@pytest.mark.parametrize("path", ["nowhere", "nowhere/x.safetensors"])
-def test_a_model_whose_layout_nothing_says_is_one_line(configure, tmp_path, path):
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("nowhere", "nowhere is neither a folder with a model_index.json nor one of flux1_dev"),
+        ("nowhere/x.safetensors", "model.path=nowhere/x.safetensors does not exist"),
+        ("./nowhere", "model.path=./nowhere does not exist"),
+    ],
+)
+def test_a_model_whose_layout_nothing_says_is_one_line(configure, tmp_path, path, said):
     keys = ["model=toybox", *QUICK, "dry_run=true", f"model.path={path}", "rewards=aesthetic"]
-    with pytest.raises(UsageError, match=f"{path} is neither a folder with a model_index.json nor one of flux1_dev"):
+    with pytest.raises(UsageError, match=said):
         run(configure("train", *keys), tmp_path / "run")

@@ -6,7 +6,7 @@ import copy
 import importlib
 import pkgutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -117,10 +117,10 @@ class Model:
         frozen = {part: one for part, one in self.encoders(ORIGINAL).items() if not _learns(one)}
         return {part: float(sum(tensor.nbytes for tensor in one.parameters())) for part, one in frozen.items()}
 
-    def place(self, offloaded: Sequence[str]) -> None:
-        """Let these text encoders be on the device only while they work, the others always."""
+    def place(self, offloaded: Collection[str], on_disk: Collection[str] = ()) -> None:
+        """Let these text encoders be on the device only while they work, and else on disk some; the others always."""
         for part, one in self.remembered.items():
-            one.put("offloaded" if part in offloaded else "resident")
+            one.put("on disk" if part in on_disk else "offloaded" if part in offloaded else "resident")
 
     def add_reader(self, name: str, encoders: Mapping[str, nn.Module]) -> None:
         """Name text encoders that take the place of some of the pipeline's own."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,7 +16,7 @@ from torch import Tensor, nn
 
 from textcraftor.errors import UsageError
 
-Place = Literal["resident", "offloaded"]
+Place = Literal["resident", "offloaded", "on disk"]  # of an encoder that does not work
 KEPT = ("last_hidden_state", "pooler_output", "text_embeds")  # of an output, beside some hidden states
 CAPACITY = 2e9  # bytes of outputs that are remembered; the longest unused are forgotten
 
@@ -72,6 +76,7 @@ class Remembered(nn.Module):
         self._held = (encoder,)  # no part of this: it keeps its own place and its names
         self.layers, self.device = tuple(layers), device
         self.place: Place = "resident"
+        self._file: Path | None = None
         self._rows: OrderedDict[tuple, Row] = OrderedDict()
         self._bytes = 0
 
@@ -88,9 +93,28 @@ class Remembered(nn.Module):
         return self.encoder.dtype
 
     def put(self, place: Place) -> None:
-        """Let the encoder stay on the device, or be there only while it works."""
+        """Let the encoder stay on the device, or be there only while it works and else in memory or on disk.
+
+        The file is in Python's folder for temporary ones (`TMPDIR`), and goes when this does.
+        """
         self.place = place
-        self.encoder.to(self.device if place == "resident" else "cpu")
+        if place == "on disk" and self._file is None:
+            handle, name = tempfile.mkstemp(prefix="textcraftor-", suffix=".pt")
+            os.close(handle)
+            self._file = Path(name)
+            weakref.finalize(self, self._file.unlink, missing_ok=True)
+            torch.save(self.encoder.state_dict(), self._file)
+        if place == "resident":
+            self.encoder.to(self.device)
+        else:
+            self._leave()
+
+    def _leave(self) -> None:
+        """From disk, weights are mapped: read when they are needed, and no memory is lost if nobody does."""
+        if self.place == "on disk" and self._file is not None:
+            weights = torch.load(self._file, map_location="cpu", mmap=True, weights_only=True)
+            self.encoder.load_state_dict(weights, assign=True)
+        self.encoder.to("cpu")
 
     @torch.no_grad()
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Any:
@@ -101,14 +125,14 @@ class Remembered(nn.Module):
         new = [row for row, key in enumerate(keys) if key not in self._rows and key not in keys[:row]]
         found = dict[tuple, Row]()
         try:
-            if new and self.place == "offloaded":
+            if new and self.place != "resident":
                 self.encoder.to(self.device)
             for row in new:
                 mask = {} if attention_mask is None else {"attention_mask": attention_mask[row : row + 1]}
                 found[keys[row]] = self._kept(self.encoder(input_ids[row : row + 1], **mask, **options))
         finally:  # also where memory runs out, after which training goes on with smaller batches
-            if new and self.place == "offloaded":
-                self.encoder.to("cpu")
+            if new and self.place != "resident":
+                self._leave()
         rows = [found[key] if key in found else self._rows[key] for key in keys]
         for key, known in zip(keys, rows, strict=True):
             self._remember(key, known)

@@ -20,7 +20,7 @@ from textcraftor.models.tuning import Learner
 from textcraftor.rewards.total import RewardSum, load_rewards
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.training.loop import Objective, Pace
-from textcraftor.training.memory import plan_memory
+from textcraftor.training.memory import host_bytes, plan_memory
 from textcraftor.training.processes import processes_of_this_run
 from textcraftor.training.state import TrainingState
 
@@ -74,10 +74,11 @@ class Job:
         config, training = self.config, self.config.training
         share = -(-training.batch_size // processes_of_this_run().num_processes)
         updating = updating_bytes(self.learners, training.ema_decay)
-        movable = self.model.movable() if self.model.device.type != "cpu" else {}
-        device, costs = self.model.device, self.objective.costs()
-        plan = plan_memory(config.memory.budget, device, costs, share, updating, movable=movable)
-        self.model.place(list(plan.offloaded))
+        device, costs, movable = self.model.device, self.objective.costs(), self.model.movable()
+        plan = plan_memory(
+            config.memory.budget, device, costs, share, updating, movable=movable, host=host_bytes(device)
+        )
+        self.model.place(plan.offloaded, plan.on_disk)
         half = self.model.compute_dtype == torch.float16
         return TrainingState(
             self.learners,

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +34,7 @@ class Plan:
         gradient_steps: how many steps carry a gradient.
         predicted, budget: bytes.
         offloaded: frozen text encoders that are on the device only while they work, with their bytes.
+        on_disk: those of them that are read from disk each time.
         replanned: memory ran out all the same, once.
     """
 
@@ -45,6 +47,7 @@ class Plan:
     budget: float
     replanned: bool = False
     offloaded: Mapping[str, float] = field(default_factory=dict)
+    on_disk: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         steps = f"{min(self.kept_steps, self.gradient_steps)} of {self.gradient_steps} gradient steps"
@@ -52,7 +55,8 @@ class Plan:
         again = "" if self.kept_steps >= self.gradient_steps else f", the others again {unit}"
         decoder = "decoder kept" if self.decoder else "decoder again picture by picture"
         sizes = f"predicted peak {self.predicted / GB:.2f} GB of {self.budget / GB:.2f} GB"
-        away = ", ".join(f"{part} ({size / GB:.2f} GB)" for part, size in self.offloaded.items())
+        disk = dict.fromkeys(self.on_disk, ", again from disk")
+        away = ", ".join(f"{part} ({size / GB:.2f} GB{disk.get(part, '')})" for part, size in self.offloaded.items())
         places = f"; on the device only while at work: {away}" if away else ""
         return f"memory: keeps {steps}{again}; {decoder}; {self.micro_batch} prompts at a time{places}; {sizes}"
 
@@ -92,6 +96,7 @@ def plan_memory(
     updating: float,
     resident: float | None = None,
     movable: Mapping[str, float] | None = None,
+    host: float = math.inf,
 ) -> Plan:
     """Choose what to keep of a batch: all, else the more the better.
 
@@ -102,6 +107,7 @@ def plan_memory(
         updating: bytes of gradients and optimiser that come to what is in use now.
         resident: bytes in use now; measured unless given.
         movable: bytes of parts that may leave the device while they do not work.
+        host: bytes for them elsewhere in memory; those that find no room there are read from disk each time.
 
     Raises:
         UsageError: not even one row fits.
@@ -116,7 +122,12 @@ def plan_memory(
                 stays = fixed - sum(away.values())
                 need = stays + max(costs.peak(kept, blocks, decoder, size), max(away.values(), default=0.0))
                 if need <= limit:
-                    return Plan(kept, blocks, decoder, size, costs.gradient_steps, need, limit, offloaded=away)
+                    disk = frozenset(
+                        part for part, sum_ in zip(away, accumulate(away.values()), strict=True) if sum_ > host
+                    )
+                    return Plan(
+                        kept, blocks, decoder, size, costs.gradient_steps, need, limit, offloaded=away, on_disk=disk
+                    )
         if size == 1:
             raise UsageError(
                 f"memory.budget={limit / GB:.2f} GB, but one prompt at a time needs {need / GB:.2f} GB: "
@@ -125,14 +136,24 @@ def plan_memory(
         size = -(-size // 2)
 
 
+def host_bytes(device: torch.device) -> float:
+    """What parts that leave a device may use in all: most of what is free here; nothing where memory is the device."""
+    return 0.0 if device.type == "cpu" else SHARE["cpu"] * _free_memory()
+
+
 def available_bytes(device: torch.device) -> float:
     """What `auto` may use in all: what this process holds, and most of what is free."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         free = float(torch.cuda.mem_get_info(device)[0])
     else:
-        free = min(psutil.virtual_memory().available, _container_bytes()) / processes_of_this_run().num_processes
+        free = _free_memory()
     return resident_bytes(device) + SHARE[device.type] * free
+
+
+def _free_memory() -> float:
+    """Bytes of this machine's memory that are free, each process's share."""
+    return min(psutil.virtual_memory().available, _container_bytes()) / processes_of_this_run().num_processes
 
 
 def _container_bytes() -> float:

@@ -20,7 +20,7 @@ from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.training.activations import Activations
 from textcraftor.training.counting import fused_attention
 from textcraftor.training.job import updating_bytes
-from textcraftor.training.memory import Plan, available_bytes, bytes_of, plan_memory
+from textcraftor.training.memory import Plan, available_bytes, bytes_of, host_bytes, plan_memory
 from textcraftor.training.phases import GB
 from textcraftor.training.reward_tuning import RewardTuning
 
@@ -69,7 +69,8 @@ def predict(config: DictConfig) -> tuple[Plan, list[str]]:
             config.training.batch_size,
             updating_bytes(learners, config.training.ema_decay),
             resident=bytes_of(parts),
-            movable=model.movable() if device.type != "cpu" or config.memory.budget != "auto" else {},
+            movable=model.movable(),
+            host=host_bytes(device if config.memory.budget == "auto" else torch.device("meta")),
         )
     return plan, unknown
 
