@@ -1,0 +1,66 @@
+"""Makes the second world's models: `python scripts/train_world2.py all`, or one stage by name.
+
+Stages, in order: scenes, vae, clip, spelling, latents, unet, pipeline. Each reads what the stages before it wrote under
+--work (default .world2), resumes from its own checkpoint, and is skipped when it is done. Pass --device cuda for a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from train_toybox import (
+    World,
+    assemble,
+    encode_latents,
+    make_scenes,
+    run_stages,
+    train_clip,
+    train_spelling,
+    train_unet,
+    train_vae,
+)
+
+from textcraftor.toybox.world2.captions import VOCABULARY, caption, short
+from textcraftor.toybox.world2.render import render
+from textcraftor.toybox.world2.scenes import Scene, sample_scene
+
+SCENE_SEED = 2
+UNET_STEPS = 6000
+
+
+def scene(index: int) -> Scene:
+    """The training scene with this number: the same on every machine."""
+    return sample_scene(np.random.default_rng((SCENE_SEED, index)), word_probability=0.6)
+
+
+def spelled(drawn: Scene, rng: np.random.Generator) -> str:
+    """A descriptive or a short caption with the scene's word."""
+    return caption(drawn, "descriptive", rng) if rng.random() < 0.6 else short(drawn, say_word=True)
+
+
+WORLD = World(
+    scene,
+    render,
+    caption,
+    spelled,
+    VOCABULARY,
+    context=48,
+    clip_captions={"short": 0.2, "descriptive": 0.65, "alt": 0.15},
+    unet_captions={"short": 0.45, "descriptive": 0.4, "alt": 0.15},
+)
+STAGES: dict[str, Callable[[Path, str], None]] = {
+    "scenes": partial(make_scenes, world=WORLD),
+    "vae": partial(train_vae, steps=5000, kl_weight=3e-4),
+    "clip": partial(train_clip, world=WORLD),
+    "spelling": partial(train_spelling, world=WORLD),
+    "latents": encode_latents,
+    "unet": partial(train_unet, world=WORLD, steps=UNET_STEPS),
+    "pipeline": assemble,
+}
+
+
+if __name__ == "__main__":
+    run_stages(STAGES, __doc__, ".world2")
