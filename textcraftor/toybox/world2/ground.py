@@ -34,9 +34,7 @@ class Ground:
     @property
     def field(self) -> np.ndarray:
         """Its picture, float32 (64, 64, 3)."""
-        return np.broadcast_to(
-            (self.top + HEIGHT[:, None] * self.change)[:, None], (IMAGE_SIZE, IMAGE_SIZE, 3)
-        )
+        return np.broadcast_to((self.top + HEIGHT[:, None] * self.change)[:, None], (IMAGE_SIZE, IMAGE_SIZE, 3))
 
 
 @cache

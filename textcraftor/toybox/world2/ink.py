@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
 from textcraftor.toybox.world2.render import letter_mask
-from textcraftor.toybox.world2.scenes import IMAGE_SIZE, LETTER_CELL, LETTERS
+from textcraftor.toybox.world2.scenes import IMAGE_SIZE, LETTER_CELL, LETTERS, WORD_LENGTHS
 
 ROWS = {"top": 0, "bottom": IMAGE_SIZE - LETTER_CELL}
 CELLS = IMAGE_SIZE // LETTER_CELL
@@ -33,9 +34,17 @@ class InkWord:
     """
 
     text: str
+    row: str
     mask: np.ndarray
     color: np.ndarray
     softness: float
+
+
+class Fitted(NamedTuple):
+    """Squared departure that each template explains, (rows, columns, CELLS, templates), and that is present."""
+
+    explained: np.ndarray
+    present: np.ndarray
 
 
 @cache
@@ -52,15 +61,21 @@ def _basis() -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def _windows(departure: np.ndarray, top: int) -> np.ndarray:
-    """What surrounds every cell of a row at every shift, (shifts, shifts, CELLS, 3, SIDE**2)."""
-    margin = MARGIN + REACH
-    padded = np.pad(departure, ((margin, margin), (margin, margin), (0, 0)))
-    band = padded[top : top + LETTER_CELL + 2 * margin]
-    windows = np.lib.stride_tricks.sliding_window_view(band, (SIDE, SIDE), (0, 1))
-    shifts = 2 * REACH + 1
-    cells = np.stack([windows[:, LETTER_CELL * i : LETTER_CELL * i + shifts] for i in range(CELLS)], 2)
-    return np.ascontiguousarray(cells).reshape(shifts, shifts, CELLS, 3, SIDE * SIDE)
+def _windows(departure: np.ndarray, top: int, rows: Sequence[int], columns: Sequence[int]) -> np.ndarray:
+    """What surrounds every cell of a row at each of these shifts, (3, rows, columns, CELLS, SIDE**2)."""
+    margin = MARGIN + REACH + 2
+    padded = np.pad(departure.transpose(2, 0, 1), ((0, 0), (margin, margin), (margin, margin)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (SIDE, SIDE), (1, 2))
+    lefts = np.add.outer(np.asarray(columns) + REACH + 2, LETTER_CELL * np.arange(CELLS))
+    chosen = windows[:, (top + REACH + 2 + np.asarray(rows))[:, None, None], lefts]
+    return chosen.reshape(3, len(rows), len(columns), CELLS, SIDE * SIDE)
+
+
+def _fitted(departure: np.ndarray, top: int, rows: Sequence[int], columns: Sequence[int], basis: np.ndarray) -> Fitted:
+    """How well letters fit every cell at each of these shifts; basis: (templates, SIDE**2)."""
+    windows = _windows(departure, top, rows, columns)
+    explained = sum(np.square(channel @ basis.T) for channel in windows)
+    return Fitted(explained, np.vecdot(windows, windows).sum(0))
 
 
 def read_row(departure: np.ndarray, row: str) -> InkWord | None:
@@ -68,36 +83,47 @@ def read_row(departure: np.ndarray, row: str) -> InkWord | None:
     top = ROWS[row]
     if (departure[top : top + LETTER_CELL] ** 2).sum() < MIN_ENERGY:
         return None
-    windows = _windows(departure, top)
-    fitted = np.square(windows @ _basis().T).sum(3)  # energy explained by each (shift y, shift x, cell, template)
-    present = np.square(windows).sum((3, 4))
-    fitted = fitted.reshape(*fitted.shape[:3], len(SOFTNESSES), len(LETTERS))
+    shifts = range(-REACH, REACH + 1, 2)
+    coarse = _fitted(departure, top, shifts, shifts, _basis())
+    letters = coarse.explained.reshape(*coarse.present.shape, len(SOFTNESSES), len(LETTERS)).max(-1)
     # One shift and one blur for the whole word: those that explain most, less what they leave.
-    gain = np.maximum(2 * fitted.max(-1) - present[..., None], 0).sum(2)
+    gain = np.maximum(2 * letters - coarse.present[..., None], 0).sum(2)
     dy, dx, blur = np.unravel_index(gain.argmax(), gain.shape)
-    text, places = "", []
-    for cell in range(CELLS):
-        options = fitted[max(dy - 1, 0) : dy + 2, max(dx - 1, 0) : dx + 2, cell, blur].max((0, 1))
-        energy = present[dy, dx, cell]
-        if options.max() < MIN_ENERGY or energy < MIN_ENERGY:
-            break
-        is_letter = options.max() / energy >= MIN_EXPLAINED
-        text += LETTERS[int(options.argmax())] if is_letter else "?"
-        places.append((LETTER_CELL * cell + int(dx) - REACH, top + int(dy) - REACH))
-    if not text.strip("?"):
+    basis = _basis().reshape(len(SOFTNESSES), len(LETTERS), -1)[blur]
+    rows, columns = (range(shifts[i] - 2, shifts[i] + 3) for i in (dy, dx))
+    fine = _fitted(departure, top, rows, columns, basis)
+    gain = np.maximum(2 * fine.explained.max(-1) - fine.present, 0).sum(2)
+    dy, dx = np.unravel_index(gain.argmax(), gain.shape)
+    fitted, present = fine
+    around = fitted[max(dy - 1, 0) : dy + 2, max(dx - 1, 0) : dx + 2].max((0, 1))
+    explained, energy = around.max(-1), present[dy, dx]
+    length = _length(explained, energy)
+    if length < min(WORD_LENGTHS) or explained[:length].sum() < MIN_EXPLAINED * energy[:length].sum():
         return None
+    is_letter = explained >= MIN_EXPLAINED * energy
+    text = "".join(LETTERS[int(around[i].argmax())] if is_letter[i] else "?" for i in range(length))
+    places = [(LETTER_CELL * i + columns[dx], top + rows[dy]) for i in range(length)]
     mask = _mask_of(text, places, SOFTNESSES[int(blur)])
     color = np.einsum("yx,yxc->c", mask, departure) / float((mask**2).sum())
-    return InkWord(text, mask, color, _softness(departure, text, places, color))
+    return InkWord(text, row, mask, color, _softness(departure, text, places, color))
+
+
+def _length(explained: np.ndarray, energy: np.ndarray) -> int:
+    """How many cells from the left on hold about as much ink as the clearest letter; both (CELLS,)."""
+    clearest = explained[explained >= MIN_EXPLAINED * energy].max(initial=0)
+    if clearest < MIN_ENERGY:
+        return 0
+    empty = explained < 0.25 * clearest
+    return int(empty.argmax()) if empty.any() else CELLS
 
 
 def _mask_of(text: str, places: list[tuple[int, int]], softness: float) -> np.ndarray:
     """Coverage of letters whose cells' upper left corners stand at these (x, y), float (64, 64)."""
-    margin = MARGIN + REACH
+    margin = MARGIN + REACH + 2
     canvas = np.zeros((IMAGE_SIZE + 2 * margin,) * 2, dtype=np.float32)
     for letter, (x, y) in zip(text, places, strict=True):
         if letter != "?":
-            area = canvas[y + REACH : y + REACH + SIDE, x + REACH : x + REACH + SIDE]
+            area = canvas[y + REACH + 2 : y + REACH + 2 + SIDE, x + REACH + 2 : x + REACH + 2 + SIDE]
             np.maximum(area, _templates(softness)[LETTERS.index(letter)], out=area)
     return canvas[margin:-margin, margin:-margin]
 
@@ -118,7 +144,7 @@ def _softness(departure: np.ndarray, text: str, places: list[tuple[int, int]], c
     return steps[best] + (0.125 * (before - after) / bend if bend > 0 else 0.0)
 
 
-def read_words(departure: np.ndarray) -> dict[str, InkWord]:
-    """The words on both rows, by row; rows without a letter are left out."""
-    words = {row: read_row(departure.astype(np.float32), row) for row in ROWS}
-    return {row: word for row, word in words.items() if word}
+def read_words(departure: np.ndarray) -> list[InkWord]:
+    """The words on both rows; rows without a letter are left out."""
+    words = (read_row(departure.astype(np.float32), row) for row in ROWS)
+    return [word for word in words if word]

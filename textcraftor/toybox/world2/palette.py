@@ -50,17 +50,24 @@ def _lights() -> tuple[list[tuple[str, float]], np.ndarray, np.ndarray]:
 
 @cache
 def _tints() -> np.ndarray:
-    """Every tint under every light, (lights, colours, vividnesses, 3)."""
+    """Every tint under every light, float32 (lights, colours, vividnesses, 3)."""
     _, gains, hazes = _lights()
     tints = np.stack([tinted(color, VIVIDNESS) for color in COLORS])
     return tints * gains[:, None, None] + hazes[:, None, None]
 
 
-def _ink_distance(ground: str, top: np.ndarray, inks: Sequence[np.ndarray]) -> np.ndarray:
+def _ink_distance(ground: str, inks: Sequence[np.ndarray]) -> np.ndarray:
     """How far each word's colour is from the ink of a ground under every light, (lights, words)."""
     _, gains, hazes = _lights()
     ink = unit(ink_on(ground)) * gains + hazes
-    return np.stack([np.linalg.norm(top + color - ink, axis=-1) for color in inks], 1)
+    return np.stack([np.linalg.norm(color - ink, axis=-1) for color in inks], 1)
+
+
+def _distances(paints: np.ndarray) -> np.ndarray:
+    """Squared distance of colours, (shapes, 3), to all tints: (lights, shapes, colours, vividnesses)."""
+    tints = _tints()
+    squares = (tints**2).sum(-1)[:, None] + (paints**2).sum(-1)[:, None, None]
+    return squares - 2 * np.moveaxis(tints @ paints.T, -1, 1)
 
 
 def name_colors(top: np.ndarray, paints: Sequence[np.ndarray], inks: Sequence[np.ndarray]) -> Palette:
@@ -69,27 +76,28 @@ def name_colors(top: np.ndarray, paints: Sequence[np.ndarray], inks: Sequence[np
     Args:
         top: the ground's colour at the top, (3,) in [0, 1].
         paints: each shape's colour, (3,).
-        inks: each word's colour less the ground's, (3,).
+        inks: each word's colour, (3,).
     """
     kinds, gains, hazes = _lights()
     # (lights, shapes, colours): the squared distance to the nearest tint of each colour.
-    tints = np.stack([((_tints() - paint) ** 2).sum(-1) for paint in paints], 1) if len(paints) else None
+    tints = _distances(np.stack(paints)) if len(paints) else None
+    by_color = tints.min(-1) if tints is not None else None
     names, best, chosen = list(COLORS), np.inf, ("", 0)
     for ground in GROUNDS:
         cost = GROUND_WEIGHT * ((unit(GROUNDS[ground]) * gains + hazes - top) ** 2).sum(-1)
         cost = cost + STRENGTH_COST * np.array([strength for _, strength in kinds])
-        if tints is not None:
+        if by_color is not None:
             allowed = [names.index(color) for color in colors_on(ground)]
-            nearest = tints.min(-1)[:, :, allowed].min(-1)
+            nearest = by_color[:, :, allowed].min(-1)
             cost = cost + np.minimum(nearest, 0.1).sum(1)
         if inks:
-            cost = cost + 0.3 * np.minimum(_ink_distance(ground, top, inks) ** 2, 0.3).sum(1)
+            cost = cost + 0.3 * np.minimum(_ink_distance(ground, inks) ** 2, 0.3).sum(1)
         if cost.min() < best:
             best, chosen = float(cost.min()), (ground, int(cost.argmin()))
     ground, light = chosen
     colors, vividness = _named(tints[light], ground) if tints is not None else ((), ())
     misfit = float(np.linalg.norm(unit(GROUNDS[ground]) * gains[light] + hazes[light] - top))
-    is_ink = tuple(d < 0.45 for d in _ink_distance(ground, top, inks)[light]) if inks else ()
+    is_ink = tuple(d < 0.45 for d in _ink_distance(ground, inks)[light]) if inks else ()
     return Palette(ground, *kinds[light], colors, vividness, is_ink, misfit)
 
 
@@ -100,7 +108,7 @@ def _named(distances: np.ndarray, ground: str) -> tuple[tuple[str | None, ...], 
     vividness: list[float] = []
     for options in distances[:, allowed]:
         color, step = np.unravel_index(options.argmin(), options.shape)
-        near = options[color, step] ** 0.5 <= MAX_DISTANCE
+        near = options[color, step] <= MAX_DISTANCE**2
         colors.append(colors_on(ground)[int(color)] if near else None)
         vividness.append(float(np.clip(VIVIDNESS[step], 0, 1)))
     return tuple(colors), tuple(vividness)

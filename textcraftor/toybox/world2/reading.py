@@ -3,20 +3,19 @@ last whatever the fitted scene leaves unexplained."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
 from textcraftor.toybox.world2.ground import Ground, fit_ground
-from textcraftor.toybox.world2.ink import InkWord, read_words
-from textcraftor.toybox.world2.outlines import Outline, find_outlines, painted
+from textcraftor.toybox.world2.ink import ROWS, InkWord, read_words
+from textcraftor.toybox.world2.outlines import Outline, find_outlines
+from textcraftor.toybox.world2.paint import Canvas
 from textcraftor.toybox.world2.palette import Palette, name_colors
 from textcraftor.toybox.world2.render import (
     GRADIENT,
-    HIGHLIGHT,
-    SHADING,
-    SHADOW,
     STAIN,
     STAIN_COVER,
     light_on,
@@ -26,6 +25,7 @@ from textcraftor.toybox.world2.scenes import SIZES
 MIN_GROUND = 0.25  # share of a picture's pixels without which it has no ground
 MAX_MISFIT = 0.2  # RGB distance of the ground from any that the world has
 STAINED = 0.022  # share of the ground under stains from which it counts as stained
+LARGEST_BLOT = 11  # pixels, side of what may be a stain alone
 STRAY = 0.16  # RGB distance from the fitted scene, in good light, from which a smoothed pixel is stray
 
 
@@ -73,35 +73,16 @@ class Reading:
     noise: float = 1.0
 
 
-def _share(part: np.ndarray, whole: np.ndarray) -> float:
-    """How much of a direction in colour is in another, by least squares."""
-    return float((part * whole).sum() / max(float((whole**2).sum()), 1e-4))
-
-
-def _shading(outlines: list[Outline], gain: np.ndarray, haze: np.ndarray) -> float:
-    """Of all shapes, weighted by how striking they are: from the layers that shading and the highlight add."""
-    amounts, weights = [], []
-    for outline in outlines:
-        color = outline.paint[0] - haze
-        shade, rim = SHADING * color, HIGHLIGHT * np.maximum(gain - color, 0)
-        sizes = np.sqrt([(outline.layers[1] ** 2).sum(), (outline.layers[2] ** 2).sum()])
-        found = np.concatenate([sizes[0] * outline.paint[1], sizes[1] * outline.paint[2]])
-        amounts.append(np.clip(_share(found, np.concatenate([sizes[0] * shade, sizes[1] * rim])), 0, 1))
-        weights.append(outline.energy)
-    return float(np.average(amounts, weights=weights))
-
-
-def _shadow(outlines: list[Outline], ground: np.ndarray) -> float:
-    """Of all shapes, in [0, 1]; ground is its colour less the haze."""
-    depths = [np.clip(_share(-outline.paint[3], SHADOW * ground), 0, 1) for outline in outlines]
-    return float(np.mean(depths))
+def _mean(parts: Sequence[tuple[float, float]]) -> float:
+    """Of (value, weight)."""
+    return float(np.average([value for value, _ in parts], weights=[weight for _, weight in parts]))
 
 
 def _softness(outlines: list[Outline], words: list[InkWord]) -> float:
     """Blur of the picture in pixels: shapes and words weighted by how striking they are."""
     parts = [(outline.softness, outline.energy) for outline in outlines]
     parts += [(word.softness, float((word.mask**2).sum() * (word.color**2).sum())) for word in words]
-    return float(np.average([part[0] for part in parts], weights=[part[1] for part in parts]))
+    return _mean(parts)
 
 
 def _unexplained(
@@ -113,7 +94,7 @@ def _unexplained(
     """
     gain, haze = light_on(palette.light, palette.strength)
     left = ndimage.gaussian_filter(picture - fitted, (0.7, 0.7, 0))
-    toward = STAIN_COVER * (STAIN * gain + haze - field)
+    toward = _toward_stain(field, gain, haze)
     share = (left * toward).sum(-1) / (toward**2).sum(-1)
     aside = np.linalg.norm(left - np.clip(share, 0, 1.2)[..., None] * toward, axis=-1)
     scale = float(gain.mean())
@@ -127,9 +108,9 @@ def _edges(outlines: list[Outline], words: list[InkWord]) -> np.ndarray:
     """Where fitted shapes, shadows and letters begin and end, and letters as a whole: bool (64, 64)."""
     edges = np.zeros((64, 64), dtype=bool)
     for outline in outlines:
-        inside = outline.layers[0] > 0.5
+        inside = outline.mask > 0.5
         rim = ndimage.binary_dilation(inside, iterations=2) & ~ndimage.binary_erosion(inside, iterations=2)
-        edges |= rim | (outline.layers[3] > 0.15)
+        edges |= rim | (outline.shade > 0.15)
     for word in words:
         edges |= ndimage.binary_dilation(word.mask > 0.15, iterations=1)
     return edges
@@ -138,16 +119,15 @@ def _edges(outlines: list[Outline], words: list[InkWord]) -> np.ndarray:
 def _style(
     ground: Ground, outlines: list[Outline], words: list[InkWord], palette: Palette, stained: float
 ) -> SeenStyle:
-    gain, haze = light_on(palette.light, palette.strength)
-    lit = ground.top - haze
+    lit = ground.top - light_on(palette.light, palette.strength)[1]
     return SeenStyle(
         palette.light,
         palette.strength,
         _softness(outlines, words),
-        float(np.clip(_share(-ground.change, GRADIENT * lit), 0, 1)),
+        float(np.clip(-(ground.change @ lit) / (GRADIENT * max(float(lit @ lit), 1e-4)), 0, 1)),
         float(np.clip(stained / STAINED, 0, 1)),
-        _shading(outlines, gain, haze),
-        _shadow(outlines, lit),
+        _mean([(outline.shading, outline.energy) for outline in outlines]),
+        float(np.clip(np.mean([outline.shadow for outline in outlines]), 0, 1)),
     )
 
 
@@ -158,22 +138,15 @@ def read(picture: np.ndarray) -> Reading:
     field = ground.field.astype(np.float32)
     if ground.share < MIN_GROUND:
         return Reading(None)
-    inked = read_words(picture - field)
-    outlines = find_outlines(_without(picture, field, list(inked.values())), field)
-    palette = name_colors(
-        ground.top, [outline.paint[0] for outline in outlines], [word.color for word in inked.values()]
-    )
+    words, outlines = _fit_parts(picture, field, ground)
+    inks = [_ink_color(word, field) for word in words]
+    palette = name_colors(ground.top, [outline.color for outline in outlines], inks)
     if palette.misfit > MAX_MISFIT:
         return Reading(None)
-    inked = {row: word for (row, word), is_ink in zip(inked.items(), palette.is_ink, strict=True) if is_ink}
+    words = [word for word, is_ink in zip(words, palette.is_ink, strict=True) if is_ink]
     named = [(o, c, v) for o, c, v in zip(outlines, palette.colors, palette.vividness, strict=True) if c]
     outlines = [outline for outline, _, _ in named]
-    fitted = field
-    for outline in outlines:
-        fitted = painted(fitted, outline.layers, outline.paint)
-    for word in inked.values():
-        fitted = fitted + word.mask[..., None] * word.color
-    words = list(inked.values())
+    fitted = _fitted(field, outlines, words)
     stained, stray = _unexplained(picture, fitted, field, _edges(outlines, words), palette)
     return Reading(
         palette.ground,
@@ -181,15 +154,59 @@ def read(picture: np.ndarray) -> Reading:
             SeenShape(color, o.shape, min(SIZES, key=lambda size: abs(SIZES[size] - o.radius)), o.x, o.y, vividness)
             for o, color, vividness in named
         ),
-        {row: inked[row].text if row in inked else "" for row in ("top", "bottom")},
+        dict.fromkeys(ROWS, "") | {word.row: word.text for word in words},
         _style(ground, outlines, words, palette, stained) if outlines else None,
         stray,
         ground.noise,
     )
 
 
-def _without(picture: np.ndarray, field: np.ndarray, words: list[InkWord]) -> np.ndarray:
+def _fit_parts(picture: np.ndarray, field: np.ndarray, ground: Ground) -> tuple[list[InkWord], list[Outline]]:
+    """Words, then the shapes beside them; then, the shapes being known, words again, as shadows reach into them."""
+    words = read_words(picture - field)
+    light = name_colors(ground.top, [], [_ink_color(word, field) for word in words])
+    gain, haze = light_on(light.light, light.strength)
+    canvas = Canvas(_without_blots(picture, field, gain, haze), field, haze, gain + haze)
+    outlines = find_outlines(_without(canvas, words))
+    again = read_words(picture - _fitted(field, outlines, []))
+    if [word.text for word in again] != [word.text for word in words]:
+        outlines = find_outlines(_without(canvas, again))
+    return again, outlines
+
+
+def _fitted(field: np.ndarray, outlines: list[Outline], words: list[InkWord]) -> np.ndarray:
+    """The picture of everything that was fitted."""
+    shapes = sum(outline.change for outline in outlines)
+    return field + shapes + sum(word.mask[..., None] * word.color for word in words)
+
+
+def _toward_stain(field: np.ndarray, gain: np.ndarray, haze: np.ndarray) -> np.ndarray:
+    """What a stain changes in a ground, float (64, 64, 3)."""
+    return STAIN_COVER * (STAIN * gain + haze - field)
+
+
+def _without_blots(picture: np.ndarray, field: np.ndarray, gain: np.ndarray, haze: np.ndarray) -> np.ndarray:
+    """A picture with those stains painted over that stand alone, too small for shapes."""
+    departure, toward = picture - field, _toward_stain(field, gain, haze)
+    size = np.linalg.norm(toward, axis=-1)
+    share = (departure * toward).sum(-1) / size**2
+    aside = np.linalg.norm(departure - np.clip(share, 0, 1.2)[..., None] * toward, axis=-1)
+    parts, count = ndimage.label(np.linalg.norm(departure, axis=-1) > 0.25 * size)
+    unlike = ndimage.mean(aside > 0.4 * size, parts, np.arange(1, count + 1))
+    for index, place in enumerate(ndimage.find_objects(parts)):
+        if max(side.stop - side.start for side in place) <= LARGEST_BLOT and unlike[index] < 0.2:
+            picture = np.where(ndimage.binary_dilation(parts == index + 1)[..., None], field, picture)
+    return picture
+
+
+def _without(canvas: Canvas, words: list[InkWord]) -> Canvas:
     """A picture with its words painted over by the ground."""
     for word in words:
-        picture = np.where(ndimage.binary_dilation(word.mask > 0.1)[..., None], field, picture)
-    return picture
+        ink = ndimage.binary_dilation(word.mask > 0.1)[..., None]
+        canvas = replace(canvas, picture=np.where(ink, canvas.field, canvas.picture))
+    return canvas
+
+
+def _ink_color(word: InkWord, field: np.ndarray) -> np.ndarray:
+    """A word's colour, (3,) in [0, 1]."""
+    return word.color + np.average(field.reshape(-1, 3), axis=0, weights=word.mask.ravel())
