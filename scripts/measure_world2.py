@@ -99,9 +99,9 @@ def main() -> None:
     scenes = [sample_scene(rng, "validation") for _ in range(arguments.count)]
     damages = DAMAGES | ({"autoencoder": reconstruction(arguments.vae)} if arguments.vae else {})
     for name, damage in damages.items():
-        began = time.perf_counter()
+        began = time.process_time()
         rows = figures(judged(scenes, damage))
-        pace = 1000 * (time.perf_counter() - began) / len(scenes)
+        pace = 1000 * (time.process_time() - began) / len(scenes)
         print(f"{name:20}", "  ".join(f"{key} {value:.3f}" for key, value in rows.items()), f" {pace:.0f} ms", flush=True)
 
 

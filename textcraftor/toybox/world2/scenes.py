@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -109,6 +110,7 @@ def color_distance(first: str, second: str) -> float:
     return float(np.linalg.norm(np.subtract(palette[first], palette[second], dtype=float)))
 
 
+@cache
 def colors_on(ground: str) -> tuple[str, ...]:
     """The colours that a shape may have on this ground: never close to the ground's own."""
     return tuple(c for c in COLORS if color_distance(c, ground) >= MIN_COLOR_DISTANCE)
