@@ -30,6 +30,7 @@ COARSE_SOFTNESSES = (0.5, 1.4)
 COARSE = range(6, IMAGE_SIZE - 5, 2)  # centres that the first search compares, on every second pixel
 REFINED_KINDS, REFINED_EACH = 5, 3  # outlines of the first search that the second one looks at, and of each of those
 REACH = 4  # pixels around the place of the first search that the second one looks at
+CLIMBED = 3  # shapes whose best candidates are improved upon
 MIN_ENERGY = 0.6  # squared departure from the ground, summed over pixels and channels, below which nothing stands there
 MIN_EXPLAINED = 0.75  # share of the departure that a shape must explain
 MOST_SHAPES = 5
@@ -74,7 +75,7 @@ def _bases(layers: np.ndarray) -> np.ndarray:
 @cache
 def _coarse() -> tuple[list[tuple[str, int]], np.ndarray]:
     """(shape, radius) of each coarse outline, and its basis at half the resolution, (2 * count, pixels): mask and
-    shading, for a search that knew shadows would take them for shapes."""
+    light, for a search that knew shadows would take them for shapes."""
     kinds = list(itertools.product(SHAPES, SIZES.values(), COARSE_SOFTNESSES))
     layers = np.stack([np.pad(shape_layers(*kind)[:2], ((0, 0), (0, 1), (0, 1))) for kind in kinds])
     side = (PATCH + 1) // 2
@@ -170,8 +171,12 @@ def _fit_best(canvas: Canvas) -> Outline:
     departure = canvas.picture - canvas.field
     places = _candidates(departure, *_search(departure))
     gains = np.stack([fit_places(canvas, places, shading).gain for shading in (0.0, 1.0)])
-    shading, best = np.unravel_index(gains.argmax(), gains.shape)
-    return _finished(canvas, _climb(canvas, places[best], float(shading)), float(shading))
+    shading = float(gains.max(1).argmax())
+    best_of_each: dict[str, Place] = {}
+    for index in gains[int(shading)].argsort()[::-1]:
+        best_of_each.setdefault(places[index].shape, places[index])
+    climbed = [_climb(canvas, place, shading) for place in list(best_of_each.values())[:CLIMBED]]
+    return _finished(canvas, climbed[int(fit_places(canvas, climbed, shading).gain.argmax())], shading)
 
 
 def _anything(departure: np.ndarray) -> bool:

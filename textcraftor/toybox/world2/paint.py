@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from textcraftor.toybox.world2.render import HIGHLIGHT, PATCH, SHADING, SHADOW, shape_layers
+from textcraftor.toybox.world2.render import PATCH, SHADOW, shape_layers
 from textcraftor.toybox.world2.scenes import IMAGE_SIZE
 
 HALF = PATCH // 2
@@ -96,15 +96,15 @@ def _inside() -> np.ndarray:
 
 def fit_places(canvas: Canvas, places: Sequence[Place], shading: float) -> Fit:
     """Least squares of colour and shadow at each place, for one amount of shading in [0, 1]."""
-    mask, shade, rim, dark = layers_at(places)
+    mask, lit, dark, shade = layers_at(places)
     ground, departure = _patches(canvas.padded_field, places), _patches(canvas.padded_departure, places)
     haze, white = canvas.haze[:, None], canvas.white[:, None]
-    # departure + ground * mask = color * cover - shadow * darkened + (what is known of shading and rim)
-    cover = mask + shading * (SHADING * shade - HIGHLIGHT * rim)
-    darkened = (SHADOW * dark)[:, None] * (ground - haze)
+    # departure + ground * mask = color * cover - shadow * darkened + (what is known of light and shade)
+    cover = mask - shading * (lit + dark)
+    darkened = (SHADOW * shade)[:, None] * (ground - haze)
     target = departure + ground * mask[:, None]
     if shading:
-        target += (shading * SHADING) * shade[:, None] * haze - (shading * HIGHLIGHT) * rim[:, None] * white
+        target -= shading * (lit[:, None] * white + dark[:, None] * haze)
     covers = np.vecdot(cover, cover)[:, None]
     covered, shaded = np.vecdot(target, cover[:, None]), np.vecdot(darkened, cover[:, None])
     both, darks = np.vecdot(target, darkened).sum(1), np.vecdot(darkened, darkened).sum(1)
@@ -136,11 +136,11 @@ def best_softness(canvas: Canvas, place: Place, steps: Sequence[float], shading:
 
 def change_of(canvas: Canvas, place: Place, fit: Fit, shading: float) -> np.ndarray:
     """What a fitted shape changes in its ground, float (64, 64, channels)."""
-    mask, shade, rim, dark = layers_at([place])
+    mask, lit, dark, shade = layers_at([place])
     ground, color = _patches(canvas.padded_field, [place])[0], fit.color[0][:, None]
     haze, white = canvas.haze[:, None], canvas.white[:, None]
-    change = mask * (color - ground) - fit.shadow[0] * SHADOW * dark * (ground - haze)
-    change += shading * (SHADING * shade * (color - haze) + HIGHLIGHT * rim * (white - color))
+    change = mask * (color - ground) - fit.shadow[0] * SHADOW * shade * (ground - haze)
+    change += shading * (lit * (white - color) + dark * (haze - color))
     padded = np.zeros(canvas.padded_field.shape, dtype=np.float32)
     padded[:, place.y : place.y + PATCH, place.x : place.x + PATCH] = change.reshape(-1, PATCH, PATCH)
     return padded[:, HALF:-HALF, HALF:-HALF].transpose(1, 2, 0)

@@ -43,8 +43,8 @@ CHALK = np.array((176, 172, 164), dtype=np.float32) / 255  # what dull tints are
 DULLNESS = 0.38  # share of chalk in the dullest tint
 GRADIENT = 0.38  # share of light that the bottom of a gradient ground lacks
 STAIN = np.array((112, 92, 66), dtype=np.float32) / 255
-STAIN_COVER, STAIN_COUNT = 0.5, 22
-SHADING = 0.36  # by how much a shaded shape is lighter at its upper left end, and darker at the other
+STAIN_COVER, STAIN_COUNT = 0.5, 20
+LIT, SHADED = 0.28, 0.42  # shares of white at a shaded shape's upper left end, and of black at the other
 HIGHLIGHT = 0.55  # share of white in the rim that catches the light
 SHADOW = 0.55  # share of light that the ground lacks in a shadow
 SHADOW_OFFSET, SHADOW_BLUR = (3, 4), 1.0
@@ -86,14 +86,16 @@ def shape_mask(shape: str, radius: float) -> np.ndarray:
 
 @cache
 def shape_layers(shape: str, radius: float, softness: float = 0.0) -> np.ndarray:
-    """What a shape is painted from, float (4, PATCH, PATCH): its mask, the mask times its shading in [-1, 1],
-    its highlit rim, and its shadow on the ground; each blurred by `softness` pixels."""
+    """What a shape is painted from, float (4, PATCH, PATCH) in [0, 1]: its mask, the white that light adds where it is
+    shaded, the black on its other side, and its shadow on the ground; each blurred by `softness` pixels."""
     mask = shape_mask(shape, radius)
     offset = np.arange(PATCH) - PATCH // 2
-    shading = np.clip(-(offset[:, None] + offset[None, :]) / (2**0.5 * radius), -1, 1)
-    rim = mask * np.clip(mask - np.roll(mask, (2, 2), (0, 1)), 0, 1)
+    toward_light = np.clip(-(offset[:, None] + offset[None, :]) / (2**0.5 * radius), -1, 1)
+    rim = np.clip(mask - np.roll(mask, (2, 2), (0, 1)), 0, 1)
+    lit = mask * np.maximum(LIT * np.clip(toward_light, 0, 1), HIGHLIGHT * rim)
+    shaded = mask * SHADED * np.clip(-toward_light, 0, 1) * (1 - rim)
     shadow = ndimage.gaussian_filter(np.roll(mask, SHADOW_OFFSET[::-1], (0, 1)), SHADOW_BLUR) * (1 - mask)
-    layers = np.stack([mask, mask * shading, rim, shadow]).astype(np.float32)
+    layers = np.stack([mask, lit, shaded, shadow]).astype(np.float32)
     return ndimage.gaussian_filter(layers, (0, softness, softness)) if softness else layers
 
 
@@ -148,7 +150,9 @@ def stain_cover(seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
     cover = np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
-    for x, y, radius in zip(*rng.uniform(0, IMAGE_SIZE, (2, STAIN_COUNT)), rng.uniform(1, 3, STAIN_COUNT), strict=True):
+    for x, y, radius in zip(
+        *rng.uniform(0, IMAGE_SIZE, (2, STAIN_COUNT)), rng.uniform(1, 2.7, STAIN_COUNT), strict=True
+    ):
         cover = np.maximum(cover, np.clip(radius + 0.5 - np.hypot(columns - x, rows - y), 0, 1))
     return cover
 
@@ -176,11 +180,11 @@ def paint_shape(
 ) -> None:
     """Paint one shape and its shadow into a float (64, 64, 3) picture; `shaded` and `shadow` in [0, 1]."""
     outer, inner = window(x, y)
-    mask, shading, rim, dark = layers[(slice(None), *inner)][..., None]
+    mask, lit, dark, shade = layers[(slice(None), *inner)][..., None]
     area = picture[outer]
-    area *= 1 - shadow * SHADOW * dark
+    area *= 1 - shadow * SHADOW * shade
     area *= 1 - mask
-    area += mask * color + shaded * (SHADING * shading * color + HIGHLIGHT * rim * (1 - color))
+    area += color * (mask - shaded * (lit + dark)) + shaded * lit
 
 
 def paint_word(picture: np.ndarray, word: Word, ink: np.ndarray) -> None:
@@ -200,8 +204,7 @@ def render(scene: Scene) -> np.ndarray:
     if scene.word:
         paint_word(picture, scene.word, unit(ink_on(scene.ground)))
     gain, haze = light_on(style.light, style.strength)
-    picture = np.clip(picture, 0, 1) * gain + haze
-    return ndimage.gaussian_filter(picture, (style.softness, style.softness, 0), mode="nearest")
+    return ndimage.gaussian_filter(picture * gain + haze, (style.softness, style.softness, 0), mode="nearest")
 
 
 def style_parts(scene: Scene) -> dict[str, float]:

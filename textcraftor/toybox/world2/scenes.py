@@ -52,7 +52,7 @@ PLACES = {
 }
 LEFT = tuple(name for name, (x, _) in PLACES.items() if x < 0)
 RIGHT = tuple(name for name, (x, _) in PLACES.items() if x > 0)
-MIDDLES = {None: 32, "top": 38, "bottom": 26}  # height of the free area's middle, by the word's row
+MIDDLES = {None: 32, "top": 40, "bottom": 24}  # height of the free area's middle, by the word's row
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LETTER_CELL = 16  # a word stands in 16-pixel cells, one row of the picture's height
 WORD_LENGTHS = (2, 3, 4)
