@@ -28,7 +28,8 @@ class InkWord:
     """A word as fitted; `text` has `?` for ink that is no letter.
 
     Args:
-        mask: float (64, 64), its ink's coverage.
+        mask: float (64, 64), its letters' coverage.
+        cover: the same, with what `?` looks most like.
         color: (3,), the ink's colour less the ground's.
         softness: sigma in pixels of the blur at which it fits best.
     """
@@ -36,6 +37,7 @@ class InkWord:
     text: str
     row: str
     mask: np.ndarray
+    cover: np.ndarray
     color: np.ndarray
     softness: float
 
@@ -101,11 +103,12 @@ def read_row(departure: np.ndarray, row: str) -> InkWord | None:
     if length < min(WORD_LENGTHS) or explained[:length].sum() < MIN_EXPLAINED * energy[:length].sum():
         return None
     is_letter = explained >= MIN_EXPLAINED * energy
-    text = "".join(LETTERS[int(around[i].argmax())] if is_letter[i] else "?" for i in range(length))
+    guess = "".join(LETTERS[int(around[i].argmax())] for i in range(length))
+    text = "".join(letter if sure else "?" for letter, sure in zip(guess, is_letter, strict=False))
     places = [(LETTER_CELL * i + columns[dx], top + rows[dy]) for i in range(length)]
-    mask = _mask_of(text, places, SOFTNESSES[int(blur)])
+    mask, cover = (_mask_of(letters, places, SOFTNESSES[int(blur)]) for letters in (text, guess))
     color = np.einsum("yx,yxc->c", mask, departure) / float((mask**2).sum())
-    return InkWord(text, row, mask, color, _softness(departure, text, places, color))
+    return InkWord(text, row, mask, cover, color, _softness(departure, text, places, color))
 
 
 def _length(explained: np.ndarray, energy: np.ndarray) -> int:
@@ -113,7 +116,7 @@ def _length(explained: np.ndarray, energy: np.ndarray) -> int:
     clearest = explained[explained >= MIN_EXPLAINED * energy].max(initial=0)
     if clearest < MIN_ENERGY:
         return 0
-    empty = explained < 0.25 * clearest
+    empty = explained < 0.15 * clearest
     return int(empty.argmax()) if empty.any() else CELLS
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -19,7 +20,7 @@ from textcraftor.toybox.world2.paint import (
     change_of,
     fit_places,
 )
-from textcraftor.toybox.world2.render import PATCH, shape_layers, window
+from textcraftor.toybox.world2.render import PATCH, SHADOW, shape_layers, window
 from textcraftor.toybox.world2.scenes import IMAGE_SIZE, SHAPES, SIZES
 
 RADII = tuple(range(min(SIZES.values()) - 1, max(SIZES.values()) + 2))
@@ -28,10 +29,10 @@ FINE_SOFTNESSES = tuple(0.25 * i for i in range(11))
 TINT_SOFTNESSES = (0.0, 0.75, 1.5, 2.25, 3.0)
 COARSE_SOFTNESSES = (0.5, 1.4)
 COARSE = range(6, IMAGE_SIZE - 5, 2)  # centres that the first search compares, on every second pixel
-REFINED_KINDS, REFINED_EACH = 5, 3  # outlines of the first search that the second one looks at, and of each of those
 REACH = 4  # pixels around the place of the first search that the second one looks at
-CLIMBED = 3  # shapes whose best candidates are improved upon
+CLIMBED = 3  # candidates that are improved upon
 MIN_ENERGY = 0.6  # squared departure from the ground, summed over pixels and channels, below which nothing stands there
+SURE = 0.95  # share of the departure that a shape explains from which it is no accident
 MIN_EXPLAINED = 0.75  # share of the departure that a shape must explain
 MOST_SHAPES = 5
 
@@ -48,7 +49,8 @@ class Outline:
         mask, shade: float (64, 64), what it covers, and where its shadow falls.
         change: float (64, 64, 3), what it changes in the ground.
         explained: share of the departure from the ground around it that it explains.
-        energy: squared departure that it explains.
+        energy: squared departure that it explains there.
+        gain: the same of all that it changes, its shadow with it.
     """
 
     shape: str
@@ -64,6 +66,7 @@ class Outline:
     change: np.ndarray
     explained: float
     energy: float
+    gain: float
 
 
 def _bases(layers: np.ndarray) -> np.ndarray:
@@ -73,28 +76,36 @@ def _bases(layers: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _coarse() -> tuple[list[tuple[str, int]], np.ndarray]:
-    """(shape, radius) of each coarse outline, and its basis at half the resolution, (2 * count, pixels): mask and
-    light, for a search that knew shadows would take them for shapes."""
+def _coarse() -> np.ndarray:
+    """Bases of all outlines at half the resolution, (2 * count, pixels): mask and light, for a search that knew shadows
+    would take them for shapes."""
     kinds = list(itertools.product(SHAPES, SIZES.values(), COARSE_SOFTNESSES))
     layers = np.stack([np.pad(shape_layers(*kind)[:2], ((0, 0), (0, 1), (0, 1))) for kind in kinds])
     side = (PATCH + 1) // 2
     pooled = layers.reshape(len(kinds), 2, side, 2, side, 2).mean((3, 5))
-    return [kind[:2] for kind in kinds], _bases(pooled.reshape(len(kinds), 2, -1))
+    return _bases(pooled.reshape(len(kinds), 2, -1))
+
+
+class Outlines(NamedTuple):
+    """Outlines of one shape: their (shape, radius, softness), layers (4 * count, pixels), and each one's products of
+    layers with layers, (4, 4, count)."""
+
+    kinds: list[tuple[str, int, float]]
+    layers: np.ndarray
+    products: np.ndarray
 
 
 @cache
-def _fine(shape: str, near: int) -> tuple[list[tuple[str, int, float]], np.ndarray]:
-    """Outlines of one shape around a radius, and their bases, (4 * count, pixels)."""
-    radii = [radius for radius in RADII if abs(radius - near) <= 1]
-    kinds = list(itertools.product([shape], radii, SOFTNESSES))
-    layers = np.stack([shape_layers(*kind) for kind in kinds])
-    return kinds, _bases(layers.reshape(len(kinds), 4, -1))
+def _fine(shape: str) -> Outlines:
+    """Outlines of one shape in the world's sizes."""
+    kinds = list(itertools.product([shape], SIZES.values(), SOFTNESSES))
+    layers = np.stack([shape_layers(*kind) for kind in kinds], 1).reshape(4, len(kinds), -1)
+    return Outlines(kinds, layers.reshape(-1, PATCH * PATCH), np.einsum("anp,bnp->abn", layers, layers))
 
 
-def _search(departure: np.ndarray) -> tuple[int, int, list[tuple[str, int]]]:
-    """Where one shape would explain most, and which outlines would do so best there."""
-    kinds, basis = _coarse()
+def _search(departure: np.ndarray) -> tuple[int, int]:
+    """The (x, y) where one shape would explain most."""
+    basis = _coarse()
     side = (PATCH + 1) // 2
     pooled = departure.reshape(IMAGE_SIZE // 2, 2, IMAGE_SIZE // 2, 2, 3).mean((1, 3))
     padded = np.pad(pooled, ((HALF // 2,) * 2, (HALF // 2,) * 2, (0, 0)))
@@ -102,31 +113,57 @@ def _search(departure: np.ndarray) -> tuple[int, int, list[tuple[str, int]]]:
     centres = slice(COARSE[0] // 2, COARSE[-1] // 2 + 1)
     rows = np.ascontiguousarray(windows[centres, centres]).reshape(-1, side * side)
     count = len(COARSE)
-    fitted = np.square(rows @ basis.T).reshape(count, count, 3, 2, len(kinds))
+    fitted = np.square(rows @ basis.T).reshape(count, count, 3, 2, -1)
     energy = sum(fitted[:, :, c, layer] for c in range(3) for layer in range(2))
     y, x, _ = np.unravel_index(energy.argmax(), energy.shape)
-    around = energy[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].max((0, 1))
-    order = dict.fromkeys(kinds[index] for index in around.argsort()[::-1])
-    return COARSE[x], COARSE[y], list(order)[:REFINED_KINDS]
+    return COARSE[x], COARSE[y]
 
 
-def _candidates(departure: np.ndarray, x: int, y: int, kinds: list[tuple[str, int]]) -> list[Place]:
-    """The best outlines of each kind within REACH pixels of a place."""
+def _candidates(canvas: Canvas, x: int, y: int) -> list[tuple[float, float, Place]]:
+    """The best place of each outline within REACH pixels of (x, y): (gain, shading, place)."""
     pad = HALF + REACH
-    padded = np.pad(departure, ((pad, pad), (pad, pad), (0, 0)))
+    padded = np.pad(canvas.picture - canvas.field, ((pad, pad), (pad, pad), (0, 0)))
     side = 2 * REACH + 1
     area = padded[y : y + 2 * pad + 1, x : x + 2 * pad + 1]
     windows = np.lib.stride_tricks.sliding_window_view(area, (PATCH, PATCH), (0, 1))
     rows = np.ascontiguousarray(windows).reshape(-1, PATCH * PATCH)
-    places = []
-    for kind in kinds:
-        fine, basis = _fine(*kind)
-        fitted = np.square(rows @ basis.T).reshape(side * side, 3, 4, len(fine))
-        energy = sum(fitted[:, c, layer] for c in range(3) for layer in range(4))
-        for which in energy.max(0).argsort()[::-1][:REFINED_EACH]:
-            dy, dx = divmod(int(energy[:, which].argmax()), side)
-            places.append(Place(*fine[which], x + dx - REACH, y + dy - REACH))
-    return places
+    options = []
+    for shape in SHAPES:
+        fine = _fine(shape)
+        seen = (rows @ fine.layers.T).reshape(side * side, 3, 4, len(fine.kinds)).transpose(2, 0, 1, 3)
+        for shading in (0.0, 1.0):
+            gains = _gains(seen, fine.products, canvas, canvas.field[y, x], shading)
+            offset, which = np.unravel_index(gains.argmax(), gains.shape)
+            place = Place(*fine.kinds[which], x + int(offset) % side - REACH, y + int(offset) // side - REACH)
+            options.append((float(gains.max()), shading, place))
+    return sorted(options, key=lambda option: -option[0])
+
+
+def _gains(seen: np.ndarray, products: np.ndarray, canvas: Canvas, ground: np.ndarray, shading: float) -> np.ndarray:
+    """What `fit_places` would explain at many places at once, as if the ground were one colour and had no end.
+
+    Args:
+        seen: products of layers and departure, (4, places, 3, outlines).
+        products: of layers and layers, (4, 4, outlines).
+        ground: its colour there, (3,).
+    Returns: (places, outlines).
+    """
+    weights = np.array((1, -shading, -shading, 0), dtype=np.float32)  # what of the layers the colour covers
+    known = np.stack([ground, -shading * canvas.white, -shading * canvas.haze, 0 * ground])  # (4, 3), see fit_places
+    depth_of = SHADOW * (ground - canvas.haze)
+    cover = np.einsum("a,abn->bn", weights, products)
+    covers = cover.T @ weights
+    fixed = np.einsum("ac,abn->bcn", known, products)  # products of what is known with each layer
+    covered = np.einsum("a,apcn->pcn", weights, seen) + np.einsum("b,bcn->cn", weights, fixed)
+    shaded = depth_of[:, None] * cover[3]
+    both = np.einsum("c,pcn->pn", depth_of, seen[3] + fixed[3])
+    darks = (depth_of**2).sum() * products[3, 3]
+    depth = ((covered * shaded).sum(1) / covers - both) / np.maximum(darks - (shaded**2).sum(0) / covers, 1e-6)
+    depth = np.clip(depth, 0, 1)
+    color = np.clip((covered + depth[:, None] * shaded) / covers, 0, 1)
+    error = 2 * np.einsum("ac,apcn->pn", known, seen) + np.einsum("bc,bcn->n", known, fixed)
+    error += (color * (color * covers - 2 * covered)).sum(1)
+    return -(error + depth * (2 * both - 2 * (color * shaded).sum(1) + depth * darks))
 
 
 def _climb(canvas: Canvas, place: Place, shading: float) -> Place:
@@ -151,6 +188,7 @@ def _finished(canvas: Canvas, place: Place, shading: float) -> Outline:
     smoothness = max(softness, best_softness(tint, place, TINT_SOFTNESSES, shading))
     sharp, smooth = (place._replace(softness=round(4 * blur) / 4) for blur in (softness, smoothness))
     shading = best_shading(canvas, sharp)
+    whole = fit_places(canvas, [sharp], shading)
     fits = fit_places(bright, [sharp], shading), fit_places(tint, [smooth], shading)
     change = change_of(bright, sharp, fits[0], shading) + change_of(tint, smooth, fits[1], shading)
     outer, inner = window(place.x, place.y)
@@ -161,22 +199,16 @@ def _finished(canvas: Canvas, place: Place, shading: float) -> Outline:
     before, left = float((departure**2).sum()), float(((departure - change[near]) ** 2).sum())
     return Outline(
         *(place.shape, place.radius, place.x, place.y, softness, fits[0].color[0] + fits[1].color[0]),
-        *(shading, float(fit_places(canvas, [sharp], shading).shadow[0]), layers[0], layers[3], change),
-        *(1 - left / max(before, 1e-6), before - left),
+        *(shading, float(whole.shadow[0]), layers[0], layers[3], change),
+        *(1 - left / max(before, 1e-6), before - left, float(whole.gain[0])),
     )
 
 
 def _fit_best(canvas: Canvas) -> Outline:
     """The outline that explains most of a picture's departure from the ground."""
-    departure = canvas.picture - canvas.field
-    places = _candidates(departure, *_search(departure))
-    gains = np.stack([fit_places(canvas, places, shading).gain for shading in (0.0, 1.0)])
-    shading = float(gains.max(1).argmax())
-    best_of_each: dict[str, Place] = {}
-    for index in gains[int(shading)].argsort()[::-1]:
-        best_of_each.setdefault(places[index].shape, places[index])
-    climbed = [_climb(canvas, place, shading) for place in list(best_of_each.values())[:CLIMBED]]
-    return _finished(canvas, climbed[int(fit_places(canvas, climbed, shading).gain.argmax())], shading)
+    options = _candidates(canvas, *_search(canvas.picture - canvas.field))
+    climbed = [(_climb(canvas, place, shading), shading) for _, shading, place in options[:CLIMBED]]
+    return _finished(canvas, *max(climbed, key=lambda option: fit_places(canvas, [option[0]], option[1]).gain[0]))
 
 
 def _anything(departure: np.ndarray) -> bool:

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from textcraftor.toybox.world2.ground import Ground, fit_ground
 from textcraftor.toybox.world2.ink import ROWS, InkWord, read_words
-from textcraftor.toybox.world2.outlines import Outline, find_outlines
+from textcraftor.toybox.world2.outlines import SURE, Outline, find_outlines
 from textcraftor.toybox.world2.paint import Canvas
 from textcraftor.toybox.world2.palette import Palette, name_colors
 from textcraftor.toybox.world2.render import (
@@ -95,8 +95,7 @@ def _unexplained(
     gain, haze = light_on(palette.light, palette.strength)
     left = ndimage.gaussian_filter(picture - fitted, (0.7, 0.7, 0))
     toward = _toward_stain(field, gain, haze)
-    share = (left * toward).sum(-1) / (toward**2).sum(-1)
-    aside = np.linalg.norm(left - np.clip(share, 0, 1.2)[..., None] * toward, axis=-1)
+    share, aside = _along(left, toward)
     scale = float(gain.mean())
     stray = ~covered & (aside > STRAY * scale)
     open_ground = ~ndimage.binary_dilation(covered, iterations=1)
@@ -166,12 +165,22 @@ def _fit_parts(picture: np.ndarray, field: np.ndarray, ground: Ground) -> tuple[
     words = read_words(picture - field)
     light = name_colors(ground.top, [], [_ink_color(word, field) for word in words])
     gain, haze = light_on(light.light, light.strength)
-    canvas = Canvas(_without_blots(picture, field, gain, haze), field, haze, gain + haze)
+    toward = _toward_stain(field, gain, haze)
+    canvas = Canvas(_without_blots(picture, field, toward), field, haze, gain + haze)
     outlines = find_outlines(_without(canvas, words))
     again = read_words(picture - _fitted(field, outlines, []))
     if [word.text for word in again] != [word.text for word in words]:
         outlines = find_outlines(_without(canvas, again))
-    return again, outlines
+    return again, [outline for outline in outlines if not _is_blot(outline, toward)]
+
+
+def _is_blot(outline: Outline, toward: np.ndarray) -> bool:
+    """Whether a shape that fits poorly is some stains that run together: what it changes is what they do."""
+    if outline.explained >= SURE:
+        return False
+    energy = (outline.change**2).sum(-1)
+    _, aside = _along(outline.change, toward)
+    return bool((aside**2).sum() < 0.15 * energy.sum())
 
 
 def _fitted(field: np.ndarray, outlines: list[Outline], words: list[InkWord]) -> np.ndarray:
@@ -185,12 +194,16 @@ def _toward_stain(field: np.ndarray, gain: np.ndarray, haze: np.ndarray) -> np.n
     return STAIN_COVER * (STAIN * gain + haze - field)
 
 
-def _without_blots(picture: np.ndarray, field: np.ndarray, gain: np.ndarray, haze: np.ndarray) -> np.ndarray:
+def _along(departure: np.ndarray, toward: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How far each pixel has gone the way of a stain (1: all of it), and how far off that way: both (64, 64)."""
+    share = (departure * toward).sum(-1) / (toward**2).sum(-1)
+    return share, np.linalg.norm(departure - np.clip(share, 0, 1.2)[..., None] * toward, axis=-1)
+
+
+def _without_blots(picture: np.ndarray, field: np.ndarray, toward: np.ndarray) -> np.ndarray:
     """A picture with those stains painted over that stand alone, too small for shapes."""
-    departure, toward = picture - field, _toward_stain(field, gain, haze)
-    size = np.linalg.norm(toward, axis=-1)
-    share = (departure * toward).sum(-1) / size**2
-    aside = np.linalg.norm(departure - np.clip(share, 0, 1.2)[..., None] * toward, axis=-1)
+    departure, size = picture - field, np.linalg.norm(toward, axis=-1)
+    _, aside = _along(departure, toward)
     parts, count = ndimage.label(np.linalg.norm(departure, axis=-1) > 0.25 * size)
     unlike = ndimage.mean(aside > 0.4 * size, parts, np.arange(1, count + 1))
     for index, place in enumerate(ndimage.find_objects(parts)):
@@ -202,7 +215,7 @@ def _without_blots(picture: np.ndarray, field: np.ndarray, gain: np.ndarray, haz
 def _without(canvas: Canvas, words: list[InkWord]) -> Canvas:
     """A picture with its words painted over by the ground."""
     for word in words:
-        ink = ndimage.binary_dilation(word.mask > 0.1)[..., None]
+        ink = ndimage.binary_dilation(word.cover > 0.1)[..., None]
         canvas = replace(canvas, picture=np.where(ink, canvas.field, canvas.picture))
     return canvas
 
