@@ -33,7 +33,7 @@ REACH = 4  # pixels around the place of the first search that the second one loo
 CLIMBED = 3  # candidates that are improved upon
 MIN_ENERGY = 0.6  # squared departure from the ground, summed over pixels and channels, below which nothing stands there
 SURE = 0.95  # share of the departure that a shape explains from which it is no accident
-MIN_EXPLAINED = 0.75  # share of the departure that a shape must explain
+MIN_EXPLAINED = 0.65  # share of the departure that a shape must explain
 MOST_SHAPES = 5
 
 

@@ -180,7 +180,7 @@ def _is_blot(outline: Outline, toward: np.ndarray) -> bool:
         return False
     energy = (outline.change**2).sum(-1)
     _, aside = _along(outline.change, toward)
-    return bool((aside**2).sum() < 0.15 * energy.sum())
+    return bool((aside**2).sum() < 0.08 * energy.sum())
 
 
 def _fitted(field: np.ndarray, outlines: list[Outline], words: list[InkWord]) -> np.ndarray:
