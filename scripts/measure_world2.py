@@ -102,7 +102,9 @@ def main() -> None:
         began = time.process_time()
         rows = figures(judged(scenes, damage))
         pace = 1000 * (time.process_time() - began) / len(scenes)
-        print(f"{name:20}", "  ".join(f"{key} {value:.3f}" for key, value in rows.items()), f" {pace:.0f} ms", flush=True)
+        print(
+            f"{name:20}", "  ".join(f"{key} {value:.3f}" for key, value in rows.items()), f" {pace:.0f} ms", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from scipy import ndimage
 from textcraftor.toybox.world2.scenes import IMAGE_SIZE
 
 TOLERANCE = 0.045  # distance in RGB, each in [0, 1], within which a smoothed pixel lies on the plane
-GUESSES = 96
+GUESSES = 64
 HEIGHT = np.linspace(0, 1, IMAGE_SIZE, dtype=np.float32)  # of each row, 0 at the top
 
 
@@ -53,10 +53,10 @@ def _best_guess(smooth: np.ndarray) -> np.ndarray:
     heights = HEIGHT[upper[:, 0], None], HEIGHT[lower[:, 0], None]
     change = (second - first) / (heights[1] - heights[0])
     top = first - heights[0] * change
-    sample = smooth[1::3, 1::3]
-    planes = top[:, None] + HEIGHT[1::3, None] * change[:, None]
+    sample = smooth[1::4, 1::4]
+    planes = top[:, None] + HEIGHT[1::4, None] * change[:, None]
     distance = np.linalg.norm(sample - planes[:, :, None], axis=-1)
-    votes = (distance < TOLERANCE).sum((1, 2)) - 0.1 * np.linalg.norm(change, axis=1)
+    votes = (distance < TOLERANCE).sum((1, 2)) - 0.05 * np.linalg.norm(change, axis=1)
     best = int(votes.argmax())
     return np.stack([top[best], change[best]])
 

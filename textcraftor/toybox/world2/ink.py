@@ -21,6 +21,7 @@ MARGIN = 3  # pixels around a cell that a blurred letter reaches into
 SIDE = LETTER_CELL + 2 * MARGIN
 MIN_ENERGY = 0.35  # squared departure from the ground, summed over pixels and channels, of the faintest letter
 MIN_EXPLAINED = 0.6  # share of the departure around a cell that its letter must explain
+SURE = 0.9  # the same, of a letter that nothing disturbs
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class InkWord:
         cover: the same, with what `?` looks most like.
         color: (3,), the ink's colour less the ground's.
         softness: sigma in pixels of the blur at which it fits best.
+        is_sure: whether every letter explains nearly all that stands in its cell.
     """
 
     text: str
@@ -40,6 +42,7 @@ class InkWord:
     cover: np.ndarray
     color: np.ndarray
     softness: float
+    is_sure: bool
 
 
 class Fitted(NamedTuple):
@@ -83,7 +86,7 @@ def _fitted(departure: np.ndarray, top: int, rows: Sequence[int], columns: Seque
 def read_row(departure: np.ndarray, row: str) -> InkWord | None:
     """The word on one row, from what departs from the ground, float32 (64, 64, 3); None where no letter stands."""
     top = ROWS[row]
-    if (departure[top : top + LETTER_CELL] ** 2).sum() < MIN_ENERGY:
+    if not _anything(departure[top : top + LETTER_CELL]):
         return None
     shifts = range(-REACH, REACH + 1, 2)
     coarse = _fitted(departure, top, shifts, shifts, _basis())
@@ -108,7 +111,14 @@ def read_row(departure: np.ndarray, row: str) -> InkWord | None:
     places = [(LETTER_CELL * i + columns[dx], top + rows[dy]) for i in range(length)]
     mask, cover = (_mask_of(letters, places, SOFTNESSES[int(blur)]) for letters in (text, guess))
     color = np.einsum("yx,yxc->c", mask, departure) / float((mask**2).sum())
-    return InkWord(text, row, mask, cover, color, _softness(departure, text, places, color))
+    is_sure = bool((explained[:length] >= SURE * energy[:length]).all())
+    return InkWord(text, row, mask, cover, color, _softness(departure, text, places, color), is_sure)
+
+
+def _anything(band: np.ndarray) -> bool:
+    """Whether more than noise stands in any cell-sized part of a band, (16, 64, 3)."""
+    energy = (ndimage.gaussian_filter(band, (1, 1, 0)) ** 2).sum((0, 2))
+    return bool(ndimage.uniform_filter1d(energy, LETTER_CELL).max() * LETTER_CELL > 0.3 * MIN_ENERGY)
 
 
 def _length(explained: np.ndarray, energy: np.ndarray) -> int:

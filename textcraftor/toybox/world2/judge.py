@@ -123,8 +123,8 @@ def _shape_facts(wanted: WantedShape, seen: SeenShape | None, row: str | None) -
 
 def check(wanted: Wanted, reading: Reading) -> list[tuple[str, bool]]:
     """Each fact of a prompt with whether the picture shows it: colour, shape, size and place of every shape
-    (the last three only of a shape in the right colour), their number, the ground, the word's row; and that there is
-    no word where none was asked for."""
+    (the last three only of a shape in the right colour), their number, the ground, the word's row. A word that nobody
+    asked for is one more fact, which does not hold."""
     row = row_of(reading)
     seen: list[SeenShape | None] = [*reading.shapes, *[None] * len(wanted.shapes)]
     # Shapes are told apart by the assignment that grants the prompt most facts.
@@ -140,8 +140,8 @@ def check(wanted: Wanted, reading: Reading) -> list[tuple[str, bool]]:
         facts.append(("ground", reading.ground == wanted.ground))
     if wanted.row:
         facts.append(("row", row == wanted.row))
-    if not wanted.word:
-        facts.append(("word", reading.ground is not None and row is None))
+    if row and not wanted.word:
+        facts.append(("word", False))
     return facts
 
 

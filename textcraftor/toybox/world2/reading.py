@@ -161,14 +161,17 @@ def read(picture: np.ndarray) -> Reading:
 
 
 def _fit_parts(picture: np.ndarray, field: np.ndarray, ground: Ground) -> tuple[list[InkWord], list[Outline]]:
-    """Words, then the shapes beside them; then, the shapes being known, words again, as shadows reach into them."""
+    """Words, then the shapes beside them; then, the shapes being known, doubtful words again, as shadows reach into
+    them."""
     words = read_words(picture - field)
     light = name_colors(ground.top, [], [_ink_color(word, field) for word in words])
     gain, haze = light_on(light.light, light.strength)
     toward = _toward_stain(field, gain, haze)
     canvas = Canvas(_without_blots(picture, field, toward), field, haze, gain + haze)
     outlines = find_outlines(_without(canvas, words))
-    again = read_words(picture - _fitted(field, outlines, []))
+    if all(word.is_sure for word in words) and len(words) == 1:
+        return words, [outline for outline in outlines if not _is_blot(outline, toward)]
+    again = read_words(_beside(picture - _fitted(field, outlines, []), outlines))
     if [word.text for word in again] != [word.text for word in words]:
         outlines = find_outlines(_without(canvas, again))
     return again, [outline for outline in outlines if not _is_blot(outline, toward)]
@@ -206,10 +209,9 @@ def _without_blots(picture: np.ndarray, field: np.ndarray, toward: np.ndarray) -
     _, aside = _along(departure, toward)
     parts, count = ndimage.label(np.linalg.norm(departure, axis=-1) > 0.25 * size)
     unlike = ndimage.mean(aside > 0.4 * size, parts, np.arange(1, count + 1))
-    for index, place in enumerate(ndimage.find_objects(parts)):
-        if max(side.stop - side.start for side in place) <= LARGEST_BLOT and unlike[index] < 0.2:
-            picture = np.where(ndimage.binary_dilation(parts == index + 1)[..., None], field, picture)
-    return picture
+    sizes = [max(side.stop - side.start for side in place) for place in ndimage.find_objects(parts)]
+    is_blot = [False, *(size <= LARGEST_BLOT and other < 0.2 for size, other in zip(sizes, unlike, strict=True))]
+    return np.where(ndimage.binary_dilation(np.array(is_blot)[parts])[..., None], field, picture)
 
 
 def _without(canvas: Canvas, words: list[InkWord]) -> Canvas:
@@ -218,6 +220,13 @@ def _without(canvas: Canvas, words: list[InkWord]) -> Canvas:
         ink = ndimage.binary_dilation(word.cover > 0.1)[..., None]
         canvas = replace(canvas, picture=np.where(ink, canvas.field, canvas.picture))
     return canvas
+
+
+def _beside(departure: np.ndarray, outlines: list[Outline]) -> np.ndarray:
+    """A departure from the ground without what is left of it where shapes are."""
+    for outline in outlines:
+        departure = np.where(ndimage.binary_dilation(outline.mask > 0.05)[..., None], 0, departure)
+    return departure
 
 
 def _ink_color(word: InkWord, field: np.ndarray) -> np.ndarray:
