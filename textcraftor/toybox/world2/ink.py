@@ -80,7 +80,7 @@ def _fitted(departure: np.ndarray, top: int, rows: Sequence[int], columns: Seque
     """How well letters fit every cell at each of these shifts; basis: (templates, SIDE**2)."""
     windows = _windows(departure, top, rows, columns)
     explained = sum(np.square(channel @ basis.T) for channel in windows)
-    return Fitted(explained, np.vecdot(windows, windows).sum(0))
+    return Fitted(explained, (np.square(windows) @ _inside()).sum(0))
 
 
 def read_row(departure: np.ndarray, row: str) -> InkWord | None:
@@ -113,6 +113,12 @@ def read_row(departure: np.ndarray, row: str) -> InkWord | None:
     color = np.einsum("yx,yxc->c", mask, departure) / float((mask**2).sum())
     is_sure = bool((explained[:length] >= SURE * energy[:length]).all())
     return InkWord(text, row, mask, cover, color, _softness(departure, text, places, color), is_sure)
+
+
+@cache
+def _inside() -> np.ndarray:
+    """1 in a cell and the pixels around it, 0 in the rest of its margin, where shadows of shapes fall: (SIDE**2,)."""
+    return np.pad(np.ones((LETTER_CELL + 2,) * 2, dtype=np.float32), MARGIN - 1).ravel()
 
 
 def _anything(band: np.ndarray) -> bool:

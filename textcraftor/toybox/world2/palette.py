@@ -18,6 +18,9 @@ STRENGTH_COST = 2e-4  # keeps light that is good within the noise from being cal
 MAX_DISTANCE = 0.16  # RGB distance, under the light, to the nearest tint of a shape that has a name
 
 
+MAX_INK_DISTANCE = 0.3  # RGB distance, under the light, of a word's colour from the ground's ink
+
+
 @dataclass(frozen=True)
 class Palette:
     """What the colours of a picture are called.
@@ -97,7 +100,7 @@ def name_colors(top: np.ndarray, paints: Sequence[np.ndarray], inks: Sequence[np
     ground, light = chosen
     colors, vividness = _named(tints[light], ground) if tints is not None else ((), ())
     misfit = float(np.linalg.norm(unit(GROUNDS[ground]) * gains[light] + hazes[light] - top))
-    is_ink = tuple(d < 0.45 for d in _ink_distance(ground, inks)[light]) if inks else ()
+    is_ink = tuple(d < MAX_INK_DISTANCE for d in _ink_distance(ground, inks)[light]) if inks else ()
     return Palette(ground, *kinds[light], colors, vividness, is_ink, misfit)
 
 

@@ -163,8 +163,7 @@ def read(picture: np.ndarray) -> Reading:
 def _fit_parts(picture: np.ndarray, field: np.ndarray, ground: Ground) -> tuple[list[InkWord], list[Outline]]:
     """Words, then the shapes beside them; then, the shapes being known, doubtful words again, as shadows reach into
     them."""
-    words = read_words(picture - field)
-    light = name_colors(ground.top, [], [_ink_color(word, field) for word in words])
+    words, light = _inked(read_words(picture - field), field, ground)
     gain, haze = light_on(light.light, light.strength)
     toward = _toward_stain(field, gain, haze)
     canvas = Canvas(_without_blots(picture, field, toward), field, haze, gain + haze)
@@ -175,6 +174,13 @@ def _fit_parts(picture: np.ndarray, field: np.ndarray, ground: Ground) -> tuple[
     if [word.text for word in again] != [word.text for word in words]:
         outlines = find_outlines(_without(canvas, again))
     return again, [outline for outline in outlines if not _is_blot(outline, toward)]
+
+
+def _inked(words: list[InkWord], field: np.ndarray, ground: Ground) -> tuple[list[InkWord], Palette]:
+    """The words that are written in the ground's ink, and the light that they and the ground speak for."""
+    light = name_colors(ground.top, [], [_ink_color(word, field) for word in words])
+    inked = [word for word, is_ink in zip(words, light.is_ink, strict=True) if is_ink]
+    return (inked, light) if len(inked) == len(words) else _inked(inked, field, ground)
 
 
 def _is_blot(outline: Outline, toward: np.ndarray) -> bool:
