@@ -16,7 +16,7 @@ from textcraftor.toybox.world2.scenes import IMAGE_SIZE, LETTER_CELL, LETTERS, W
 ROWS = {"top": 0, "bottom": IMAGE_SIZE - LETTER_CELL}
 CELLS = IMAGE_SIZE // LETTER_CELL
 REACH = 4  # pixels by which a word may stand off its row
-SOFTNESSES = (0.3, 0.8, 1.3, 1.8)  # sigmas in pixels that letters are compared at
+SOFTNESSES = (0.3, 1.0, 1.7)  # sigmas in pixels that letters are compared at
 MARGIN = 3  # pixels around a cell that a blurred letter reaches into
 SIDE = LETTER_CELL + 2 * MARGIN
 MIN_ENERGY = 0.35  # squared departure from the ground, summed over pixels and channels, of the faintest letter
@@ -46,7 +46,7 @@ class InkWord:
 
 
 class Fitted(NamedTuple):
-    """Squared departure that each template explains, (rows, columns, CELLS, templates), and that is present."""
+    """Squared departure that each letter explains, (rows, columns, CELLS, softnesses, letters), and that is present."""
 
     explained: np.ndarray
     present: np.ndarray
@@ -76,11 +76,19 @@ def _windows(departure: np.ndarray, top: int, rows: Sequence[int], columns: Sequ
     return chosen.reshape(3, len(rows), len(columns), CELLS, SIDE * SIDE)
 
 
-def _fitted(departure: np.ndarray, top: int, rows: Sequence[int], columns: Sequence[int], basis: np.ndarray) -> Fitted:
-    """How well letters fit every cell at each of these shifts; basis: (templates, SIDE**2)."""
+def _fitted(departure: np.ndarray, top: int, rows: Sequence[int], columns: Sequence[int]) -> Fitted:
+    """How well letters fit every cell at each of these shifts."""
     windows = _windows(departure, top, rows, columns)
-    explained = sum(np.square(channel @ basis.T) for channel in windows)
-    return Fitted(explained, (np.square(windows) @ _inside()).sum(0))
+    explained = sum(np.square(channel @ _basis().T) for channel in windows)
+    present = (np.square(windows) @ _inside()).sum(0)
+    return Fitted(explained.reshape(*present.shape, len(SOFTNESSES), len(LETTERS)), present)
+
+
+def _best_shift(fitted: Fitted) -> tuple[int, int, int]:
+    """One shift (y, x) and one blur for the whole word: those that explain most, less what they leave."""
+    gain = np.maximum(2 * fitted.explained.max(-1) - fitted.present[..., None], 0).sum(2)
+    dy, dx, blur = np.unravel_index(gain.argmax(), gain.shape)
+    return int(dy), int(dx), int(blur)
 
 
 def read_row(departure: np.ndarray, row: str) -> InkWord | None:
@@ -89,19 +97,12 @@ def read_row(departure: np.ndarray, row: str) -> InkWord | None:
     if not _anything(departure[top : top + LETTER_CELL]):
         return None
     shifts = range(-REACH, REACH + 1, 2)
-    coarse = _fitted(departure, top, shifts, shifts, _basis())
-    letters = coarse.explained.reshape(*coarse.present.shape, len(SOFTNESSES), len(LETTERS)).max(-1)
-    # One shift and one blur for the whole word: those that explain most, less what they leave.
-    gain = np.maximum(2 * letters - coarse.present[..., None], 0).sum(2)
-    dy, dx, blur = np.unravel_index(gain.argmax(), gain.shape)
-    basis = _basis().reshape(len(SOFTNESSES), len(LETTERS), -1)[blur]
+    dy, dx, _ = _best_shift(_fitted(departure, top, shifts, shifts))
     rows, columns = (range(shifts[i] - 2, shifts[i] + 3) for i in (dy, dx))
-    fine = _fitted(departure, top, rows, columns, basis)
-    gain = np.maximum(2 * fine.explained.max(-1) - fine.present, 0).sum(2)
-    dy, dx = np.unravel_index(gain.argmax(), gain.shape)
-    fitted, present = fine
-    around = fitted[max(dy - 1, 0) : dy + 2, max(dx - 1, 0) : dx + 2].max((0, 1))
-    explained, energy = around.max(-1), present[dy, dx]
+    fine = _fitted(departure, top, rows, columns)
+    dy, dx, blur = _best_shift(fine)
+    around = fine.explained[max(dy - 1, 0) : dy + 2, max(dx - 1, 0) : dx + 2, :, blur].max((0, 1))
+    explained, energy = around.max(-1), fine.present[dy, dx]
     length = _length(explained, energy)
     if length < min(WORD_LENGTHS) or explained[:length].sum() < MIN_EXPLAINED * energy[:length].sum():
         return None
@@ -109,7 +110,7 @@ def read_row(departure: np.ndarray, row: str) -> InkWord | None:
     guess = "".join(LETTERS[int(around[i].argmax())] for i in range(length))
     text = "".join(letter if sure else "?" for letter, sure in zip(guess, is_letter, strict=False))
     places = [(LETTER_CELL * i + columns[dx], top + rows[dy]) for i in range(length)]
-    mask, cover = (_mask_of(letters, places, SOFTNESSES[int(blur)]) for letters in (text, guess))
+    mask, cover = (_mask_of(letters, places, SOFTNESSES[blur]) for letters in (text, guess))
     color = np.einsum("yx,yxc->c", mask, departure) / float((mask**2).sum())
     is_sure = bool((explained[:length] >= SURE * energy[:length]).all())
     return InkWord(text, row, mask, cover, color, _softness(departure, text, places, color), is_sure)
