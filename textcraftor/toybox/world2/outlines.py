@@ -24,7 +24,8 @@ from textcraftor.toybox.world2.render import PATCH, SHADOW, shape_layers, window
 from textcraftor.toybox.world2.scenes import IMAGE_SIZE, SHAPES, SIZES
 
 RADII = tuple(range(min(SIZES.values()) - 1, max(SIZES.values()) + 2))
-SOFTNESSES = (0.3, 0.9, 1.4, 1.9)  # sigmas in pixels that outlines are compared at
+SOFTNESSES = (0.3, 1.1, 1.8)  # sigmas in pixels that outlines are compared at
+EACH = len(SIZES) * len(SOFTNESSES)  # outlines of one shape
 FINE_SOFTNESSES = tuple(0.25 * i for i in range(11))
 TINT_SOFTNESSES = (0.0, 0.75, 1.5, 2.25, 3.0)
 COARSE_SOFTNESSES = (0.5, 1.4)
@@ -87,8 +88,8 @@ def _coarse() -> np.ndarray:
 
 
 class Outlines(NamedTuple):
-    """Outlines of one shape: their (shape, radius, softness), layers (4 * count, pixels), and each one's products of
-    layers with layers, (4, 4, count)."""
+    """Outlines: their (shape, radius, softness), layers (4 * count, pixels), and each one's products of layers with
+    layers, (4, 4, count)."""
 
     kinds: list[tuple[str, int, float]]
     layers: np.ndarray
@@ -96,9 +97,9 @@ class Outlines(NamedTuple):
 
 
 @cache
-def _fine(shape: str) -> Outlines:
-    """Outlines of one shape in the world's sizes."""
-    kinds = list(itertools.product([shape], SIZES.values(), SOFTNESSES))
+def _fine() -> Outlines:
+    """All outlines in the world's sizes, shape by shape."""
+    kinds = list(itertools.product(SHAPES, SIZES.values(), SOFTNESSES))
     layers = np.stack([shape_layers(*kind) for kind in kinds], 1).reshape(4, len(kinds), -1)
     return Outlines(kinds, layers.reshape(-1, PATCH * PATCH), np.einsum("anp,bnp->abn", layers, layers))
 
@@ -120,22 +121,21 @@ def _search(departure: np.ndarray) -> tuple[int, int]:
 
 
 def _candidates(canvas: Canvas, x: int, y: int) -> list[tuple[float, float, Place]]:
-    """The best place of each outline within REACH pixels of (x, y): (gain, shading, place)."""
+    """The best place of each shape within REACH pixels of (x, y), flat and shaded: (gain, shading, place)."""
     pad = HALF + REACH
     padded = np.pad(canvas.picture - canvas.field, ((pad, pad), (pad, pad), (0, 0)))
     side = 2 * REACH + 1
     area = padded[y : y + 2 * pad + 1, x : x + 2 * pad + 1]
     windows = np.lib.stride_tricks.sliding_window_view(area, (PATCH, PATCH), (0, 1))
     rows = np.ascontiguousarray(windows).reshape(-1, PATCH * PATCH)
-    options = []
-    for shape in SHAPES:
-        fine = _fine(shape)
-        seen = (rows @ fine.layers.T).reshape(side * side, 3, 4, len(fine.kinds)).transpose(2, 0, 1, 3)
-        for shading in (0.0, 1.0):
-            gains = _gains(seen, fine.products, canvas, canvas.field[y, x], shading)
-            offset, which = np.unravel_index(gains.argmax(), gains.shape)
-            place = Place(*fine.kinds[which], x + int(offset) % side - REACH, y + int(offset) // side - REACH)
-            options.append((float(gains.max()), shading, place))
+    fine, options = _fine(), []
+    seen = (rows @ fine.layers.T).reshape(side * side, 3, 4, len(fine.kinds)).transpose(2, 0, 1, 3)
+    for shading in (0.0, 1.0):
+        gains = _gains(seen, fine.products, canvas, canvas.field[y, x], shading)
+        for which in gains.max(0).reshape(len(SHAPES), -1).argmax(1) + np.arange(0, len(fine.kinds), EACH):
+            dy, dx = divmod(int(gains[:, which].argmax()), side)
+            place = Place(*fine.kinds[which], x + dx - REACH, y + dy - REACH)
+            options.append((float(gains[:, which].max()), shading, place))
     return sorted(options, key=lambda option: -option[0])
 
 
