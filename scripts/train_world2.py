@@ -53,7 +53,7 @@ WORLD = World(
 )
 STAGES: dict[str, Callable[[Path, str], None]] = {
     "scenes": partial(make_scenes, world=WORLD),
-    "vae": partial(train_vae, steps=8000, kl_weight=3e-4, cropped=0.8),
+    "vae": partial(train_vae, steps=6600, kl_weight=3e-4, cropped=0.8),
     "clip": partial(train_clip, world=WORLD),
     "spelling": partial(train_spelling, world=WORLD),
     "latents": encode_latents,

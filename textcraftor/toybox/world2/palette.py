@@ -15,10 +15,10 @@ STRENGTHS = np.linspace(0, 1.1, 45)
 VIVIDNESS = np.linspace(-0.15, 1.15, 27)
 GROUND_WEIGHT = 10.0  # of the ground's squared misfit beside one shape's: many more pixels bear it out
 STRENGTH_COST = 2e-4  # keeps light that is good within the noise from being called dark or faded
-MAX_DISTANCE = 0.16  # RGB distance, under the light, to the nearest tint of a shape that has a name
+MAX_DISTANCE = 0.3  # RGB distance, under the light, to the nearest tint of a shape that has a name
 
 
-MAX_INK_DISTANCE = 0.3  # RGB distance, under the light, of a word's colour from the ground's ink
+MAX_INK_DISTANCE = 0.4  # RGB distance, under the light, of a word's colour from the ground's ink
 
 
 @dataclass(frozen=True)

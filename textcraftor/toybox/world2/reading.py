@@ -237,4 +237,4 @@ def _beside(departure: np.ndarray, outlines: list[Outline]) -> np.ndarray:
 
 def _ink_color(word: InkWord, field: np.ndarray) -> np.ndarray:
     """A word's colour, (3,) in [0, 1]."""
-    return word.color + np.average(field.reshape(-1, 3), axis=0, weights=word.mask.ravel())
+    return np.clip(word.color + np.average(field.reshape(-1, 3), axis=0, weights=word.mask.ravel()), 0, 1)
