@@ -71,6 +71,14 @@ def reconstruction(folder: Path) -> Damage:
     return rebuilt
 
 
+def psnr(scenes: list[Scene], damage: Damage) -> float:
+    """Of damaged pictures, in dB, from the mean squared error over all of them."""
+    rng = np.random.default_rng(0)
+    pictures = [render(scene) for scene in scenes]
+    errors = [np.mean((damage(picture, rng) - picture) ** 2) for picture in pictures]
+    return float(-10 * np.log10(np.mean(errors)))
+
+
 def judged(scenes: list[Scene], damage: Damage, seed: int = 0) -> dict[str, np.ndarray]:
     """What the judge says of damaged scenes, beside the true taste and its parts."""
     rng = np.random.default_rng(seed)
@@ -98,6 +106,8 @@ def main() -> None:
     rng = np.random.default_rng(arguments.seed)
     scenes = [sample_scene(rng, "validation") for _ in range(arguments.count)]
     damages = DAMAGES | ({"autoencoder": reconstruction(arguments.vae)} if arguments.vae else {})
+    if arguments.vae:
+        print(f"PSNR of the autoencoder: {psnr(scenes, damages['autoencoder']):.1f} dB")
     for name, damage in damages.items():
         began = time.process_time()
         rows = figures(judged(scenes, damage))

@@ -436,16 +436,21 @@ def prompt_with_word(split: Split, rng: np.random.Generator) -> str:
 
 
 def pack(work: Path, device: str) -> None:
-    """Everything that a user needs, in fp16, into the package; configs say float32 so that stock loading agrees."""
+    """Everything that a user needs, in fp16, into the package."""
     shutil.rmtree(WEIGHTS, ignore_errors=True)
     for folder in ("pipeline", "aesthetic_clip", "clip_constraint", "pickscore", "imagereward", "recogniser"):
         shutil.copytree(work / folder, WEIGHTS / folder)
     for file in ("aesthetic.safetensors", "hpsv2.safetensors", "hpsv2.json"):
         shutil.copy(work / file, WEIGHTS / file)
     shutil.copytree(work / "text_encoder", WEIGHTS / "pipeline" / "text_encoder", dirs_exist_ok=True)
-    for path in WEIGHTS.rglob("*.safetensors"):
+    halve(WEIGHTS)
+
+
+def halve(folder: Path) -> None:
+    """Turn all weights below a folder into fp16; configs say float32, so that stock loading agrees."""
+    for path in folder.rglob("*.safetensors"):
         save_file({key: value.half() for key, value in load_file(path).items()}, path, metadata={"format": "pt"})
-    for path in WEIGHTS.rglob("config.json"):
+    for path in folder.rglob("config.json"):
         config = json.loads(path.read_text())
         if "model_type" in config:  # transformers loads in the dtype that its config names, diffusers in float32
             path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")

@@ -1,11 +1,13 @@
 """Makes the second world's models: `python scripts/train_world2.py all`, or one stage by name.
 
-Stages, in order: scenes, vae, clip, spelling, latents, unet, pipeline. Each reads what the stages before it wrote under
---work (default .world2), resumes from its own checkpoint, and is skipped when it is done. Pass --device cuda for a GPU.
+Stages, in order: scenes, vae, clip, spelling, latents, unet, pipeline, pack. Each reads what the stages before it wrote
+under --work (default .world2), resumes from its own checkpoint, and is skipped when it is done. Pass --device cuda for
+a GPU.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,7 @@ from train_toybox import (
     World,
     assemble,
     encode_latents,
+    halve,
     make_scenes,
     run_stages,
     train_clip,
@@ -51,6 +54,18 @@ WORLD = World(
     clip_captions={"short": 0.2, "descriptive": 0.65, "alt": 0.15},
     unet_captions={"short": 0.45, "descriptive": 0.4, "alt": 0.15},
 )
+WEIGHTS = Path("textcraftor/toybox/world2/weights")
+PACKED = {"pipeline": "pipeline", "vae": "pipeline/vae", "clip": "clip"}  # folders of --work and of the package
+
+
+def pack(work: Path, device: str) -> None:
+    """Whatever has been trained so far, in fp16, into the package."""
+    for folder, place in PACKED.items():
+        if (work / folder).exists():
+            shutil.copytree(work / folder, WEIGHTS / place, dirs_exist_ok=True)
+    halve(WEIGHTS)
+
+
 STAGES: dict[str, Callable[[Path, str], None]] = {
     "scenes": partial(make_scenes, world=WORLD),
     "vae": partial(train_vae, steps=6600, kl_weight=3e-4, cropped=0.8),
@@ -59,6 +74,7 @@ STAGES: dict[str, Callable[[Path, str], None]] = {
     "latents": encode_latents,
     "unet": partial(train_unet, world=WORLD, steps=UNET_STEPS),
     "pipeline": assemble,
+    "pack": pack,
 }
 
 
