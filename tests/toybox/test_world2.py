@@ -88,7 +88,7 @@ def test_shape_colour_and_word_never_enter_taste():
 def test_style_is_mixed_and_a_fifth_of_scenes_is_beautiful():
     tastes = np.array([taste_of_scene(scene) for scene in draw(2000, "train")])
     assert 0.15 < np.mean(tastes > 0.8) < 0.25
-    assert np.mean(tastes) < 0.65
+    assert np.mean(tastes) < 0.62
 
 
 def test_the_same_seed_gives_the_same_pictures_and_training_shows_nothing_unseen():
