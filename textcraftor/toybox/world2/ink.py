@@ -80,6 +80,7 @@ def _fitted(departure: np.ndarray, top: int, rows: Sequence[int], columns: Seque
     """How well letters fit every cell at each of these shifts."""
     windows = _windows(departure, top, rows, columns)
     explained = sum(np.square(channel @ _basis().T) for channel in windows)
+    explained /= np.stack([_visible(top, row) for row in rows])[:, None, None]
     present = (np.square(windows) @ _inside()).sum(0)
     return Fitted(explained.reshape(*present.shape, len(SOFTNESSES), len(LETTERS)), present)
 
@@ -114,6 +115,14 @@ def read_row(departure: np.ndarray, row: str) -> InkWord | None:
     color = np.einsum("yx,yxc->c", mask, departure) / float((mask**2).sum())
     is_sure = bool((explained[:length] >= SURE * energy[:length]).all())
     return InkWord(text, row, mask, cover, color, _softness(departure, text, places, color), is_sure)
+
+
+@cache
+def _visible(top: int, shift: int) -> np.ndarray:
+    """How much of each letter at each blur lies in the picture where its row is shifted down: (softnesses * letters,)."""
+    rows = top + shift - MARGIN + np.arange(SIDE)
+    is_in = np.repeat((rows >= 0) & (rows < IMAGE_SIZE), SIDE)
+    return np.maximum(np.square(_basis()) @ is_in.astype(np.float32), 0.3)
 
 
 @cache

@@ -34,7 +34,8 @@ REACH = 4  # pixels around the place of the first search that the second one loo
 CLIMBED = 3  # candidates that are improved upon
 MIN_ENERGY = 0.6  # squared departure from the ground, summed over pixels and channels, below which nothing stands there
 SURE = 0.95  # share of the departure that a shape explains from which it is no accident
-MIN_EXPLAINED = 0.65  # share of the departure that a shape must explain
+MIN_EXPLAINED = 0.65  # share of the departure that even a faint shape must explain
+MOST_LEFT, NOISE = 0.15, 0.5  # share of the departure that a shape may leave, and energy that noise may add to it
 MOST_SHAPES = 5
 
 
@@ -134,7 +135,8 @@ def _candidates(canvas: Canvas, x: int, y: int) -> list[tuple[float, float, Plac
         gains = _gains(seen, fine.products, canvas, canvas.field[y, x], shading)
         for which in gains.max(0).reshape(len(SHAPES), -1).argmax(1) + np.arange(0, len(fine.kinds), EACH):
             dy, dx = divmod(int(gains[:, which].argmax()), side)
-            place = Place(*fine.kinds[which], x + dx - REACH, y + dy - REACH)
+            shape, radius, softness = fine.kinds[which]
+            place = Place(shape, radius, softness, x + dx - REACH, y + dy - REACH)
             options.append((float(gains[:, which].max()), shading, place))
     return sorted(options, key=lambda option: -option[0])
 
@@ -217,12 +219,19 @@ def _anything(departure: np.ndarray) -> bool:
     return bool(ndimage.uniform_filter(energy, 15).max() * 15**2 > 0.5 * MIN_ENERGY)
 
 
+def _convinces(outline: Outline) -> bool:
+    """Whether a shape explains enough: all but a small share of what is there, and of faint ones most."""
+    before = outline.energy / max(outline.explained, 1e-6)
+    left = before - outline.energy
+    return outline.energy >= MIN_ENERGY and outline.explained >= MIN_EXPLAINED and left <= MOST_LEFT * before + NOISE
+
+
 def find_outlines(canvas: Canvas) -> list[Outline]:
     """Every shape of a picture, most striking first."""
     outlines: list[Outline] = []
     while len(outlines) < MOST_SHAPES and _anything(canvas.picture - canvas.field):
         outline = _fit_best(canvas)
-        if outline.energy < MIN_ENERGY or outline.explained < MIN_EXPLAINED:
+        if not _convinces(outline):
             break
         outlines.append(outline)
         # Where a shape was nothing else is sought.

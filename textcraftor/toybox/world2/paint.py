@@ -3,7 +3,7 @@ ground. All three enter as scenes are painted (see `render.paint_shape`), so not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import NamedTuple
@@ -55,17 +55,20 @@ class Canvas:
         """What the picture changes in its ground: channels first, with a margin of HALF zeros."""
         return np.pad((self.picture - self.field).transpose(2, 0, 1), _MARGIN)
 
+    def mapped(self, change: Callable[[np.ndarray], np.ndarray], lowest: float) -> Canvas:
+        """Every part of it changed alike."""
+        parts = [change(part) for part in (self.picture, self.field, self.haze, self.white)]
+        return Canvas(parts[0], parts[1], parts[2], parts[3], lowest)
+
     @property
     def brightness(self) -> Canvas:
         """Its luma, one channel."""
-        parts = (self.picture, self.field, self.haze, self.white)
-        return Canvas(*((part @ LUMA)[..., None] for part in parts))
+        return self.mapped(lambda part: (part @ LUMA)[..., None], 0.0)
 
     @property
     def tint(self) -> Canvas:
         """What is left of it without luma, three channels."""
-        parts = (self.picture, self.field, self.haze, self.white)
-        return Canvas(*(part - (part @ LUMA)[..., None] for part in parts), lowest=-1.0)
+        return self.mapped(lambda part: part - (part @ LUMA)[..., None], -1.0)
 
 
 class Fit(NamedTuple):

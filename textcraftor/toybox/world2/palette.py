@@ -18,6 +18,7 @@ STRENGTH_COST = 2e-4  # keeps light that is good within the noise from being cal
 MAX_DISTANCE = 0.3  # RGB distance, under the light, to the nearest tint of a shape that has a name
 
 
+MAX_INFLUENCE = 0.02  # squared RGB distance from all tints up to which a shape speaks against a light
 MAX_INK_DISTANCE = 0.4  # RGB distance, under the light, of a word's colour from the ground's ink
 
 
@@ -92,7 +93,7 @@ def name_colors(top: np.ndarray, paints: Sequence[np.ndarray], inks: Sequence[np
         if by_color is not None:
             allowed = [names.index(color) for color in colors_on(ground)]
             nearest = by_color[:, :, allowed].min(-1)
-            cost = cost + np.minimum(nearest, 0.1).sum(1)
+            cost = cost + np.minimum(nearest, MAX_INFLUENCE).sum(1)
         if inks:
             cost = cost + 0.3 * np.minimum(_ink_distance(ground, inks) ** 2, 0.3).sum(1)
         if cost.min() < best:

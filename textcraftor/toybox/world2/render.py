@@ -171,8 +171,8 @@ def window(x: int, y: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """Where a patch centred on (x, y) lies in the picture, and which part of the patch that is."""
     half = PATCH // 2
     rows, columns = (slice(max(c - half, 0), min(c + half + 1, IMAGE_SIZE)) for c in (y, x))
-    inner = (slice(s.start - c + half, s.stop - c + half) for s, c in ((rows, y), (columns, x)))
-    return (rows, columns), tuple(inner)
+    inner_rows, inner_columns = (slice(s.start - c + half, s.stop - c + half) for s, c in ((rows, y), (columns, x)))
+    return (rows, columns), (inner_rows, inner_columns)
 
 
 def paint_shape(
