@@ -119,7 +119,7 @@ def read_row(departure: np.ndarray, row: str) -> InkWord | None:
 
 @cache
 def _visible(top: int, shift: int) -> np.ndarray:
-    """How much of each letter at each blur lies in the picture where its row is shifted down: (softnesses * letters,)."""
+    """How much of each letter at each blur is in the picture where its row is shifted down: (softnesses * letters,)."""
     rows = top + shift - MARGIN + np.arange(SIDE)
     is_in = np.repeat((rows >= 0) & (rows < IMAGE_SIZE), SIDE)
     return np.maximum(np.square(_basis()) @ is_in.astype(np.float32), 0.3)

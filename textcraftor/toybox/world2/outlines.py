@@ -33,9 +33,8 @@ COARSE = range(6, IMAGE_SIZE - 5, 2)  # centres that the first search compares, 
 REACH = 4  # pixels around the place of the first search that the second one looks at
 CLIMBED = 3  # candidates that are improved upon
 MIN_ENERGY = 0.6  # squared departure from the ground, summed over pixels and channels, below which nothing stands there
-SURE = 0.95  # share of the departure that a shape explains from which it is no accident
-MIN_EXPLAINED = 0.65  # share of the departure that even a faint shape must explain
-MOST_LEFT, NOISE = 0.15, 0.5  # share of the departure that a shape may leave, and energy that noise may add to it
+SURE = 0.05  # share of the departure that a shape leaves up to which it is no accident
+MOST_LEFT, TRIFLE = 0.15, 0.3  # share of the departure that a shape may leave, and energy that it may leave beside it
 MOST_SHAPES = 5
 
 
@@ -50,9 +49,8 @@ class Outline:
         shading, shadow: how much of each it has, in [0, 1].
         mask, shade: float (64, 64), what it covers, and where its shadow falls.
         change: float (64, 64, 3), what it changes in the ground.
-        explained: share of the departure from the ground around it that it explains.
+        left: share of the departure from the ground around it that it leaves unexplained, noise apart.
         energy: squared departure that it explains there.
-        gain: the same of all that it changes, its shadow with it.
     """
 
     shape: str
@@ -66,9 +64,8 @@ class Outline:
     mask: np.ndarray
     shade: np.ndarray
     change: np.ndarray
-    explained: float
+    left: float
     energy: float
-    gain: float
 
 
 def _bases(layers: np.ndarray) -> np.ndarray:
@@ -198,11 +195,12 @@ def _finished(canvas: Canvas, place: Place, shading: float) -> Outline:
     layers[(slice(None), *outer)] = shape_layers(*sharp[:3])[(slice(None), *inner)]
     near = ndimage.binary_dilation(layers[0] > 0.1, iterations=2)
     departure = (canvas.picture - canvas.field)[near]
+    noise = 2.7 * float(near.sum()) * canvas.noise**2
     before, left = float((departure**2).sum()), float(((departure - change[near]) ** 2).sum())
     return Outline(
         *(place.shape, place.radius, place.x, place.y, softness, fits[0].color[0] + fits[1].color[0]),
         *(shading, float(whole.shadow[0]), layers[0], layers[3], change),
-        *(1 - left / max(before, 1e-6), before - left, float(whole.gain[0])),
+        *(max(left - noise, 0) / max(before - noise, 1e-6), before - left),
     )
 
 
@@ -220,10 +218,8 @@ def _anything(departure: np.ndarray) -> bool:
 
 
 def _convinces(outline: Outline) -> bool:
-    """Whether a shape explains enough: all but a small share of what is there, and of faint ones most."""
-    before = outline.energy / max(outline.explained, 1e-6)
-    left = before - outline.energy
-    return outline.energy >= MIN_ENERGY and outline.explained >= MIN_EXPLAINED and left <= MOST_LEFT * before + NOISE
+    """Whether a shape explains enough: all but a small share of what is there, or all but a trifle."""
+    return outline.energy >= MIN_ENERGY and outline.left <= MOST_LEFT + TRIFLE / outline.energy
 
 
 def find_outlines(canvas: Canvas) -> list[Outline]:

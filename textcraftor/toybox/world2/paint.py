@@ -37,6 +37,7 @@ class Canvas:
         picture, field: float (64, 64, channels), the second without anything on the ground.
         haze, white: (channels,), what black and white become in this light.
         lowest: of a colour, in each channel; the highest is 1.
+        noise: standard deviation of its pixels.
     """
 
     picture: np.ndarray
@@ -44,6 +45,7 @@ class Canvas:
     haze: np.ndarray
     white: np.ndarray
     lowest: float = 0.0
+    noise: float = 0.0
 
     @cached_property
     def padded_field(self) -> np.ndarray:

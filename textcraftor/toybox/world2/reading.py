@@ -25,6 +25,7 @@ from textcraftor.toybox.world2.scenes import SIZES
 MIN_GROUND = 0.25  # share of a picture's pixels without which it has no ground
 MAX_MISFIT = 0.2  # RGB distance of the ground from any that the world has
 STAINED = 0.022  # share of the ground under stains from which it counts as stained
+MOST_NOISE = 0.035  # standard deviation that a picture is forgiven
 LARGEST_BLOT = 11  # pixels, side of what may be a stain alone
 STRAY = 0.16  # RGB distance from the fitted scene, in good light, from which a smoothed pixel is stray
 
@@ -166,7 +167,9 @@ def _fit_parts(picture: np.ndarray, field: np.ndarray, ground: Ground) -> tuple[
     words, light = _inked(read_words(picture - field), field, ground)
     gain, haze = light_on(light.light, light.strength)
     toward = _toward_stain(field, gain, haze)
-    canvas = Canvas(_without_blots(picture, field, toward), field, haze, gain + haze)
+    canvas = Canvas(
+        _without_blots(picture, field, toward), field, haze, gain + haze, noise=min(ground.noise, MOST_NOISE)
+    )
     outlines = find_outlines(_without(canvas, words))
     if all(word.is_sure for word in words) and len(words) == 1:
         return words, [outline for outline in outlines if not _is_blot(outline, toward)]
@@ -185,7 +188,7 @@ def _inked(words: list[InkWord], field: np.ndarray, ground: Ground) -> tuple[lis
 
 def _is_blot(outline: Outline, toward: np.ndarray) -> bool:
     """Whether a shape that fits poorly is some stains that run together: what it changes is what they do."""
-    if outline.explained >= SURE:
+    if outline.left <= SURE:
         return False
     energy = (outline.change**2).sum(-1)
     _, aside = _along(outline.change, toward)
