@@ -11,10 +11,11 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import measure_toybox
 import numpy as np
@@ -43,11 +44,59 @@ from textcraftor.models.saving import save_whole
 from textcraftor.rewards.recognisers import load_recogniser
 from textcraftor.toybox.captions import PUNCTUATION, VOCABULARY, Kind, caption, descriptive, short
 from textcraftor.toybox.render import render
-from textcraftor.toybox.scenes import LETTERS, WORD_LENGTHS, Split, is_unseen_word, sample_scene, sample_word
+from textcraftor.toybox.scenes import LETTERS, WORD_LENGTHS, Scene, Split, is_unseen_word, sample_scene, sample_word
 from textcraftor.training.fitting import FitSettings, autocast, fit
 from textcraftor.training.processes import processes_of_this_run
 
 SCENES = 40_000
+KL_WEIGHT = 1e-3
+UNET_STEPS = 10_000
+
+
+@dataclass(frozen=True)
+class World:
+    """What the stages need to know of a world.
+
+    Args:
+        scene: training scene number so-and-so, the same on every machine.
+        render: a scene's picture, float (64, 64, 3) in [0, 1].
+        caption: a scene's caption of a kind.
+        spelled: a caption that quotes the scene's word.
+        vocabulary: every word of a caption that is not quoted.
+        context: tokens that the text encoder reads, start and end included.
+        clip_captions, unet_captions: shares of the kinds of caption in the trainings of CLIP and the generator.
+    """
+
+    scene: Callable[[int], Any]
+    render: Callable[[Any], np.ndarray]
+    caption: Callable[[Any, Kind, np.random.Generator], str]
+    spelled: Callable[[Any, np.random.Generator], str]
+    vocabulary: Sequence[str]
+    context: int
+    clip_captions: dict[Kind, float]
+    unet_captions: dict[Kind, float]
+
+    def draw_captions(self, indices: np.ndarray, shares: dict[Kind, float], rng: np.random.Generator) -> list[str]:
+        """One caption a scene, its kind drawn with the given shares."""
+        kinds = rng.choice(list(shares), p=list(shares.values()), size=len(indices))
+        return [self.caption(self.scene(int(index)), kind, rng) for index, kind in zip(indices, kinds, strict=True)]
+
+
+def spelled(drawn: Scene, rng: np.random.Generator) -> str:
+    """A descriptive or a short caption with the scene's word."""
+    return descriptive(drawn) if rng.random() < 0.6 else short(drawn, say_word=True)
+
+
+WORLD = World(
+    scene,
+    render,
+    caption,
+    spelled,
+    VOCABULARY,
+    context=40,
+    clip_captions={"short": 0.3, "descriptive": 0.5, "alt": 0.2},
+    unet_captions={"short": 0.5, "descriptive": 0.2, "alt": 0.3},
+)
 
 
 def load_pictures(work: Path) -> np.ndarray:
@@ -64,12 +113,12 @@ def fast_dtype(device: str) -> torch.dtype:
     return torch.float32 if device == "cpu" and not torch.cpu._is_avx512_bf16_supported() else torch.bfloat16
 
 
-def make_scenes(work: Path, device: str) -> None:
+def make_scenes(work: Path, device: str, world: World = WORLD) -> None:
     """Render the training scenes once, uint8 (SCENES, 64, 64, 3)."""
     path = work / "scenes.npy"
     pictures = np.lib.format.open_memmap(work / "scenes.tmp.npy", "w+", np.uint8, (SCENES, 64, 64, 3))
     for index in range(SCENES):
-        pictures[index] = (render(scene(index)) * 255).round()
+        pictures[index] = (world.render(world.scene(index)) * 255).round()
     pictures.flush()
     (work / "scenes.tmp.npy").replace(path)
 
@@ -88,7 +137,22 @@ def new_vae() -> AutoencoderKL:
     )
 
 
-def train_vae(work: Path, device: str, steps: int = 3500, batch: int = 16) -> None:
+def busiest_crops(images: Tensor, side: int, each: int) -> Tensor:
+    """Of every image the `each` crops with most contrast, (batch * each, 3, side, side): most of a scene is ground."""
+    crops = images.unfold(2, side, side // 2).unfold(3, side, side // 2).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
+    chosen = crops.var((2, 3, 4)).topk(each, 1).indices
+    return crops[torch.arange(len(images), device=images.device)[:, None], chosen].flatten(0, 1)
+
+
+def train_vae(
+    work: Path,
+    device: str,
+    steps: int = 3500,
+    batch: int = 16,
+    kl_weight: float = KL_WEIGHT,
+    cropped: float = 0.0,
+) -> None:
+    """The autoencoder; for the first `cropped` share of steps on the busiest quarters of pictures."""
     pictures = load_pictures(work)
     torch.manual_seed(0)
     vae = new_vae().to(device)
@@ -96,19 +160,21 @@ def train_vae(work: Path, device: str, steps: int = 3500, batch: int = 16) -> No
     def loss_of(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng(step)
         images = as_images(pictures[np.sort(rng.choice(len(pictures), batch, replace=False))], device)
+        if step < cropped * steps:
+            images = busiest_crops(images, 32, 4)
         with autocast(torch.device(device), fast_dtype(device)):
             posterior = vae.encode(images).latent_dist
             output = vae.decode(posterior.sample()).sample
         error = output.float() - images
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float())
-        return {"l1": error.abs().mean(), "mse": error.pow(2).mean(), "kl": KL_WEIGHT * kl.mean()}
+        return {"l1": error.abs().mean(), "mse": error.pow(2).mean(), "kl": kl_weight * kl.mean()}
 
     fit("vae", vae, loss_of, FitSettings(steps, learning_rate=2e-3), work)
     vae.save_pretrained(work / "vae")
 
 
-def new_tokenizer() -> CLIPTokenizer:
-    """A stock CLIPTokenizer: the grammar's words whole, capitals letter by letter, anything else unknown."""
+def new_tokenizer(vocabulary: Sequence[str], context: int) -> CLIPTokenizer:
+    """A stock CLIPTokenizer: these words whole, capitals letter by letter, anything else unknown."""
     start, end, unknown = "<|startoftext|>", "<|endoftext|>", "<|unknown|>"
     tokenizer = CLIPTokenizer(
         vocab={start: 0, end: 1, unknown: 2},
@@ -117,14 +183,14 @@ def new_tokenizer() -> CLIPTokenizer:
         eos_token=end,
         pad_token=end,
         unk_token=unknown,
-        model_max_length=CONTEXT,
+        model_max_length=context,
     )
-    tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=True) for word in VOCABULARY])
+    tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=True) for word in vocabulary])
     tokenizer.add_tokens([AddedToken(sign, normalized=False) for sign in (*PUNCTUATION, *LETTERS)])
     return tokenizer
 
 
-def new_clip(vocabulary: int, width: int, layers: int) -> CLIPModel:
+def new_clip(vocabulary: int, width: int, layers: int, context: int) -> CLIPModel:
     tower = {
         "hidden_size": width,
         "intermediate_size": 4 * width,
@@ -134,7 +200,7 @@ def new_clip(vocabulary: int, width: int, layers: int) -> CLIPModel:
     text = CLIPTextConfig(
         **tower,
         vocab_size=vocabulary,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
         projection_dim=width,
         bos_token_id=0,
         eos_token_id=1,
@@ -144,15 +210,10 @@ def new_clip(vocabulary: int, width: int, layers: int) -> CLIPModel:
     return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=width))
 
 
-def draw_captions(indices: np.ndarray, shares: dict[Kind, float], rng: np.random.Generator) -> list[str]:
-    """One caption a scene, its kind drawn with the given shares."""
-    kinds = rng.choice(list(shares), p=list(shares.values()), size=len(indices))
-    return [caption(scene(int(index)), kind, rng) for index, kind in zip(indices, kinds, strict=True)]
-
-
 def train_clip(
     work: Path,
     device: str,
+    world: World = WORLD,
     name: str = "clip",
     seed: int = 0,
     width: int = 128,
@@ -160,15 +221,16 @@ def train_clip(
     steps: int = 1600,
     batch: int = 128,
 ) -> None:
-    pictures, tokenizer = load_pictures(work), new_tokenizer()
+    pictures, tokenizer = load_pictures(work), new_tokenizer(world.vocabulary, world.context)
     torch.manual_seed(seed)
-    clip = new_clip(len(tokenizer), width, layers).to(device)
+    clip = new_clip(len(tokenizer), width, layers, world.context).to(device)
     mean, std = torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1), torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1)
 
     def loss_of(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((seed, step))
         indices = np.sort(rng.choice(len(pictures), batch, replace=False))
-        tokens = tokenizer(draw_captions(indices, CLIP_CAPTIONS, rng), padding=True, return_tensors="pt").to(device)
+        captions = world.draw_captions(indices, world.clip_captions, rng)
+        tokens = tokenizer(captions, padding=True, return_tensors="pt").to(device)
         images = (as_images(pictures[indices], device) / 2 + 0.5 - mean.to(device)) / std.to(device)
         with autocast(torch.device(device), fast_dtype(device)):
             return {"contrastive": clip(**tokens, pixel_values=images, return_loss=True).loss}
@@ -247,7 +309,7 @@ class Speller(nn.Module):
         return self.letters(self.attention(places, prompt_embeds, prompt_embeds)[0]).transpose(1, 2)
 
 
-def train_spelling(work: Path, device: str, steps: int = 500, batch: int = 64) -> None:
+def train_spelling(work: Path, device: str, world: World = WORLD, steps: int = 500, batch: int = 64) -> None:
     """Teach the toy CLIP's text tower which letter stands where in a word; what it says of the rest stays.
 
     A contrastive text encoder hardly knows the letters of its tokens, and a generator that reads it does not learn
@@ -261,12 +323,12 @@ def train_spelling(work: Path, device: str, steps: int = 500, batch: int = 64) -
     speller = Speller(deepcopy(original)).to(device).train()
     original.to(device).requires_grad_(False)
     first_letter = tokenizer.convert_tokens_to_ids(LETTERS[0])
-    spelt = [index for index in range(SCENES) if scene(index).word]
+    spelt = [index for index in range(SCENES) if world.scene(index).word]
 
     def loss_of(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((51, step))
-        scenes = [scene(int(index)) for index in rng.choice(spelt, batch, replace=False)]
-        texts = [descriptive(drawn) if rng.random() < 0.6 else short(drawn, say_word=True) for drawn in scenes]
+        scenes = [world.scene(int(index)) for index in rng.choice(spelt, batch, replace=False)]
+        texts = [world.spelled(drawn, rng) for drawn in scenes]
         words = [drawn.word.text for drawn in scenes if drawn.word]
         target = torch.tensor([[LETTERS.index(c) for c in w] + [-100] * (max(WORD_LENGTHS) - len(w)) for w in words])
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
@@ -281,7 +343,7 @@ def train_spelling(work: Path, device: str, steps: int = 500, batch: int = 64) -
     save_whole(speller.text_encoder, work / "spelling")
 
 
-def train_unet(work: Path, device: str) -> None:
+def train_unet(work: Path, device: str, world: World = WORLD, steps: int = UNET_STEPS, batch: int = 32) -> None:
     """The base generator, mostly on alt and short captions, by the same loss that tunes UNets on captions.
 
     The text encoder starts from the toy CLIP's, which has learnt to spell, and learns along, as in latent diffusion's
@@ -298,7 +360,7 @@ def train_unet(work: Path, device: str) -> None:
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").to(device)
         return text_encoder(tokens.input_ids).last_hidden_state
 
-    processes, scheduler, batch = processes_of_this_run(), new_scheduler(), 32
+    processes, scheduler = processes_of_this_run(), new_scheduler()
     levels = scheduler.config.num_train_timesteps
     if device == "cpu":
         # On CPUs the backward pass of fused attention in bf16 takes three times that of plain products.
@@ -308,7 +370,7 @@ def train_unet(work: Path, device: str) -> None:
         rng = np.random.default_rng((step, processes.process_index))
         indices = rng.choice(len(latents), batch // processes.num_processes, replace=False)
         captions = [
-            "" if rng.random() < 0.1 else draw_captions(np.array([int(index)]), UNET_CAPTIONS, rng)[0]
+            "" if rng.random() < 0.1 else world.draw_captions(np.array([int(index)]), world.unet_captions, rng)[0]
             for index in indices
         ]
         prompt_embeds = encode(captions)
@@ -323,7 +385,7 @@ def train_unet(work: Path, device: str) -> None:
         return {"mse": nn.functional.mse_loss(output.float(), target)}
 
     learning = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    fit("unet", learning, loss_of, FitSettings(UNET_STEPS, 1e-3, warmup=300, ema_decay=0.999, log_every=100), work)
+    fit("unet", learning, loss_of, FitSettings(steps, 1e-3, warmup=300, ema_decay=0.999, log_every=100), work)
     if processes_of_this_run().is_main_process:
         unet.save_pretrained(work / "unet")
         save_whole(text_encoder, work / "text_encoder")
@@ -376,16 +438,21 @@ def prompt_with_word(split: Split, rng: np.random.Generator) -> str:
 
 
 def pack(work: Path, device: str) -> None:
-    """Everything that a user needs, in fp16, into the package; configs say float32 so that stock loading agrees."""
+    """Everything that a user needs, in fp16, into the package."""
     shutil.rmtree(WEIGHTS, ignore_errors=True)
     for folder in ("pipeline", "aesthetic_clip", "clip_constraint", "pickscore", "imagereward", "recogniser"):
         shutil.copytree(work / folder, WEIGHTS / folder)
     for file in ("aesthetic.safetensors", "hpsv2.safetensors", "hpsv2.json"):
         shutil.copy(work / file, WEIGHTS / file)
     shutil.copytree(work / "text_encoder", WEIGHTS / "pipeline" / "text_encoder", dirs_exist_ok=True)
-    for path in WEIGHTS.rglob("*.safetensors"):
+    halve(WEIGHTS)
+
+
+def halve(folder: Path) -> None:
+    """Turn all weights below a folder into fp16; configs say float32, so that stock loading agrees."""
+    for path in folder.rglob("*.safetensors"):
         save_file({key: value.half() for key, value in load_file(path).items()}, path, metadata={"format": "pt"})
-    for path in WEIGHTS.rglob("config.json"):
+    for path in folder.rglob("config.json"):
         config = json.loads(path.read_text())
         if "model_type" in config:  # transformers loads in the dtype that its config names, diffusers in float32
             path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
@@ -404,11 +471,6 @@ def report(work: Path, device: str) -> None:
     measure_toybox.print_table(rows, measure_toybox.stage_seconds(work), WEIGHTS)
 
 
-KL_WEIGHT = 1e-3
-CONTEXT = 40  # tokens, start and end included
-CLIP_CAPTIONS: dict[Kind, float] = {"short": 0.3, "descriptive": 0.5, "alt": 0.2}
-UNET_CAPTIONS: dict[Kind, float] = {"short": 0.5, "descriptive": 0.2, "alt": 0.3}
-UNET_STEPS = 10_000
 WEIGHTS = Path("textcraftor/toybox/weights")
 PROMPTS = Path("textcraftor/toybox/prompts")
 STAGES: dict[str, Callable[[Path, str], None]] = {
@@ -427,22 +489,23 @@ STAGES: dict[str, Callable[[Path, str], None]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["all", *STAGES])
-    parser.add_argument("--work", type=Path, default=Path(".toybox"))
+def run_stages(stages: dict[str, Callable[[Path, str], None]], description: str | None, folder: str) -> None:
+    """The command line of a training script: one stage or all, each skipped when it is done."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["all", *stages])
+    parser.add_argument("--work", type=Path, default=Path(folder))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    for stage in STAGES if arguments.stage == "all" else [arguments.stage]:
+    for stage in stages if arguments.stage == "all" else [arguments.stage]:
         done = arguments.work / f"{stage}.done"
         if done.exists():
             print(f"{stage}: was done already; delete {done} to do it again")
             continue
         began = time.time()
-        STAGES[stage](arguments.work, arguments.device)
+        stages[stage](arguments.work, arguments.device)
         if not processes_of_this_run().is_main_process:
             continue
         done.write_text(json.dumps({"seconds": round(time.time() - began)}))
@@ -450,4 +513,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_stages(STAGES, __doc__, ".toybox")

@@ -1,0 +1,82 @@
+"""Makes the second world's models: `python scripts/train_world2.py all`, or one stage by name.
+
+Stages, in order: scenes, vae, clip, spelling, latents, unet, pipeline, pack. Each reads what the stages before it wrote
+under --work (default .world2), resumes from its own checkpoint, and is skipped when it is done. Pass --device cuda for
+a GPU.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from train_toybox import (
+    World,
+    assemble,
+    encode_latents,
+    halve,
+    make_scenes,
+    run_stages,
+    train_clip,
+    train_spelling,
+    train_unet,
+    train_vae,
+)
+
+from textcraftor.toybox.world2.captions import VOCABULARY, caption, short
+from textcraftor.toybox.world2.render import render
+from textcraftor.toybox.world2.scenes import Scene, sample_scene
+
+SCENE_SEED = 2
+UNET_STEPS = 6000
+
+
+def scene(index: int) -> Scene:
+    """The training scene with this number: the same on every machine."""
+    return sample_scene(np.random.default_rng((SCENE_SEED, index)), word_probability=0.6)
+
+
+def spelled(drawn: Scene, rng: np.random.Generator) -> str:
+    """A descriptive or a short caption with the scene's word."""
+    return caption(drawn, "descriptive", rng) if rng.random() < 0.6 else short(drawn, say_word=True)
+
+
+WORLD = World(
+    scene,
+    render,
+    caption,
+    spelled,
+    VOCABULARY,
+    context=48,
+    clip_captions={"short": 0.2, "descriptive": 0.65, "alt": 0.15},
+    unet_captions={"short": 0.45, "descriptive": 0.4, "alt": 0.15},
+)
+WEIGHTS = Path("textcraftor/toybox/world2/weights")
+PACKED = {"pipeline": "pipeline", "vae": "pipeline/vae", "clip": "clip"}  # folders of --work and of the package
+
+
+def pack(work: Path, device: str) -> None:
+    """Whatever has been trained so far, in fp16, into the package."""
+    for folder, place in PACKED.items():
+        if (work / folder).exists():
+            shutil.copytree(work / folder, WEIGHTS / place, dirs_exist_ok=True)
+    halve(WEIGHTS)
+
+
+STAGES: dict[str, Callable[[Path, str], None]] = {
+    "scenes": partial(make_scenes, world=WORLD),
+    "vae": partial(train_vae, steps=6600, kl_weight=3e-4, cropped=0.8),
+    "clip": partial(train_clip, world=WORLD),
+    "spelling": partial(train_spelling, world=WORLD),
+    "latents": encode_latents,
+    "unet": partial(train_unet, world=WORLD, steps=UNET_STEPS),
+    "pipeline": assemble,
+    "pack": pack,
+}
+
+
+if __name__ == "__main__":
+    run_stages(STAGES, __doc__, ".world2")
