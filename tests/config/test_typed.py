@@ -117,7 +117,11 @@ def test_wrong_types_are_refused(command):
         ("train", ["tune.text_encoder.span=[1,0]"], "must be a share of the steps, within [0, 1]"),
         ("train", ["tune.denoiser.lr=1e-4"], "tune.denoiser.lr: tune.denoiser is null; give tune.denoiser={...}"),
         ("train", ["tune=nothing"], "Could not find 'tune/nothing' Available options in 'tune': both both_lora"),
-        ("train", ["model=null"], "model=null must be one of sd15, sd21, toybox"),
+        (
+            "train",
+            ["model=null"],
+            "model=null must be one of flux1_dev, flux1_schnell, flux2_klein, sd15, sd21, sd35_medium, sdxl, toybox",
+        ),
         ("generate", ["mix.a=much"], "mix.a=much must be a finite number, or rest"),
         ("generate", ["grid.a=5"], "grid.a=5 must be a list of weights, as grid.a=[0,.5,1]"),
         ("generate", ["grid.a=[]"], "grid.a=[] must be a list of weights, as grid.a=[0,.5,1]"),

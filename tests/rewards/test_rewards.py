@@ -41,7 +41,7 @@ SCORERS = ("aesthetic", "clip", "hpsv2", "imagereward", "ocr", "pickscore")
 def scorers(configure):
     """Every scorer of the toybox, loaded as the command loads it."""
     overrides = [f"+reward@rewards.{name}={name}" for name in SCORERS if name != "ocr"]
-    return dict(load_rewards(configure("train", "rewards=ocr", *overrides).rewards).rewards)
+    return dict(load_rewards(configure("train", "rewards=ocr", *overrides).rewards).scorers)
 
 
 @pytest.mark.parametrize(("source", "target"), [(64, 224), (512, 224), (100, 37)])

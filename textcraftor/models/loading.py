@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import hf_hub_download
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from safetensors import safe_open
@@ -18,6 +20,7 @@ from textcraftor.errors import UsageError
 from textcraftor.models.model import ORIGINAL, Model, families, family_of
 from textcraftor.models.tuning import cast_frozen
 
+INDEX = DiffusionPipeline.config_name
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -46,7 +49,7 @@ def load_pipeline(
         UsageError: a local path that is not there, a folder that is no pipeline, or one of no family that is known.
     """
     local = local_path(path)
-    if local.is_dir() and not (local / "model_index.json").exists():
+    if local.is_dir() and not (local / INDEX).exists():
         raise UsageError(f"model.path={path} has no model_index.json: it is not a diffusers pipeline folder")
     source = str(local) if local.exists() else path
     dtype: Any = {"default": torch.float32, **(dtypes or {})}
@@ -56,7 +59,8 @@ def load_pipeline(
             options = {} if config is None else {"config": config}
             pipeline = kind.from_single_file(source, dtype=dtype["default"], **options)
         else:
-            family = family_of(DiffusionPipeline.load_config(source)["_class_name"])
+            index = local / INDEX if local.is_dir() else Path(hf_hub_download(path, INDEX))
+            family = family_of(json.loads(index.read_text())["_class_name"])
             dtype = {family.denoiser if part == "denoiser" else part: kind for part, kind in dtype.items()}
             pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, **family.load_options)
     return frozen(pipeline.to(device))

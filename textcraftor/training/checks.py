@@ -91,10 +91,11 @@ def _check_gradient(config: DictConfig) -> None:
     steps, policy = Sampling(**{**config.sampling, **config.training.sampling}).steps, instantiate(config.gradient)
     needed, name = needs_of(policy), config.gradient._target_.rpartition(".")[2]
     needed.check(steps)
-    flows = config.model.sampling.scheduler == "euler"
-    if needed.draws and not flows and config.sampling.scheduler != "ddim":
+    drawing = "euler" if config.model.sampling.scheduler == "euler" else "ddim"  # flows take Euler's steps
+    if needed.draws and config.sampling.scheduler != drawing:
         raise UsageError(
-            f"sampling.scheduler={config.sampling.scheduler}: gradient={name} draws its steps, which ddim alone can do"
+            f"sampling.scheduler={config.sampling.scheduler}: gradient={name} draws its steps, which {drawing} alone "
+            "can do with this model"
         )
     if config.conditioning.tuned_on == "all":
         return
