@@ -47,7 +47,7 @@ class Plan:
     budget: float
     replanned: bool = False
     offloaded: Mapping[str, float] = field(default_factory=dict)
-    on_disk: frozenset[str] = frozenset()
+    on_disk: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         steps = f"{min(self.kept_steps, self.gradient_steps)} of {self.gradient_steps} gradient steps"
@@ -122,7 +122,7 @@ def plan_memory(
                 stays = fixed - sum(away.values())
                 need = stays + max(costs.peak(kept, blocks, decoder, size), max(away.values(), default=0.0))
                 if need <= limit:
-                    disk = frozenset(
+                    disk = tuple(
                         part for part, sum_ in zip(away, accumulate(away.values()), strict=True) if sum_ > host
                     )
                     return Plan(
