@@ -86,6 +86,13 @@ def test_the_predicted_peak_is_that_of_the_plan_with_weights(configure, folders,
             assert ours == pytest.approx(theirs, rel=0.15), chosen
 
 
+@pytest.mark.parametrize("folders", ["flux2_klein"], indirect=True)
+def test_a_language_model_is_predicted_too(configure, folders, measured):
+    """Its mask of tokens is on `meta`, where nobody can ask whether it hides any."""
+    plan, _ = prediction.predict(config_of(configure, folders, "model.path=nobody/has-this"))
+    assert 0 < plan.predicted < plan.budget
+
+
 @pytest.mark.parametrize("folders", ["flux1_dev"], indirect=True)
 def test_a_tight_budget_takes_text_encoders_off_the_device_and_says_which(configure, folders, measured, tmp_path):
     """The largest first, before activations are computed again; and nothing is written."""

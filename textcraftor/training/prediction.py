@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import huggingface_hub
 import torch
 from hydra.utils import instantiate
@@ -34,6 +36,15 @@ def has_weights(path: str) -> bool:
     return isinstance(huggingface_hub.try_to_load_from_cache(path, "model_index.json"), str) if "/" in path else False
 
 
+def _ready_mask(encoder: Any, arguments: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Give attention its mask in four dimensions: on `meta` one of tokens cannot be asked whether it hides any."""
+    mask = options.get("attention_mask")
+    if mask is None:
+        return arguments, options
+    ready = mask.bool()[:, None, None].expand(-1, -1, mask.shape[-1], -1)
+    return arguments, {**options, "attention_mask": ready}
+
+
 def predict(config: DictConfig) -> tuple[Plan, list[str]]:
     """The memory plan of a run on a model that is built without its weights, and the scorers that are not counted."""
     dtype = dtype_of(config, "dtype")[0]
@@ -43,6 +54,8 @@ def predict(config: DictConfig) -> tuple[Plan, list[str]]:
     denoiser = next(part for part in ("unet", "transformer") if part in layout)
     dtypes[denoiser] = dtypes.pop("denoiser", dtype)
     model, sampling = Model(skeleton(layout, dtypes)), Sampling(**config.sampling)
+    for encoder in model.encoders().values():
+        encoder.register_forward_pre_hook(_ready_mask, with_kwargs=True)
     learners = add_learners(model, tune, size=sampling.size)
     freeze(model, dtype)
     tuned = {"tuned": 1.0} if "tuned" in model.readers else {"original": 1.0}
