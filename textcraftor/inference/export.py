@@ -277,7 +277,7 @@ def write_card(config: DictConfig, mix: Mix, conditioning: Mapping, formats: lis
         template_str=CARD.read_text(),
         title=folder.name.removeprefix(".").removesuffix(".partial"),
         base=public(config.model.path),
-        prompts={name: public(run["config"].prompts.path) for name, run in said.items()},
+        prompts={name: public(run["config"]["prompts"]["path"]) for name, run in said.items()},
         runs=said,
         mixed="" if only_run(mix) else str(mix),
         parts=[path.name for path in tuned_folders(folder)],
