@@ -13,6 +13,7 @@ from tests.conftest import PROMPTS, add_text_encoder
 from textcraftor.errors import UsageError
 from textcraftor.models import remembering
 from textcraftor.models.remembering import Remembered
+from textcraftor.models.tuning import add_learners
 
 TEXTS = torch.tensor([[1, 2], [3, 4], [5, 6], [7, 8]])
 
@@ -150,3 +151,10 @@ def test_a_learner_is_never_remembered(model):
     torch.testing.assert_close(remembered, before, rtol=0, atol=1e-5)
     model.remember()
     assert list(model.remembered) == ["text_encoder"], "twice is once"
+
+
+@pytest.mark.parametrize(("lora", "movable"), [(None, ["text_encoder"]), ({"rank": 2, "alpha": 2.0}, [])])
+def test_an_encoder_under_adapters_stays_where_they_are(model, lora, movable):
+    """Adapters are on the original's own weights: to move the one would move the other. A whole copy has its own."""
+    add_learners(model, {"text_encoder": {"lr": 1e-3, "span": [0, 1], "lora": lora}})
+    assert list(model.movable()) == movable

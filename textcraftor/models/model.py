@@ -6,6 +6,7 @@ import copy
 import importlib
 import pkgutil
 import warnings
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -113,9 +114,15 @@ class Model:
         return found
 
     def movable(self) -> dict[str, float]:
-        """The bytes of every frozen text encoder, which may leave the device while it does not work."""
-        frozen = {part: one for part, one in self.encoders(ORIGINAL).items() if not _learns(one)}
-        return {part: float(sum(tensor.nbytes for tensor in one.parameters())) for part, one in frozen.items()}
+        """The bytes of each of the pipeline's own text encoders that may leave the device while it does not work: it
+        does not learn, and no other encoder has adapters on its weights."""
+        every = {one for name in self.readers for one in self.encoders(name).values()}
+        users = Counter(id(weight) for one in every for weight in one.parameters())
+        return {
+            part: float(sum(weight.nbytes for weight in one.parameters()))
+            for part, one in self.encoders(ORIGINAL).items()
+            if not _learns(one) and all(users[id(weight)] == 1 for weight in one.parameters())
+        }
 
     def place(self, offloaded: Collection[str], on_disk: Collection[str] = ()) -> None:
         """Let these text encoders be on the device only while they work, and else on disk some; the others always."""
