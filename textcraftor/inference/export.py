@@ -27,7 +27,7 @@ from textcraftor.inference.mix import Mix
 from textcraftor.inference.opening import open_model
 from textcraftor.models.model import ORIGINAL, Model
 from textcraftor.models.run_record import TUNED, Base, RunRecord, parts_in
-from textcraftor.models.saving import is_clip, plain_state, published, save_whole
+from textcraftor.models.saving import is_clip, plain_state, published, save_whole, sharing
 from textcraftor.models.tuned import (
     add_adapters,
     component_of,
@@ -207,7 +207,7 @@ def write_kohya(model: Model, mix: Mix, encoder: str, folder: Path) -> None:
 
 def read_again(network: nn.Module, model: Model, path: Path, part: str) -> nn.Module:
     """A network with the adapters that a file or folder holds for it."""
-    shared = copy.deepcopy(network, {id(parameter): parameter for parameter in network.parameters()})
+    shared = sharing(network)
     add_adapters(shared, model, path, part, "again")
     return shared
 

@@ -14,6 +14,7 @@ from textcraftor.inference.generate import Sampling
 from textcraftor.inference.mix import Mix
 from textcraftor.models.loading import dtype_of, freeze, load_model
 from textcraftor.models.model import ORIGINAL, Model
+from textcraftor.models.tuned import TEXT_ENCODERS
 from textcraftor.models.tuning import Learner, add_learners
 from textcraftor.sampling.conditioning import ConditioningSchedule
 
@@ -70,6 +71,6 @@ def part_dtypes(dtype: torch.dtype, mixes: Sequence[Mix], tune: dict) -> dict[st
     """The precision to read each part in: float32 for what learns whole or was tuned, which rounding would lose."""
     exact = [part for part, options in tune.items() if options is not None and options["lora"] is None]
     exact += ["denoiser"] if any(mix.tunes_denoiser for mix in mixes) else []
-    exact += ["text_encoder", "text_encoder_2", "text_encoder_3"] if any(mix.merge for mix in mixes) else []
+    exact += TEXT_ENCODERS if any(mix.merge for mix in mixes) else []
     exact += ["vae"] if dtype == torch.float16 else []
     return {"default": dtype, **dict.fromkeys(exact, torch.float32)}

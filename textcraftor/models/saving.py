@@ -64,6 +64,11 @@ def save_lora(module: Any, component: str, lora: LoraConfig, pipeline: Any, fold
     pipeline.save_lora_weights(folder, **{taken: state, f"{component}_lora_adapter_metadata": lora.to_dict()})
 
 
+def sharing(module: Any) -> Any:
+    """A copy of a network that has the same weights, not others like them."""
+    return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
+
+
 def plain_state(encoder: Any) -> dict[str, Tensor]:
     """An encoder's weights with its adapters, where it has some, merged in."""
     if not getattr(encoder, "_hf_peft_config_loaded", False):

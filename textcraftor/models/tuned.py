@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from textcraftor.errors import UsageError
 from textcraftor.models.model import ORIGINAL, Model
-from textcraftor.models.saving import LORA_FILE, PEFT_FILE, PREFIX, plain_state, published, weights_of
+from textcraftor.models.saving import LORA_FILE, PEFT_FILE, PREFIX, plain_state, published, sharing, weights_of
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 DENOISERS = ("unet", "transformer")
@@ -74,7 +74,7 @@ def load_text_encoders(model: Model, run: Path, name: str, strength: float = 1.0
             stored = read_like({key: encoder.state_dict()[own[key]] for key in own}, folder, STEMS[part])
             encoder.load_state_dict({own[key]: value for key, value in stored.items()}, strict=False)
         else:
-            encoder = copy.deepcopy(original, {id(parameter): parameter for parameter in original.parameters()})
+            encoder = sharing(original)
             add_adapters(encoder, model, folder, part, name)
             scale_lora_layers(encoder, strength)
         encoders[part] = encoder.to(model.device).eval().requires_grad_(False)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from textcraftor.errors import UsageError
 from textcraftor.models.model import ORIGINAL, Model
-from textcraftor.models.saving import plain_state, save_lora, save_whole
+from textcraftor.models.saving import plain_state, save_lora, save_whole, sharing
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,6 @@ def source_of(model: Model, part: str, begin: str) -> Any:
     merged = copy.deepcopy(model.encoders(ORIGINAL)[part]).float()
     merged.load_state_dict(plain_state(source))
     return merged
-
-
-def sharing(module: Any) -> Any:
-    """A copy of a network that has the same weights, not others like them."""
-    return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
 
 
 def lora_config(model: Model, part: str, lora: Mapping[str, Any] | None) -> LoraConfig | None:
