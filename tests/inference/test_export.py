@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
@@ -100,6 +102,21 @@ def test_a_merged_mix_is_one_encoder(runs, configure, tmp_path):
     assert "0.5 a + 0.5 original" in (folder / "README.md").read_text()
     again = Mix({"b": folder})
     assert_same(wanted(again), expected)
+
+
+def test_the_card_says_how_a_finished_run_went(configure, tmp_path):
+    """From the run's own files, which are data: settings as they were, and each measure before and after."""
+    run = make_run(tmp_path / "run", 3, {"text_encoder": LORA})
+    settings = configure("train", "rewards=aesthetic", "prompts.path=my prompts.txt")
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(settings, resolve=True))
+    change = {"mean": 0.25, "low": 0.125, "high": 0.375}
+    summary = {"steps": 7, "batch_size": 3, "prompts": 5, "seeds": [0, 1], "difference": {"aesthetic": change}}
+    summary |= {"before": {"aesthetic": 5.0}, "after": {"aesthetic": 5.25}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    card = (exported(configure, tmp_path / "x", f"tuned.a={run}") / "README.md").read_text()
+    assert "| prompts | my prompts.txt |" in card
+    assert "| steps, prompts a step | 7, 3 |" in card
+    assert "| aesthetic | 5.0000 | 5.2500 | +0.2500 | [+0.1250, +0.3750] |" in card
 
 
 def test_what_is_exported_keeps_the_schedule_it_was_tuned_with(configure, tmp_path):

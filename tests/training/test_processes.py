@@ -41,6 +41,12 @@ def flat(tensors) -> torch.Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors]).double()
 
 
+def first_moments(*folders: Path) -> list[torch.Tensor]:
+    """Adam's after one step: the clipped gradient, scaled."""
+    states = [checkpoint(folder, 1)["optimizer"]["state"].values() for folder in folders]
+    return [flat(state["exp_avg"] for state in one) for one in states]
+
+
 @pytest.fixture
 def _one_thread():
     """As the launcher gives each process: how a sum is split changes its rounding."""
@@ -57,10 +63,7 @@ def test_two_processes_have_one_processs_gradient_and_resume(configure, tmp_path
     run(configure("train", *SETTINGS, f"run_dir={alone}"), alone)
     done = launch("train", *SETTINGS, f"run_dir={both}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    ours, theirs = (
-        flat(state["exp_avg"] for state in checkpoint(folder, 1)["optimizer"]["state"].values())
-        for folder in (alone, both)
-    )
+    ours, theirs = first_moments(alone, both)
     assert (ours - theirs).norm() < 1e-5 * ours.norm()
     one, two = (json.loads((folder / "summary.json").read_text())["before"] for folder in (alone, both))
     assert one.keys() == two.keys()
