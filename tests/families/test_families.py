@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import shutil
 from functools import partial
 
@@ -220,8 +221,8 @@ def exported(case, configure, folder, run_folder, *overrides):
     return folder
 
 
-def test_exported_encoders_make_our_pictures_in_stock_pipelines(case, configure, tmp_path):
-    """As a whole pipeline, and each encoder's folder and file under its published names."""
+def test_exported_encoders_make_our_pictures_in_stock_pipelines(case, configure, tmp_path, monkeypatch):
+    """As a whole pipeline, by the lines of the model card, and each encoder's file under its published names."""
     folder = exported(case, configure, tmp_path / "x", case.run, "formats=[diffusers,webui,pipeline]")
     model, mix = case.model(), Mix({"a": case.run})
     ours = generate(model, JOBS, mix.schedule(model), case.sampling)
@@ -229,6 +230,12 @@ def test_exported_encoders_make_our_pictures_in_stock_pipelines(case, configure,
     whole.set_progress_bar_config(disable=True)
     whole.scheduler = case.pipeline().scheduler
     assert_same(ours, stock(whole, prompt=TEXTS))
+    carded = case.pipeline()
+    card = (folder / "README.md").read_text()
+    loading = re.search(r"from_pretrained\(.*?\)\n(.*?)```", card, re.DOTALL)[1]  # type: ignore[index]
+    monkeypatch.chdir(folder)
+    exec(loading, {"pipe": carded})  # our own card
+    assert_same(ours, stock(carded, prompt=TEXTS))
     for part, encoder in model.encoders("a").items():
         state = load_file(folder / f"{part}.safetensors")
         assert not [key for key in state if "lora" in key]

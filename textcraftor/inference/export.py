@@ -27,7 +27,7 @@ from textcraftor.inference.mix import Mix
 from textcraftor.inference.opening import open_model
 from textcraftor.models.model import ORIGINAL, Model
 from textcraftor.models.run_record import TUNED, Base, RunRecord, parts_in
-from textcraftor.models.saving import is_clip, plain_state, published, save_whole, sharing
+from textcraftor.models.saving import PEFT_FILE, is_clip, plain_state, published, save_whole, sharing
 from textcraftor.models.tuned import (
     add_adapters,
     component_of,
@@ -40,7 +40,7 @@ from textcraftor.sampling.conditioning import ConditioningSchedule
 
 KOHYA_FILE = "lora.safetensors"
 FORMATS = {
-    "diffusers": "what was tuned, in the folders of diffusers: `from_pretrained`, `load_lora_weights`",
+    "diffusers": "what was tuned, in folders that diffusers and transformers load, see below",
     "webui": "`text_encoder.safetensors`: each whole text encoder, under its published keys, for web UIs",
     "kohya": f"`{KOHYA_FILE}`: the adapters under the names of kohya, for A1111, ComfyUI and others",
     "pipeline": "`pipeline/`: the whole model with everything tuned in its place",
@@ -280,12 +280,22 @@ def write_card(config: DictConfig, mix: Mix, conditioning: Mapping, formats: lis
         prompts={name: public(run["config"]["prompts"]["path"]) for name, run in said.items()},
         runs=said,
         mixed="" if only_run(mix) else str(mix),
-        parts=[path.name for path in tuned_folders(folder)],
+        loading=[loading_line(path) for path in tuned_folders(folder)],
         conditioning=conditioning,
         formats={name: FORMATS[name] for name in formats},
         picture=(folder / "before_after.png").exists(),
     )
     card.save(folder / "README.md")
+
+
+def loading_line(folder: Path) -> str:
+    """The line of Python that puts a tuned part into the pipeline `pipe`."""
+    part = component_of(folder)
+    if folder.name == part:
+        return f'pipe.{part} = type(pipe.{part}).from_pretrained("{folder.name}")'
+    if (folder / PEFT_FILE).exists():
+        return f'pipe.{part}.load_adapter("{folder.name}")'
+    return f'pipe.load_lora_weights("{folder.name}")'
 
 
 def public(path: str) -> str:
