@@ -26,6 +26,7 @@ CASES = (
     ("sd35_medium", "text_encoders_lora", (24, 48)),
     ("sd35_medium", "text_encoder_3_lora", (24, 48)),
     ("flux1_dev", "text_encoder_2_lora", (48, 80)),
+    ("flux2_klein", "text_encoder_lora", (24, 48)),
 )
 
 

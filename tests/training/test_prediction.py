@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -23,7 +24,7 @@ from textcraftor.training.train import load, run
 PLANS = [(2, False, True), (1, False, False), (0, False, False), (0, True, False)]  # kept steps, blocks, decoder
 
 
-@pytest.fixture(params=["sd15", "flux1_dev"])
+@pytest.fixture(params=["sd15", "flux1_dev", "flux2_klein"])
 def folders(request, tmp_path):
     """A small model's folder, and its configurations alone; CLIP's 77 tokens, as predictions take them."""
     layout, tokenizers = tiny_layout(request.param), {}
@@ -70,27 +71,24 @@ def measured(monkeypatch) -> list[Activations]:
 
 
 def test_the_predicted_peak_is_that_of_the_plan_with_weights(configure, folders, measured):
-    """Within 15 %, weights and all; and of the activations alone, which the weights could hide, for every plan."""
+    """Within 15 %, weights and all; and of the activations alone, which the weights could hide, for every plan.
+
+    A language model's mask makes torch's CPU compute attention plainly, which GPUs do not: it is counted as theirs.
+    """
     predicted, unknown = prediction.predict(config_of(configure, folders, "model.path=nobody/has-this"))
     assert unknown == []
     job = load(config_of(configure, folders, f"model.path={folders[1] / 'whole'}"))
     model, costs = job.model, job.objective.costs()
     readers = (one for name in model.readers for one in model.encoders(name).values())
     resident = bytes_of([model.denoiser, model.vae, job.rewards, *readers])
-    plan = plan_memory(64, model.device, costs, 2, updating_bytes(job.learners, 0.0), resident=resident)
+    with prediction.fused_attention() if folders[0] == "flux2_klein" else contextlib.nullcontext():
+        plan = plan_memory(64, model.device, costs, 2, updating_bytes(job.learners, 0.0), resident=resident)
     assert predicted.predicted == pytest.approx(plan.predicted, rel=0.15)
     assert (predicted.kept_steps, predicted.decoder, predicted.micro_batch) == (2, True, 2)
     with prediction.fused_attention():
         for chosen in PLANS:
             ours, theirs = (one.peak(*chosen, 2) for one in (measured[0], costs))
             assert ours == pytest.approx(theirs, rel=0.15), chosen
-
-
-@pytest.mark.parametrize("folders", ["flux2_klein"], indirect=True)
-def test_a_language_model_is_predicted_too(configure, folders, measured):
-    """Its mask of tokens is on `meta`, where nobody can ask whether it hides any."""
-    plan, _ = prediction.predict(config_of(configure, folders, "model.path=nobody/has-this"))
-    assert 0 < plan.predicted < plan.budget
 
 
 @pytest.mark.parametrize("folders", ["flux1_dev"], indirect=True)
