@@ -103,7 +103,7 @@ def test_prompts_are_taken_literally(configure):
         (["train", "prompts.path=missing.txt"], "prompts.path=missing.txt does not exist"),
         (["train", "prompts.path=empty.txt"], "prompts.path=empty.txt holds no prompt"),
         (["train", "prompts.path=strange.txt"], "tokenizer does not know elephant"),
-        (["train", "run_dir=finished"], "holds a finished run"),
+        (["train", "run_dir=finished"], "run_dir=finished already holds a finished run"),
         (["train", "resume=finished"], "resume=finished holds no config.yaml"),
         (["train", "stop_on=[brightness]"], "stop_on=brightness names no alarm"),
         (["train", "tracker=wandb"], "tracker=wandb is not installed"),
@@ -143,6 +143,7 @@ def test_a_mistake_gives_one_line_and_leaves_nothing(configure, tmp_path, monkey
     OmegaConf.save(configure("train"), tmp_path / "begun" / "config.yaml", resolve=True)
     (tmp_path / "finished").mkdir()
     (tmp_path / "finished" / "summary.json").write_text("{}")
+    (tmp_path / "finished" / "finished.json").write_text("{}")
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["textcraftor", *arguments])

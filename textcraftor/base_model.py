@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from textcraftor.errors import UsageError
+from textcraftor.files.reading import read_yaml, shaped
 from textcraftor.models.run_record import Base, RunRecord
 
 
@@ -33,14 +33,7 @@ def base_of_old(run: Path) -> Base:
     file = run / "config.yaml"
     if not file.is_file():
         return Base("")
-    try:
-        stored: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-        path = stored["model"]["path"]
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: its model.path cannot be read ({type(error).__name__}): give model=") from error
-    if not isinstance(path, str):
-        raise UsageError(f"{file}: model.path={path} is no path: give model=")
-    return Base.of({"path": path})
+    return Base.of({"path": shaped(file, read_yaml(file), {"model": {"path": str}})["model"]["path"]})
 
 
 def _same(path: str, base: Base) -> bool:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import importlib
 import os
+import re
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from textcraftor.config.commands import SCHEMAS
 from textcraftor.config.compose import checked, compose, config_dir, package_path, register
 from textcraftor.config.overrides import as_typed, quoted, split
 from textcraftor.config.resume import resumed_config
+from textcraftor.config.schema import key_of
 from textcraftor.config.typed import typed
-from textcraftor.errors import UsageError
+from textcraftor.errors import EndedRunError, UsageError, one_line
 
 __all__ = ["COMMANDS", "call", "compose", "config_dir", "main", "register"]
 
@@ -33,6 +43,22 @@ COMMANDS = {
     "app": ("textcraftor.inference.app", "a page with a slider for each tuned encoder"),
     "fetch": ("textcraftor.fetch", "download what a configuration names, ahead of time"),
 }
+# What a disk refuses, and the remedy.
+DISK = {
+    errno.ENOSPC: "make room, or choose another run_dir=",
+    errno.EDQUOT: "make room, or choose another run_dir=",
+    errno.EROFS: "choose another run_dir=",
+    errno.EACCES: "you have no right to it: choose another path",
+    errno.EPERM: "you have no right to it: choose another path",
+    errno.ENAMETOOLONG: "choose a shorter name= or run_dir=",
+    errno.ENOTDIR: "a part of the path is a file: choose another path",
+    errno.EISDIR: "it is a folder: choose another path",
+    errno.EEXIST: "it is there already: choose another path",
+    errno.ENOENT: "a part of the path is missing: look at how it is written",
+    errno.ELOOP: "its links lead in a circle: choose another path",
+    errno.EIO: "the disk fails: choose another path",
+    errno.EMFILE: "too many files are open: close some",
+}
 USAGE = """\
 usage: textcraftor COMMAND [key=value ...]
 
@@ -44,16 +70,66 @@ textcraftor COMMAND --help shows every key; -m runs a sweep; HYDRA_FULL_ERROR=1 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Show a user's mistake as one line and exit with 2; `HYDRA_FULL_ERROR=1` lets the traceback through."""
+    """Show whatever goes wrong as one line; `HYDRA_FULL_ERROR=1` lets the traceback through.
+
+    Exits with 2 for what a user can put right, with 1 for what nobody foresaw, whose traceback is kept in a file, and
+    with 130 after Ctrl-C.
+    """
     try:
         yield
-    except Exception as error:
-        # Hydra wraps what a constructor raises; the user's mistake is the cause.
-        cause = error if isinstance(error, UsageError) else error.__cause__
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(cause, UsageError):
+    except _Told:
+        raise
+    except EndedRunError as error:
+        raise _Told(error.code) from error
+    except BaseException as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or isinstance(error, GeneratorExit):
             raise
-        print(f"textcraftor: {cause}", file=sys.stderr)
-        sys.exit(2)
+        line, code = told(error)
+        print(f"textcraftor: {line}", file=sys.stderr)
+        raise _Told(code) from error
+
+
+class _Told(SystemExit):
+    """Everything has been said; what else raises SystemExit, a library or a scorer, has said nothing."""
+
+
+def told(error: BaseException) -> tuple[str, int]:
+    """What an error says in one line, and what the command exits with."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+        causes.append(cause)
+    # Hydra and diffusers wrap what a constructor raises; the user's mistake is below.
+    if mistake := next((one for one in causes if isinstance(one, UsageError)), None):
+        return one_line(mistake), 2
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by Ctrl-C; the same command goes on or begins again", 130
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return one_line(error).partition(" Config search path")[0], 2
+    number = disk_error(error)
+    if number is not None:
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        return f"{where}{os.strerror(number)}: {DISK[number]}", 2
+    if isinstance(error, SystemExit):
+        return f"ended by SystemExit({error.code}); {traceback_file()} says where", 1
+    what = f"{type(error).__name__}: {one_line(error)[:300]}" if str(error) else type(error).__name__
+    return f"unforeseen {what}; the traceback is in {traceback_file()}", 1
+
+
+def disk_error(error: BaseException) -> int | None:
+    """The number of what a disk refused, also where a library says it in its own words."""
+    if isinstance(error, OSError):
+        return error.errno if error.errno in DISK else None
+    said = re.search(r"os error (\d+)", str(error))  # safetensors'
+    if said and int(said[1]) in DISK:
+        return int(said[1])
+    return errno.ENOSPC if "PytorchStreamWriter failed" in str(error) else None
+
+
+def traceback_file() -> Path:
+    """A file with the traceback of the error that is being handled."""
+    with tempfile.NamedTemporaryFile("w", prefix="textcraftor-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        file.write(traceback.format_exc())
+    return Path(file.name)
 
 
 def quiet_libraries() -> None:
@@ -82,6 +158,20 @@ def base_of_runs(command: str, overrides: Sequence[str]) -> list[str]:
     return as_typed(command, found)
 
 
+def resumes(command: str, overrides: Sequence[str]) -> bool:
+    """Whether a command line goes on with a run."""
+    if key_of(SCHEMAS[command], "resume") is None:
+        return False
+    return any(split(one)[1] == "resume" and split(one)[2] != "null" for one in overrides)
+
+
+def configured(command: str, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of one job: of a run that goes on its own, else what the overrides compose."""
+    if resumes(command, overrides):
+        return resumed_config(command, overrides)
+    return compose(command, [*overrides, *base_of_runs(command, overrides)])
+
+
 def launch(command: str, overrides: list[str]) -> None:
     """Run one job, or hand over to Hydra, which runs a sweep or answers its own flags."""
     import hydra
@@ -91,7 +181,8 @@ def launch(command: str, overrides: list[str]) -> None:
     register()
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    sys.path.append(os.getcwd())  # so that a user's own scorer in the working folder is found
+    if any("_target_" in override for override in overrides):
+        sys.path.append(os.getcwd())  # so that a user's own scorer in the working folder is found
 
     def module():  # takes seconds to import, which a question for help need not wait for
         quiet_libraries()
@@ -99,21 +190,15 @@ def launch(command: str, overrides: list[str]) -> None:
 
     def work(config, folder: Path) -> float | str | None:
         with one_line_errors():
-            try:
-                result = module().run(config, folder)
-            finally:
-                with contextlib.suppress(OSError):  # an empty folder is no result; one with files stays
-                    folder.rmdir()
-                    folder.parent.rmdir()
+            result = module().run(config, folder)
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"textcraftor: {result if isinstance(result, str) else f'wrote {os.path.relpath(folder)}'}")
         return result
 
-    resumes = any(split(one)[1] == "resume" and split(one)[2] != "null" for one in overrides)
-    if resumes or not any(split(one)[1].startswith(("-", "hydra")) for one in overrides):  # one job, all of it our own
+    flagged = any(split(one)[1].startswith(("-", "hydra")) for one in overrides)
+    if resumes(command, overrides) or not flagged:  # one job, all of it our own
         with one_line_errors():
-            base = [] if resumes else base_of_runs(command, overrides)
-            config = (resumed_config if resumes else compose)(command, [*overrides, *base])
+            config = configured(command, overrides)
             folder = Path(config.run_dir).expanduser()
             module().check(config, folder)
         work(config, folder)
@@ -142,8 +227,7 @@ def call(command: str, keys: Sequence[str]) -> Path:
         UsageError: what the command line would answer with one line.
     """
     register()
-    overrides = as_typed(command, keys)
-    config = compose(command, [*overrides, *base_of_runs(command, overrides)])
+    config = configured(command, as_typed(command, keys))
     module, folder = importlib.import_module(COMMANDS[command][0]), Path(config.run_dir).expanduser()
     module.check(config, folder)
     module.run(config, folder)
@@ -163,8 +247,10 @@ def main() -> None:
         listed = "\n".join(f"  {name:15} {what}" for name, (_, what) in COMMANDS.items())
         print(USAGE.format(commands=listed))
     elif command in COMMANDS:
-        overrides = paths_as_runs(overrides) if command in ("compare", "app") else overrides
-        launch(command, as_typed(command, overrides))
+        with one_line_errors():
+            overrides = paths_as_runs(overrides) if command in ("compare", "app") else overrides
+            overrides = as_typed(command, overrides)
+        launch(command, overrides)
     else:
         near = difflib.get_close_matches(command, COMMANDS, 1)
         hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"

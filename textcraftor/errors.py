@@ -1,7 +1,4 @@
-"""The one exception for what a user can put right.
-
-The command shows its message as one line, without a traceback.
-"""
+"""Exceptions that the command shows as one line, without a traceback."""
 
 from __future__ import annotations
 
@@ -10,6 +7,24 @@ class UsageError(ValueError):
     """A value, the rule that it breaks, and the remedy."""
 
 
-def one_line(error: Exception) -> str:
+class EndedRunError(Exception):
+    """A run ended as it was asked to, by a signal; its checkpoint is written.
+
+    Args:
+        code: what the command exits with.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def one_line(error: BaseException) -> str:
     """What an error says, in one line."""
     return " ".join(str(error).split())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that the device's memory does not suffice."""
+    said = ("not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in said)

@@ -187,7 +187,7 @@ def test_training_then_recaptioning_through_the_commands(world, language_model, 
             f"run_dir={tmp_path / 'captioner'}",
         ],
     )
-    assert {path.name for path in folder.iterdir()} == {"base", "short", "descriptive", "config.yaml"}
+    assert {path.name for path in folder.iterdir()} == {"base", "short", "descriptive", "config.yaml", "finished.json"}
     keys = [f"data.path={world}", f"captioner.path={folder}", "style=descriptive", "batch_size=4"]
     done = tmp_path / "captions"
     done.mkdir()
@@ -202,7 +202,7 @@ def test_training_then_recaptioning_through_the_commands(world, language_model, 
     assert all(row["model"] == str(folder / "descriptive") and row["kind"] == "descriptive" for row in others)
     records = Records.read(world, [done / "captions.jsonl"])
     assert rows["00001.png"]["text"] in records.records[1].synthetic["descriptive"]
-    with pytest.raises(UsageError, match="holds finished captions"):
+    with pytest.raises(UsageError, match="already holds captions"):
         call("recaption", [*keys, f"run_dir={done}"])
 
 

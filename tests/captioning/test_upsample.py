@@ -82,7 +82,7 @@ def test_the_command_writes_what_prompts_path_reads(tmp_path):
     rows = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
     assert [row["original"] for row in rows] == ["a red circle", "something else"]
     assert read_prompts(folder / "prompts.jsonl") == Expander()(["a red circle", "something else"])
-    with pytest.raises(UsageError, match="holds finished prompts"):
+    with pytest.raises(UsageError, match="already holds prompts"):
         call("upsample", [f"prompts.path={tmp_path / 'p.txt'}", f"run_dir={tmp_path / 'u'}"])
 
 

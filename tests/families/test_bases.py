@@ -164,7 +164,7 @@ def test_a_record_that_no_run_wrote_is_one_line(tmp_path):
     """It may come from strangers: another format, or keys that are missing."""
     for text, line in (
         ('{"format": 9}', "format=9 must be 2"),
-        ('{"format": 2, "base": {}}', "must be as runs write it"),
+        ('{"format": 2, "base": {}}', "must have family, as runs write it"),
     ):
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(UsageError, match=line):

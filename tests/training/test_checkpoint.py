@@ -109,7 +109,8 @@ def cut(run_folder: Path, folder: Path) -> Path:
     """A copy of the run as if it had stopped at its newest checkpoint before the end."""
     shutil.copytree(run_folder, folder)
     shutil.rmtree(folder / "checkpoints" / "step_000008")
-    (folder / "summary.json").unlink()
+    for file in ("finished.json", "summary.json"):
+        (folder / file).unlink()
     return folder
 
 

@@ -38,6 +38,7 @@ KEPT = {
     "run.json",
     "before_evaluated.npz",
     "before_watched.npz",
+    "finished.json",
     "checkpoints",
     "samples",
     "text_encoder",

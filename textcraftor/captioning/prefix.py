@@ -3,7 +3,6 @@ Better Captions" (Betker et al. 2023, section 2), in the form of ClipCap (Mokady
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModelWit
 
 from textcraftor.assets import folder_or_id, loading
 from textcraftor.errors import UsageError
+from textcraftor.files.reading import check_confined, read_json, shaped
+from textcraftor.files.writing import replacing_folder, write_json
 from textcraftor.rewards.checkpoints import load_pretrained
 from textcraftor.rewards.preprocessing import clip_pixels, from_pil
 
 CONFIG, MAPPER = "captioner.json", "mapper.safetensors"
+SETTINGS = {"clip": str, "prefix_length": int, "max_new_tokens": int}
 
 
 class PrefixCaptioner(nn.Module):
@@ -91,11 +93,13 @@ class PrefixCaptioner(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write the language model, its tokenizer and the mapper; CLIP stays where it is and is named."""
-        self.language_model.save_pretrained(folder / "language_model")
-        self.tokenizer.save_pretrained(folder / "language_model")
-        save_file({key: value.cpu().contiguous() for key, value in self.mapper.state_dict().items()}, folder / MAPPER)
-        told = {"clip": self.clip, "prefix_length": self.prefix_length, "max_new_tokens": self.max_new_tokens}
-        (folder / CONFIG).write_text(json.dumps(told, indent=2))
+        with replacing_folder(folder) as partial:
+            self.language_model.save_pretrained(partial / "language_model")
+            self.tokenizer.save_pretrained(partial / "language_model")
+            state = {key: value.cpu().contiguous() for key, value in self.mapper.state_dict().items()}
+            save_file(state, partial / MAPPER)
+            told = {"clip": self.clip, "prefix_length": self.prefix_length, "max_new_tokens": self.max_new_tokens}
+            write_json(partial / CONFIG, told)
 
     @classmethod
     def load(cls, path: str, style: str | None = None, device: str = "cpu") -> PrefixCaptioner:
@@ -107,7 +111,9 @@ class PrefixCaptioner(nn.Module):
         folder = Path(path).expanduser() / (style or "")
         if not (folder / CONFIG).exists():
             raise UsageError(f"captioner.path: {folder} holds no {CONFIG}: give the folder that train-captioner wrote")
-        captioner = cls(language_model=str(folder / "language_model"), **json.loads((folder / CONFIG).read_text()))
+        check_confined(folder)
+        settings = shaped(folder / CONFIG, read_json(folder / CONFIG), SETTINGS)
+        captioner = cls(language_model=str(folder / "language_model"), **settings)
         captioner.mapper.load_state_dict(load_file(folder / MAPPER))
         captioner.name = str(folder)
         return captioner.to(device).eval().requires_grad_(False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,9 @@ from tqdm import tqdm
 
 from textcraftor.data.records import Records, check_records
 from textcraftor.errors import UsageError
+from textcraftor.files import writing
+from textcraftor.files.reading import read_json, read_json_lines
+from textcraftor.files.writing import append, check_unfinished, locked, write_json, write_text
 from textcraftor.models.loading import device_of
 
 Captioner = Callable[[Sequence[Image.Image]], list[str]]
@@ -30,8 +32,7 @@ def check(config: DictConfig, folder: Path) -> None:
     if not str(config.style).strip():
         raise UsageError("style='' names no kind of caption: short and descriptive are usual")
     device_of(config.device)
-    if (folder / FILE).exists():
-        raise UsageError(f"run_dir={folder} holds finished captions: choose another run_dir= or name=, or delete it")
+    check_unfinished(folder, "captions")
 
 
 def run(config: DictConfig, folder: Path) -> str:
@@ -42,20 +43,25 @@ def run(config: DictConfig, folder: Path) -> str:
     check(config, folder)
     records, processes = Records.read(config.data.path), PartialState()
     captioner = instantiate(config.captioner, device=device_of(config.device))
-    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, str(processes.process_index)):
+        make(config, folder, records, captioner)
+        processes.wait_for_everyone()
+        return finish(config, folder, records) if processes.is_main_process else "captioned"
+
+
+def make(config: DictConfig, folder: Path, records: Records, captioner: Any) -> None:
+    """Caption this process's share of the pictures that have none yet."""
+    processes = PartialState()
     done = {row["key"] for row in written(folder)}
     waiting = [index for index in range(len(records)) if records.records[index].key not in done]
     mine = waiting[processes.process_index :: processes.num_processes]
     told = {"kind": config.style, "model": captioner.name, "prompt": captioner.prompt}
     skipped: dict[str, str] = {}
-    with (folder / f"captions.{processes.process_index}.part").open("a", encoding="utf-8") as file:
-        for start in tqdm(range(0, len(mine), config.batch_size), desc="captioning", unit="batch"):
-            for row in captions_of(captioner, records, mine[start : start + config.batch_size], skipped):
-                file.write("\n" + json.dumps({**row, **told}, ensure_ascii=False))
-            file.flush()
-    (folder / f"skipped.{processes.process_index}.part").write_text(json.dumps(skipped))
-    processes.wait_for_everyone()
-    return finish(config, folder, records) if processes.is_main_process else "captioned"
+    for start in tqdm(range(0, len(mine), config.batch_size), desc="captioning", unit="batch"):
+        rows = captions_of(captioner, records, mine[start : start + config.batch_size], skipped)
+        lines = ["\n" + json.dumps({**row, **told}, ensure_ascii=False) for row in rows]
+        append(folder / f"captions.{processes.process_index}.part", "".join(lines))
+    write_json(folder / f"skipped.{processes.process_index}.part", skipped)
 
 
 def captions_of(
@@ -76,13 +82,9 @@ def captions_of(
 
 
 def written(folder: Path) -> list[dict[str, Any]]:
-    """The rows of all processes so far; a line that an interruption cut short is no row."""
-    found = []
-    for file in sorted(folder.glob("captions.*.part")):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                found.append(json.loads(line))
-    return found
+    """The rows of all processes so far."""
+    rows = [row for file in sorted(folder.glob("captions.*.part")) for row in read_json_lines(file)]
+    return [row for row in rows if isinstance(row.get("key"), str)]
 
 
 def finish(config: DictConfig, folder: Path, records: Records) -> str:
@@ -90,13 +92,14 @@ def finish(config: DictConfig, folder: Path, records: Records) -> str:
     rows = {row["key"]: row for row in written(folder)}
     skipped = dict(records.skipped)
     for file in folder.glob("skipped.*.part"):
-        skipped |= json.loads(file.read_text())
+        skipped |= read_json(file)
     if not rows:
         raise UsageError(f"no picture of {config.data.path} got a caption: {next(iter(skipped.items()))}")
     lines = [json.dumps(rows[one.key], ensure_ascii=False) + "\n" for one in records.records if one.key in rows]
-    (folder / FILE).write_text("".join(lines), encoding="utf-8")
-    (folder / "skipped.json").write_text(json.dumps(skipped, indent=2, ensure_ascii=False))
-    OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    write_text(folder / FILE, "".join(lines))
+    write_json(folder / "skipped.json", skipped)
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    writing.finish(folder, "recaption")
     for file in folder.glob("*.part"):
         file.unlink()
     return f"wrote {folder / FILE}: {len(rows)} {config.style} captions, {len(skipped)} skipped"

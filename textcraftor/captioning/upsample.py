@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from textcraftor.assets import folder_or_id, loading
 from textcraftor.data.prompts import read_prompts
 from textcraftor.errors import UsageError
+from textcraftor.files.writing import check_unfinished, finish, locked, write_text
 from textcraftor.models.loading import device_of
 
 Upsampler = Callable[[Sequence[str]], list[str]]
@@ -128,8 +129,7 @@ def check(config: DictConfig, folder: Path) -> None:
     """Refuse what cannot work before any model is loaded."""
     read_prompts(config.prompts.path)
     check_upsampler(config)
-    if (folder / "prompts.jsonl").exists():
-        raise UsageError(f"run_dir={folder} holds finished prompts: choose another run_dir= or name=, or delete it")
+    check_unfinished(folder, "prompts")
 
 
 def run(config: DictConfig, folder: Path) -> str:
@@ -139,9 +139,10 @@ def run(config: DictConfig, folder: Path) -> str:
     upsampler = upsampler_of(config)
     assert upsampler is not None
     found = upsampler(prompts)
-    folder.mkdir(parents=True, exist_ok=True)
     rows = [{"prompt": text, "original": prompt} for prompt, text in zip(prompts, found, strict=True)]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / "prompts.jsonl").write_text(lines, encoding="utf-8")
+    with locked(folder):
+        write_text(folder / "prompts.jsonl", lines)
+        finish(folder, "upsample")
     kept = sum(text == prompt for prompt, text in zip(prompts, found, strict=True))
     return f"wrote {folder / 'prompts.jsonl'}: {len(rows)} prompts, {kept} of them as they were"

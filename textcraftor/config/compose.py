@@ -34,7 +34,9 @@ def groups() -> dict[str, list[str]]:
 
 
 def package_path(name: str) -> str:
-    """The folder of an importable package."""
+    """The folder of one of our own packages."""
+    if name.partition(".")[0] != "textcraftor":  # to look a package up runs what lies above it
+        raise ValueError(f"package:{name} must begin with textcraftor: give its path")
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise ValueError(f"package {name} cannot be imported")

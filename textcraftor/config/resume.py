@@ -8,17 +8,23 @@ from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.utils import get_object
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from textcraftor.config.compose import config_dir
 from textcraftor.config.overrides import literal
 from textcraftor.config.typed import typed
-from textcraftor.errors import UsageError
+from textcraftor.errors import UsageError, one_line
+from textcraftor.files.reading import check_confined, read_yaml
 
 # What rescues a run that meets the same trouble again each time that it is resumed.
 RESCUE = ("memory.budget", "training.skip_broken")
 MAY_CHANGE = ("training.steps", "training.checkpoint_every", "device", "tracker", *RESCUE)
-TRUSTED = ("textcraftor.", "torch.optim.")  # what a run folder may name to be imported
+# Of the torch package, what a run's folder may name to be imported; the rest is what our own configurations name.
+OPTIMISERS = {
+    f"torch.optim.{name}" for name in ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "SGD", "RMSprop", "Adagrad")
+}
+HYDRAS_OWN = ("_target_", "_partial_")  # of the keys that steer how an object is made; others could make another
 
 
 def resumed_config(command: str, overrides: Sequence[str]) -> DictConfig:
@@ -28,13 +34,19 @@ def resumed_config(command: str, overrides: Sequence[str]) -> DictConfig:
         UsageError: no such run, a key that may not change, a value that it cannot have, or code of others that the
             folder names.
     """
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    if flag := next((one for one in overrides if one.startswith("-")), None):
+        raise UsageError(f"{flag}: resume= goes on with one run: leave {flag} out")
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise UsageError(one_line(error)) from error
     given = {override.key_or_group: read(override.value()) for override in parsed}
     folder = Path(str(given.pop("resume")))
     file = folder.expanduser() / "config.yaml"
     if not file.exists():
         raise UsageError(f"resume={folder} holds no config.yaml: give the folder of a run")
-    stored = yaml.safe_load(file.read_text(encoding="utf-8"))
+    check_confined(folder.expanduser())
+    stored = read_yaml(file)
     config = OmegaConf.create(literal(stored))
     different = [key for key, value in given.items() if key not in MAY_CHANGE and at(config, key) != value]
     if different:
@@ -42,11 +54,14 @@ def resumed_config(command: str, overrides: Sequence[str]) -> DictConfig:
             f"resume={folder}: {', '.join(different)} cannot change in a run that has begun; "
             f"{', '.join(MAY_CHANGE)} can. Leave the others out, or start a new run"
         )
-    for key, target in targets(stored):
-        if given.get(key) != target and not is_trusted(target):
+    known = known_targets()
+    for key, value in instructions(stored):
+        if key.rpartition(".")[2] not in HYDRAS_OWN:
+            raise UsageError(f"resume={folder}: {key}={value} in its config.yaml is not what runs write: take it away")
+        if key.endswith("_target_") and given.get(key) != value and value not in known:
             raise UsageError(
                 f"resume={folder}: its config.yaml names code that is not TextCraftor's; if you trust it, "
-                f"repeat {key}={target}"
+                f"repeat {key}={value}"
             )
     config.resume = config.run_dir = literal(str(folder))
     try:
@@ -70,17 +85,18 @@ def at(config: DictConfig, key: str) -> Any:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
-def is_trusted(target: str) -> bool:
-    """Whether a target is what it says: `textcraftor.cli.os.system` begins well, and is another's."""
-    return target.startswith(TRUSTED) and get_object(target).__module__.startswith(TRUSTED)
+def known_targets() -> set[str]:
+    """Everything that our own configurations name to be imported, and torch's optimisers."""
+    files = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in config_dir().rglob("*.yaml"))
+    named = {value for node in files for key, value in instructions(node) if key.endswith("_target_")}
+    return named | OPTIMISERS
 
 
-def targets(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every `_target_` below a node with its key."""
+def instructions(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every key below a node that tells Hydra what to make and how, `_target_` and its like, with its value."""
     if isinstance(node, list):
-        node = dict(enumerate(node))
+        node = {str(number): one for number, one in enumerate(node)}
     for name, value in node.items() if isinstance(node, dict) else ():
-        if name == "_target_":
+        if name.startswith("_") and name.endswith("_"):
             yield f"{key}{name}", str(value)
-        else:
-            yield from targets(value, f"{key}{name}.")
+        yield from instructions(value, f"{key}{name}.")

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 from textcraftor.errors import UsageError
+from textcraftor.files.writing import check_unfinished, finish, locked, replacing, write_json, write_text
 
 Painter = Callable[[str, str, np.random.Generator], tuple[Image.Image, str, str]]
 KINDS = ("word", "number", "series")
@@ -159,8 +160,7 @@ def coverage(counts: Counter[str], alphabet: str) -> str:
 
 def check(config: DictConfig, folder: Path) -> None:
     """Refuse what cannot work before anything is written."""
-    if (folder / "metadata.jsonl").exists():
-        raise UsageError(f"run_dir={folder} holds finished pictures: choose another run_dir= or name=, or delete it")
+    check_unfinished(folder, "pictures")
     instantiate(config.model.letters.texts)
     instantiate(config.model.letters.painter)
 
@@ -168,18 +168,25 @@ def check(config: DictConfig, folder: Path) -> None:
 def run(config: DictConfig, folder: Path) -> str:
     """Write a data set: pictures, `metadata.jsonl`, and `coverage.json`, how often each sign was written."""
     check(config, folder)
+    with locked(folder):
+        return make(config, folder)
+
+
+def make(config: DictConfig, folder: Path) -> str:
+    """The same, once nobody else writes there."""
     texts, paint = instantiate(config.model.letters.texts), instantiate(config.model.letters.painter)
-    folder.mkdir(parents=True, exist_ok=True)
     counts, lines = Counter[str](), []
     for index in tqdm(range(config.count), desc="writing", unit="picture"):
         rng = np.random.default_rng((config.seed, index))
         kind, text = texts.draw(rng)
         picture, basic, detailed = paint(kind, text, rng)
-        picture.save(folder / f"{index:06d}.png")
+        with replacing(folder / f"{index:06d}.png") as partial:
+            picture.save(partial)
         counts.update(text)
         row = {"file_name": f"{index:06d}.png", "caption": basic, "quoted": [text], "kind": kind}
         lines.append(json.dumps(row | {"synthetic": [{"kind": "descriptive", "text": detailed}]}, ensure_ascii=False))
-    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (folder / "coverage.json").write_text(json.dumps(dict(sorted(counts.items())), indent=2))
-    OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    write_text(folder / "metadata.jsonl", "\n".join(lines) + "\n")
+    write_json(folder / "coverage.json", dict(sorted(counts.items())))
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    finish(folder, "letters")
     return f"wrote {folder}: {config.count} pictures of text; {coverage(counts, texts.alphabet)}"

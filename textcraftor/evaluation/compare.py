@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +9,17 @@ import numpy as np
 from omegaconf import DictConfig
 
 from textcraftor.errors import UsageError
+from textcraftor.files.reading import read_json, shaped
+from textcraftor.files.writing import check_unfinished, finish, locked, replacing, write_text
+
+# What of a run's summary is shown.
+SUMMARY = {
+    "held_out": float,
+    "seconds": {"tuning": float},
+    "peak_memory_gb": float,
+    "steps": int,
+    "difference": {str: {"mean": float, "low": float, "high": float}},
+}
 
 
 def check(config: DictConfig, folder: Path) -> None:
@@ -19,18 +29,16 @@ def check(config: DictConfig, folder: Path) -> None:
     for summary in read_runs(config.runs).values():
         for axis in ("x", "y"):
             figure(summary, config[axis])
-    if (folder / "table.md").exists():
-        raise UsageError(f"run_dir={folder} already holds a comparison: choose another run_dir= or name=")
+    check_unfinished(folder, "a comparison")
 
 
 def read_runs(runs: list[str]) -> dict[str, dict]:
     """The summaries of runs by the shortest ends of their paths that tell them apart."""
-    summaries = {}
-    for run in runs:
-        file = Path(run).expanduser() / "summary.json"
+    files = {Path(run): Path(run).expanduser() / "summary.json" for run in runs}
+    for run, file in files.items():
         if not file.exists():
             raise UsageError(f"{run} holds no summary.json: give the folder of a finished run")
-        summaries[Path(run)] = json.loads(file.read_text())
+    summaries = {run: shaped(file, read_json(file), SUMMARY) for run, file in files.items()}
     names = [path.parts for path in summaries]
     length = next(n for n in range(1, 99) if len({parts[-n:] for parts in names}) == len(set(names)))
     return {"/".join(path.parts[-length:]): summary for path, summary in summaries.items()}
@@ -94,8 +102,10 @@ def run(config: DictConfig, folder: Path) -> str:
     """Write `table.md` and `pareto.png`; returns the table."""
     check(config, folder)
     summaries = read_runs(config.runs)
-    folder.mkdir(parents=True, exist_ok=True)
     text = table(summaries)
-    (folder / "table.md").write_text(text + "\n")
-    draw(summaries, config.x, config.y, folder / "pareto.png")
+    with locked(folder):
+        write_text(folder / "table.md", text + "\n")
+        with replacing(folder / "pareto.png") as file:
+            draw(summaries, config.x, config.y, file)
+        finish(folder, "compare")
     return f"wrote {folder / 'table.md'} and {folder / 'pareto.png'}\n\n{text}"

@@ -15,8 +15,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from textcraftor.captioning.upsample import Upsampler
+from textcraftor.errors import UsageError, one_line
 from textcraftor.evaluation.image_statistics import image_statistics
 from textcraftor.evaluation.statistics import paired_difference
+from textcraftor.files.reading import read_arrays
+from textcraftor.files.writing import replacing
 from textcraftor.inference.generate import Sampling, batches, generate, grid
 from textcraftor.models.model import Model
 from textcraftor.rewards.total import RewardSum
@@ -40,14 +43,27 @@ class Evaluation:
 
     def save(self, file: Path) -> None:
         figures = {f"measures/{name}": values for name, values in self.measures.items()}
-        np.savez(file, prompts=self.prompts, seeds=self.seeds, images=self.images.numpy(), **figures)  # type: ignore[arg-type]
+        """Write everything, uncompressed."""
+        with replacing(file) as partial:
+            np.savez(partial, prompts=self.prompts, seeds=self.seeds, images=self.images.numpy(), **figures)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, file: Path) -> Evaluation:
-        with np.load(file) as stored:
+        """Read what `save` wrote.
+
+        Raises:
+            UsageError: it is damaged.
+        """
+        stored = read_arrays(file)
+        try:
             figures = {name.removeprefix("measures/"): stored[name] for name in stored if name.startswith("measures/")}
             prompts, seeds = tuple(map(str, stored["prompts"])), tuple(map(int, stored["seeds"]))
-            return cls(prompts, seeds, torch.from_numpy(stored["images"]), figures)
+            images, shape = torch.from_numpy(stored["images"]), (len(prompts), len(seeds))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"{file} is damaged ({one_line(error)}): take it away") from error
+        if images.shape[:2] != shape or any(one.shape != shape or one.dtype.kind != "f" for one in figures.values()):
+            raise UsageError(f"{file} is damaged (figures of another shape): take it away")
+        return cls(prompts, seeds, images, figures)
 
 
 def distance(first: UInt8[Tensor, ...], second: UInt8[Tensor, ...]) -> float:

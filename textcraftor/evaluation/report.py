@@ -14,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from textcraftor.evaluation.evaluate import Evaluation
+from textcraftor.files.reading import open_picture
+from textcraftor.files.writing import write_text
 from textcraftor.inference.pictures import contact_sheet, to_pil
 
 LEFT_OUT = ("step", "seconds", "alarms", "denoiser_calls", "gradient_steps")
@@ -95,7 +97,7 @@ def write_report(
         summary=summary,
         curves=_curves(metrics, window=10) if metrics else None,
         watched=_curves(summary["watched"], window=1) if len(summary["watched"]) > 1 else None,
-        grids=[{"step": int(grid.stem.rpartition("_")[2]), "picture": _png(Image.open(grid))} for grid in grids],
+        grids=[{"step": int(grid.stem.rpartition("_")[2]), "picture": _png(open_picture(grid))} for grid in grids],
         seeds=before.seeds,
         rows=[
             {
@@ -107,7 +109,7 @@ def write_report(
         ],
         config=config,
     )
-    path.write_text(html, encoding="utf-8")
+    write_text(path, html)
 
 
 def write_evaluation(
@@ -129,7 +131,7 @@ def write_evaluation(
     html = _render(
         "evaluation.html.j2", title=title, summary=summary, config=config, marks=marks, worst=shown[0], best=shown[1]
     )
-    path.write_text(html, encoding="utf-8")
+    write_text(path, html)
 
 
 def thumbnail(image: Tensor) -> Image.Image:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from accelerate import PartialState
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -19,11 +17,13 @@ from textcraftor.errors import UsageError
 from textcraftor.evaluation.evaluate import compare_measures, means, measure
 from textcraftor.evaluation.report import write_evaluation
 from textcraftor.evaluation.suite import Store, Suite, measures_of, read_rows_of
+from textcraftor.files.reading import read_yaml, shaped
+from textcraftor.files.writing import check_unfinished, is_finished, locked, write_json, write_text
 from textcraftor.inference.generate import Sampling, batches
 from textcraftor.inference.mix import Mix
 from textcraftor.inference.opening import open_model
 from textcraftor.models.loading import device_of, dtype_of
-from textcraftor.rewards.total import check_rewards, load_rewards, parts_of
+from textcraftor.rewards.total import check_rewards, load_rewards
 
 SHOWN = 12  # prompts in a report that lost most, and as many that gained most
 MAY_DIFFER = ("shard", "batch_size", "device", "run_dir", "name")  # between what resumes and what began
@@ -55,10 +55,9 @@ def check(config: DictConfig, folder: Path) -> None:
                 "base= is compared with what tuned, mix, denoiser.path or upsample change: give one of them"
             )
         same_jobs(read_rows_of(Path(config.base).expanduser()), suite, config.base)
-    if (folder / "report.html").exists():
-        raise UsageError(f"run_dir={folder} already holds an evaluation: choose another run_dir= or name=")
+    check_unfinished(folder, "an evaluation")
     if (folder / "config.yaml").exists():
-        stored: Any = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        stored = read_yaml(folder / "config.yaml")
         ours: Any = OmegaConf.to_container(config, resolve=True)
         different = [key for key in ours if key not in MAY_DIFFER and ours[key] != stored.get(key)]
         if different:
@@ -85,14 +84,13 @@ def run(config: DictConfig, folder: Path) -> str:
     """
     check(config, folder)
     suite, mix, processes = Suite.of(config), Mix.of(config), PartialState()
-    if processes.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, folder / "config.yaml", resolve=True)
     base = Path(config.base).expanduser() if config.base is not None else folder / "base"
     complete = True
     if config.base is None and changes(config, mix):
-        complete = fill(config, Store(base, suite), Mix())
-    complete = fill(config, Store(folder, suite), mix, config.upsample) and complete
+        complete = fill(config, folder, Store(base, suite), Mix())
+        if complete and processes.is_main_process:
+            Store(base, suite).close()
+    complete = fill(config, folder, Store(folder, suite), mix, config.upsample) and complete
     if not complete:
         return f"{folder} is not complete yet: other shards are at work, or to be started"
     if processes.is_main_process:
@@ -101,12 +99,25 @@ def run(config: DictConfig, folder: Path) -> str:
     return f"wrote {folder}\n{(folder / 'table.md').read_text()}"
 
 
-def fill(config: DictConfig, store: Store, mix: Mix, upsample: bool = False) -> bool:
+def fill(config: DictConfig, folder: Path, store: Store, mix: Mix, upsample: bool = False) -> bool:
     """Make this process's share of the pictures that are not there yet; returns whether all are there."""
     processes = PartialState()
-    if (store.folder / "rows.parquet").exists():
+    if is_finished(store.folder):
         return True
     number, of = shard_of(config)
+    with locked(store.folder, str(number)):
+        make(config, folder, store, mix, upsample, number, of)
+    processes.wait_for_everyone()
+    complete = len(store.done()) == len(store.suite.jobs)
+    processes.wait_for_everyone()
+    if complete and processes.is_main_process:
+        store.finish()
+    processes.wait_for_everyone()
+    return complete
+
+
+def make(config: DictConfig, folder: Path, store: Store, mix: Mix, upsample: bool, number: int, of: int) -> None:
+    """Every `of`-th picture from `number` on that is not there yet."""
     done = store.done()
     mine = [job for job in store.suite.jobs[number::of] if job not in done]
     if mine:
@@ -116,7 +127,8 @@ def fill(config: DictConfig, store: Store, mix: Mix, upsample: bool = False) -> 
         rewards.scorers.to(dtype_of(config, "scorer_dtype")[0])
         rewards.check(store.suite.prompts)
         judge, upsampler = instantiate(config.model.judge), upsampler_of(config) if upsample else None
-        store.folder.mkdir(parents=True, exist_ok=True)
+        if PartialState().is_main_process:  # whatever can be refused has been
+            write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
         progress = tqdm(total=len(mine), desc=f"evaluating {store.folder.name}", unit="picture", disable=number > 0)
         for batch in batches(mine, config.batch_size):
             jobs = [(store.suite.prompts[index], seed) for index, seed in batch]
@@ -124,13 +136,6 @@ def fill(config: DictConfig, store: Store, mix: Mix, upsample: bool = False) -> 
             store.write(number, batch, measured)
             progress.update(len(batch))
         progress.close()
-    processes.wait_for_everyone()
-    complete = len(store.done()) == len(store.suite.jobs)
-    processes.wait_for_everyone()
-    if complete and processes.is_main_process:
-        store.finish()
-    processes.wait_for_everyone()
-    return complete
 
 
 def finish(config: DictConfig, folder: Path, base: Path | None) -> None:
@@ -162,10 +167,11 @@ def finish(config: DictConfig, folder: Path, base: Path | None) -> None:
 
         count = min(SHOWN, len(order) // 2)
         worst, best = [shown(i) for i in order[:count]], [shown(i) for i in order[::-1][:count]]
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
-    (folder / "table.md").write_text(table(summary))
-    yaml = (folder / "config.yaml").read_text()
+    write_json(folder / "summary.json", summary)
+    write_text(folder / "table.md", table(summary))
+    yaml = OmegaConf.to_yaml(config, resolve=True)
     write_evaluation(folder / "report.html", f"TextCraftor: {folder.name}", summary, yaml, worst, best)
+    Store(folder, suite).close()
 
 
 def by_category(
@@ -191,9 +197,8 @@ def trained_on(config: DictConfig) -> set[str]:
     for run_folder in config.tuned.values():
         file = Path(run_folder).expanduser() / "config.yaml"
         if file.exists():
-            stored: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-            rewards = parts_of(stored.get("rewards", {}))
-            found |= {name for name, part in rewards.items() if part.get("weight")}
+            stored = shaped(file, read_yaml(file).get("rewards", {}), {str: object}, "rewards")
+            found |= {name for name, part in stored.items() if isinstance(part, dict) and part.get("weight")}
     return found
 
 

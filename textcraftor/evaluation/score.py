@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
 from textcraftor.data.prompts import read_prompts
 from textcraftor.errors import UsageError
+from textcraftor.files.reading import open_picture, read_text
+from textcraftor.files.writing import check_unfinished, finish, locked, write_text
 from textcraftor.models.loading import device_of, dtype_of
 from textcraftor.rewards.preprocessing import from_pil
 from textcraftor.rewards.total import RewardSum, check_rewards, load_rewards
@@ -63,7 +64,7 @@ def read_rows(file: Path, folder: Path) -> Iterator[dict[str, str]]:
     """The rows of a JSON-lines file, checked."""
     if not file.is_file():
         raise UsageError(f"prompts.path={file} does not exist")
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(file).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -78,19 +79,12 @@ def read_rows(file: Path, folder: Path) -> Iterator[dict[str, str]]:
         yield row
 
 
-def open_picture(file: Path) -> Image.Image:
-    try:
-        return Image.open(file)
-    except (UnidentifiedImageError, OSError) as error:
-        raise UsageError(f"{file} is no picture that can be read: mend it or take it out of the folder") from error
-
-
 def load_picture(file: Path) -> Tensor:
     """A picture file as float (3, height, width) in [0, 1]."""
     with open_picture(file) as picture:
         try:
             return from_pil(picture)
-        except OSError as error:
+        except (OSError, SyntaxError, ValueError) as error:
             raise UsageError(f"{file} is damaged ({error}): mend it or take it out of the folder") from error
 
 
@@ -121,8 +115,7 @@ def check(config: DictConfig, folder: Path) -> None:
     pair(Path(config.images).expanduser(), config.prompts.path)
     check_rewards(config.rewards)
     dtype_of(config, "scorer_dtype")
-    if (folder / "scores.jsonl").exists():
-        raise UsageError(f"run_dir={folder} already holds scores: choose another run_dir= or name=")
+    check_unfinished(folder, "scores")
 
 
 def run(config: DictConfig, folder: Path) -> None:
@@ -134,9 +127,10 @@ def run(config: DictConfig, folder: Path) -> None:
     rewards.check([prompt for _, prompt in pairs])
     bar = tqdm(score(rewards, pairs, device, config.batch_size), total=len(pairs), desc="scoring", unit="picture")
     rows = list(bar)
-    folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    (folder / "scores.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with locked(folder):
+        write_text(folder / "scores.jsonl", "\n".join(lines) + "\n")
+        finish(folder, "score")
     for name in (key for key in rows[0] if key not in ("image", "prompt")):
         known = [row[name] for row in rows if row[name] is not None]
         if known:

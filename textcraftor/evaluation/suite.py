@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +13,17 @@ import pyarrow.parquet
 import torch
 from jaxtyping import UInt8
 from omegaconf import DictConfig
-from PIL import Image
 from torch import Tensor
 
 from textcraftor.data.prompts import read_rows
-from textcraftor.errors import UsageError
+from textcraftor.errors import UsageError, one_line
 from textcraftor.evaluation.evaluate import diversity
+from textcraftor.files.reading import check_confined, check_file, check_plain, open_picture, read_json_lines, shaped
+from textcraftor.files.writing import append, finish, replacing
 from textcraftor.inference.pictures import save_png
 
+ROWS, PICTURES = "rows.parquet", "pictures"
+MOST_ROWS, MOST_COLUMNS = 10_000_000, 1000
 KEYS = ("prompt_index", "seed", "prompt", "category", "picture")  # of a row; everything else is a measure
 
 
@@ -62,21 +64,20 @@ class Store:
     suite: Suite
 
     def done(self) -> dict[tuple[int, int], dict]:
-        """The rows written so far, by prompt number and seed; a line cut short by an interruption is no row."""
-        found = {}
+        """The rows written so far whose pictures are whole, by prompt number and seed."""
+        found, wanted = {}, set(self.suite.jobs)
         for file in sorted(self.folder.glob("rows.*.jsonl")):
-            for line in file.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(json.JSONDecodeError):
-                    row = json.loads(line)
-                    found[row["prompt_index"], row["seed"]] = row
+            for row in read_json_lines(file):
+                key = row.get("prompt_index"), row.get("seed")
+                if key in wanted and self._has_picture(row):
+                    found[key] = row
         return found
 
     def write(self, part: int, jobs: Sequence[tuple[int, int]], measured: Mapping[str, np.ndarray]) -> None:
         """Pictures, and after them their rows, appended to a file of this part's own."""
-        (self.folder / "pictures").mkdir(parents=True, exist_ok=True)
         lines = []
         for place, (index, seed) in enumerate(jobs):
-            prompt, name = self.suite.prompts[index], f"pictures/{index:05d}_{seed}.png"
+            prompt, name = self.suite.prompts[index], f"{PICTURES}/{index:05d}_{seed}.png"
             save_png(
                 torch.from_numpy(measured["pictures"][place]), self.folder / name, {"prompt": prompt, "seed": seed}
             )
@@ -85,8 +86,7 @@ class Store:
             figures = {name: float(values[place]) for name, values in measured.items() if name != "pictures"}
             row |= {name: value if np.isfinite(value) else None for name, value in figures.items()}
             lines.append("\n" + json.dumps(row, ensure_ascii=False))
-        with (self.folder / f"rows.{part}.jsonl").open("a", encoding="utf-8") as file:
-            file.write("".join(lines))
+        append(self.folder / f"rows.{part}.jsonl", "".join(lines))
 
     def finish(self) -> None:
         """All rows, with the diversity over seeds, as one parquet file in the suite's order."""
@@ -100,21 +100,54 @@ class Store:
                     row["diversity"] = spread
         names = list(dict.fromkeys(name for row in rows for name in row))
         table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
-        pyarrow.parquet.write_table(table, self.folder / "rows.parquet")
+        with replacing(self.folder / ROWS) as partial:
+            pyarrow.parquet.write_table(table, partial)
+
+    def close(self) -> None:
+        """Mark the folder as finished; the rows of its parts, from which its file can be made again, are needed no
+        more."""
+        finish(self.folder, "evaluate")
         for file in self.folder.glob("rows.*.jsonl"):
             file.unlink()
 
     def picture(self, row: Mapping) -> UInt8[Tensor, "3 height width"]:
-        with Image.open(self.folder / row["picture"]) as picture:
+        with open_picture(self._picture_file(row)) as picture:
             return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+
+    def _picture_file(self, row: Mapping) -> Path:
+        return self.folder / PICTURES / Path(str(row.get("picture"))).name
+
+    def _has_picture(self, row: Mapping) -> bool:
+        try:
+            with open_picture(self._picture_file(row)) as picture:
+                picture.load()
+        except (UsageError, OSError):
+            return False
+        return True
 
 
 def read_rows_of(folder: Path) -> list[dict]:
     """The rows of a finished evaluation."""
-    file = folder / "rows.parquet"
+    file = folder / ROWS
     if not file.exists():
-        raise UsageError(f"{folder} holds no rows.parquet: give the folder of a finished evaluation")
-    return pyarrow.parquet.read_table(file).to_pylist()
+        raise UsageError(f"{folder} holds no {ROWS}: give the folder of a finished evaluation")
+    check_confined(folder)
+    try:
+        with pyarrow.parquet.ParquetFile(check_file(file)) as opened:
+            if opened.metadata.num_rows > MOST_ROWS or opened.metadata.num_columns > MOST_COLUMNS:
+                raise UsageError(f"{file} has {opened.metadata.num_rows:,} rows: give the folder of an evaluation")
+            rows = opened.read().to_pylist()
+        check_plain(rows)
+    except UsageError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise UsageError(f"{file} is damaged ({one_line(error)}): run the evaluation again") from error
+    measures = [name for name in rows[0] if name not in KEYS] if rows else []
+    if not rows or not all(isinstance(row.get("seed"), int) and isinstance(row.get("prompt"), str) for row in rows):
+        raise UsageError(f"{file} holds no rows with prompt and seed: give the folder of a finished evaluation")
+    for row in rows:
+        shaped(file, {name: row[name] for name in measures}, {str: float})
+    return rows
 
 
 def measures_of(rows: Sequence[Mapping], seeds: int) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +14,6 @@ from typing import Any
 
 import huggingface_hub
 import torch
-import yaml
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from textcraftor.assets import HUB_ID, is_address
 from textcraftor.errors import UsageError
+from textcraftor.files.reading import open_picture, read_json, read_yaml, shaped
+from textcraftor.files.writing import finish, replacing_folder, write_text
 from textcraftor.inference.mix import Mix
 from textcraftor.inference.opening import open_model
 from textcraftor.models.model import ORIGINAL, Model
@@ -31,6 +33,7 @@ from textcraftor.models.saving import PEFT_FILE, is_clip, plain_state, published
 from textcraftor.models.tuned import (
     add_adapters,
     component_of,
+    copy_part,
     downs_of,
     lora_file,
     read_lora,
@@ -44,6 +47,22 @@ FORMATS = {
     "webui": "`text_encoder.safetensors`: each whole text encoder, under its published keys, for web UIs",
     "kohya": f"`{KOHYA_FILE}`: the adapters under the names of kohya, for A1111, ComfyUI and others",
     "pipeline": "`pipeline/`: the whole model with everything tuned in its place",
+}
+# What of a run's configuration and summary the model card shows.
+SETTINGS = {
+    "rewards": {str: object},
+    "prompts": {"path": object},
+    "sampling": {"scheduler": str, "steps": int, "guidance_scale": float},
+}
+CHANGE = {"mean": float, "low": float, "high": float}
+FIGURES = {
+    "steps": int,
+    "batch_size": int,
+    "prompts": int,
+    "seeds": [int],
+    "before": {str: float},
+    "after": {str: float},
+    "difference": {str: CHANGE},
 }
 CARD = Path(__file__).with_name("model_card.md.j2")
 
@@ -97,21 +116,14 @@ def run(config: DictConfig, folder: Path) -> None:
     adapters = [component_of(path) for path in lora_folders(mix)]
     if config.formats is None and adapters and all(part in model.family.kohya for part in adapters):
         formats.append("kohya")
-    unfinished = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        for name in formats:
+    with replacing_folder(folder) as unfinished:
+        for name in dict.fromkeys(formats):
             WRITERS[name](model, mix, encoder, unfinished)
         names = {encoder: TUNED} if encoder != ORIGINAL else {}
         base = replace(Base.of(config.model), path=public(config.model.path))
         write_record(model, base, schedule.renamed(names), parents_of(mix), unfinished)
-        write_card(config, mix, schedule.to_dict(), formats, unfinished)
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in unfinished.iterdir():
-            path.rename(folder / path.name)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        write_card(config, mix, schedule.to_dict(), formats, folder.name, unfinished)
+        finish(unfinished, "export")
     if config.push_to_hub is not None:
         push(folder, config.push_to_hub)
 
@@ -136,7 +148,7 @@ def write_diffusers(model: Model, mix: Mix, encoder: str, folder: Path) -> None:
     run_folder = only_run(mix)
     if run_folder is not None:
         for path in tuned_folders(run_folder):
-            shutil.copytree(path, folder / path.name)
+            copy_part(model, path, folder)
     else:
         write_text_encoders(model, encoder, folder)
         if model.tuned_denoiser:
@@ -242,8 +254,8 @@ def write_vocabulary(folder: Path) -> None:
     if model["type"] != "BPE":
         return
     pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs, ""]), encoding="utf-8")
+    write_text(folder / "vocab.json", json.dumps(model["vocab"], ensure_ascii=False))
+    write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *pairs, ""]))
 
 
 WRITERS = {"diffusers": write_diffusers, "webui": write_webui, "kohya": write_kohya, "pipeline": write_pipeline}
@@ -258,7 +270,9 @@ def check_keys(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where:
         raise RuntimeError(f"{where}: {len(lost)} keys do not come back as they were, {lost[0]} among them")
 
 
-def write_card(config: DictConfig, mix: Mix, conditioning: Mapping, formats: list[str], folder: Path) -> None:
+def write_card(
+    config: DictConfig, mix: Mix, conditioning: Mapping, formats: list[str], title: str, folder: Path
+) -> None:
     """`README.md`: what was tuned on what, with which result, and how to load each format."""
     runs = {name: Path(path) for name, path in mix.tuned.items()}
     said = {}
@@ -266,18 +280,20 @@ def write_card(config: DictConfig, mix: Mix, conditioning: Mapping, formats: lis
         found = {key: path / key for key in ("config.yaml", "summary.json")}
         if all(file.exists() for file in found.values()):
             said[name] = {
-                "config": yaml.safe_load(found["config.yaml"].read_text(encoding="utf-8")),
-                **json.loads(found["summary.json"].read_text()),
+                "config": shaped(found["config.yaml"], read_yaml(found["config.yaml"]), SETTINGS),
+                **shaped(found["summary.json"], read_json(found["summary.json"]), FIGURES),
             }
             if (path / "before_after.png").exists() and only_run(mix) == path:
-                shutil.copy(path / "before_after.png", folder)
+                with open_picture(path / "before_after.png") as picture:  # pixels alone, not what it says beside
+                    picture.convert("RGB").save(folder / "before_after.png")
     data = ModelCardData(library_name="diffusers", tags=["text-to-image", "textcraftor"], base_model=hub_base(config))
     card = ModelCard.from_template(
         data,
         template_str=CARD.read_text(),
-        title=folder.name.removeprefix(".").removesuffix(".partial"),
+        cell=cell,
+        title=title,
         base=public(config.model.path),
-        prompts={name: public(run["config"]["prompts"]["path"]) for name, run in said.items()},
+        prompts={name: public(str(run["config"]["prompts"]["path"])) for name, run in said.items()},
         runs=said,
         mixed="" if only_run(mix) else str(mix),
         loading=[loading_line(path) for path in tuned_folders(folder)],
@@ -296,6 +312,11 @@ def loading_line(folder: Path) -> str:
     if (folder / PEFT_FILE).exists():
         return f'pipe.{part}.load_adapter("{folder.name}")'
     return f'pipe.load_lora_weights("{folder.name}")'
+
+
+def cell(text: object) -> str:
+    """Text that others wrote as plain words of a Markdown table."""
+    return re.sub(r"[^\w .,:;+()/=-]", "", " ".join(str(text).split()))[:200]
 
 
 def public(path: str) -> str:

@@ -15,13 +15,13 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from textcraftor.errors import UsageError
+from textcraftor.files.reading import check_confined
 from textcraftor.inference.stock import stock_inputs
 from textcraftor.models.model import ORIGINAL, Model
 from textcraftor.models.run_record import Base, RunRecord, is_run
 from textcraftor.models.tuned import (
     DENOISERS,
     TEXT_ENCODERS,
-    check_confined,
     load_denoiser,
     load_text_encoders,
     merge_text_encoders,
@@ -64,6 +64,10 @@ class Mix:
     _loaded: WeakKeyDictionary = field(default_factory=WeakKeyDictionary, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if taken := next((name for name in self.tuned if name in (ORIGINAL, REST)), None):
+            raise UsageError(
+                f"tuned.{taken}={self.tuned[taken]}: {taken} has a meaning of its own in mix; choose another"
+            )
         opened = {name: os.path.expanduser(run) for name, run in self.tuned.items()}
         object.__setattr__(self, "tuned", opened)
         for name, run in self.tuned.items():
@@ -236,11 +240,4 @@ def denoiser_of(config: DictConfig) -> dict[str, Any]:
 
 def read_schedule(run: Path) -> ConditioningSchedule:
     """The schedule that a run was tuned with."""
-    stored = RunRecord.read(run).conditioning
-    try:
-        stages = [{str(name): float(weight) for name, weight in stored[stage].items()} for stage in ("late", "early")]
-        return ConditioningSchedule(int(stored["switch_timestep"]), *stages)
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"{run}: conditioning: {error!r}; it must give switch_timestep, late and early, as runs write it"
-        ) from error
+    return ConditioningSchedule(**RunRecord.read(run).conditioning)

@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from textcraftor.files.writing import replacing
+
 CAPTION_LINE = 12  # pixels, of Pillow's built-in font
 
 
@@ -46,4 +48,5 @@ def save_png(image: Tensor, path: Path, said: Mapping[str, object]) -> None:
     info = PngInfo()
     for key, value in said.items():
         info.add_itxt(key, str(value))
-    to_pil(image).save(path, pnginfo=info)
+    with replacing(path) as partial:
+        to_pil(image).save(partial, pnginfo=info)

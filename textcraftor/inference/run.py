@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from textcraftor.captioning.upsample import check_upsampler, upsampler_of
 from textcraftor.data.prompts import read_prompts
 from textcraftor.errors import UsageError
+from textcraftor.files.writing import check_unfinished, finish, locked, replacing, write_text
 from textcraftor.inference.generate import Sampling, generate, grid
 from textcraftor.inference.mix import Mix
 from textcraftor.inference.opening import open_model
@@ -41,8 +42,7 @@ def check(config: DictConfig, folder: Path) -> None:
     list(mixes(config))
     Sampling(**config.sampling)
     check_upsampler(config)
-    if (folder / "contact_sheet.png").exists():
-        raise UsageError(f"run_dir={folder} already holds pictures: choose another run_dir= or name=")
+    check_unfinished(folder, "pictures")
 
 
 def run(config: DictConfig, folder: Path) -> None:
@@ -50,13 +50,18 @@ def run(config: DictConfig, folder: Path) -> None:
     which they are a data set, and `contact_sheet.png`: a prompt a row and a seed a column, or with a grid its cells
     for every prompt and seed."""
     check(config, folder)
+    with locked(folder):
+        make(config, folder)
+
+
+def make(config: DictConfig, folder: Path) -> None:
+    """The same, once nobody else writes there."""
     prompts, cells = prompts_of(config), list(mixes(config))
     opened = open_model(config, [mix for _, mix in cells], prompts)
     model, sampling, schedules = opened.model, opened.sampling, opened.schedules
     upsampler = upsampler_of(config)
     read = dict(zip(prompts, upsampler(prompts) if upsampler else prompts, strict=True))
     jobs, found, lines = grid(prompts, config.seeds), [], []
-    folder.mkdir(parents=True, exist_ok=True)
     for (cell, _), schedule in zip(cells, schedules, strict=True):
         images = generate(model, [(read[prompt], seed) for prompt, seed in jobs], schedule, sampling, config.batch_size)
         settings = {key: OmegaConf.to_container(config[key]) for key in ("tuned", "denoiser", "sampling")}
@@ -73,6 +78,8 @@ def run(config: DictConfig, folder: Path) -> None:
     pictures = [(picture, label) for i in range(len(jobs)) for label, column in found for picture in [column[i]]]
     rows = [pictures[i : i + across] for i in range(0, len(pictures), across)]
     captions = [[label for _, label in row] for row in rows] if config.grid else None
-    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(folder / "metadata.jsonl", "\n".join(lines) + "\n")
     sheet = contact_sheet([[picture for picture, _ in row] for row in rows], captions)
-    sheet.save(folder / "contact_sheet.png")
+    with replacing(folder / "contact_sheet.png") as partial:
+        sheet.save(partial)
+    finish(folder, "generate")

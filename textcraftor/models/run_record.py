@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from textcraftor.errors import UsageError
-from textcraftor.models.tuned import component_of, read_json, tuned_folders
+from textcraftor.files.reading import read_json, shaped
+from textcraftor.files.writing import write_json
+from textcraftor.models.tuned import COMPONENTS, component_of, tuned_folders
 
 FILE, OLD_FILE = "run.json", "conditioning.json"
 FORMAT = 2
 TUNED = "tuned"  # what a run's conditioning calls its own encoders
+CONDITIONING = {"switch_timestep": int, "late": {str: float}, "early": {str: float}}
+BASE = {"path": str, "sha256": str, "config": str}
+SHAPE = {"family": str, "parts": {str: str}, "parents": [{"run": str, "weight": float}], "conditioning": CONDITIONING}
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,10 @@ class Base:
         """That of a configuration's `model`."""
         path, local = str(model["path"]), Path(str(model["path"])).expanduser()
         file = local / "model_index.json" if local.is_dir() else local
-        digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+        digest = ""
+        if file.is_file():
+            with file.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return cls(path, digest, str(model.get("name", "")))
 
     def is_same(self, other: Base) -> bool:
@@ -62,7 +69,7 @@ class RunRecord:
     parents: Sequence[Mapping[str, Any]] = ()
 
     def write(self, folder: Path) -> None:
-        (folder / FILE).write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2))
+        write_json(folder / FILE, {"format": FORMAT, **asdict(self)})
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord:
@@ -75,18 +82,21 @@ class RunRecord:
         if not file.exists():
             if not (folder / OLD_FILE).exists():
                 raise UsageError(f"{folder} holds no {FILE}: give the folder of a finished run")
-            return cls("", None, parts_in(folder), read_json(folder / OLD_FILE))
+            return cls("", None, parts_in(folder), conditioning_in(folder / OLD_FILE, read_json(folder / OLD_FILE)))
         stored = read_json(file)
         if stored.get("format") != FORMAT:
             raise UsageError(f"{file}: format={stored.get('format')} must be {FORMAT}: another TextCraftor wrote it")
-        try:
-            names = ("path", "sha256", "config")
-            base = None if stored["base"] is None else Base(*(str(stored["base"][name]) for name in names))
-            parents = [{"run": str(one["run"]), "weight": float(one["weight"])} for one in stored["parents"]]
-            parts = {str(part): str(how) for part, how in stored["parts"].items()}
-            return cls(str(stored["family"]), base, parts, dict(stored["conditioning"]), parents)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UsageError(f"{file}: {error!r}; it must be as runs write it") from error
+        found = shaped(file, stored, SHAPE)
+        base = None if stored.get("base") is None else Base(**shaped(file, stored["base"], BASE, "base"))
+        if unknown := next((part for part in found["parts"] if part not in COMPONENTS), None):
+            raise UsageError(f"{file}: parts.{unknown} must be of {', '.join(COMPONENTS)}")
+        conditioning = conditioning_in(file, stored["conditioning"], "conditioning")
+        return cls(found["family"], base, found["parts"], conditioning, found["parents"])
+
+
+def conditioning_in(file: Path, stored: Any, key: str = "") -> dict[str, Any]:
+    """Which encoder conditions which noise level, as `ConditioningSchedule` has it."""
+    return shaped(file, stored, CONDITIONING, key)
 
 
 def is_run(folder: Path) -> bool:

@@ -1,12 +1,12 @@
 """Tuned parts from run folders, added to a model. They may come from strangers: safetensors and JSON alone are read,
-names and shapes are compared with the model's own in the files' headers before a tensor is, nothing is built from what
-the folder says."""
+names and shapes are compared with the model's own in the files' headers before a tensor is, weights must be numbers
+that can be meant, and nothing is built from what the folder says."""
 
 from __future__ import annotations
 
 import copy
-import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,33 @@ from diffusers.utils.peft_utils import scale_lora_layers
 from peft import LoraConfig
 from peft.utils import set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from textcraftor.errors import UsageError
+from textcraftor.files.reading import MB, check_confined, check_file, read_json, shaped
+from textcraftor.files.writing import write_json
 from textcraftor.models.model import ORIGINAL, Model
 from textcraftor.models.saving import LORA_FILE, PEFT_FILE, PREFIX, plain_state, published, sharing, weights_of
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 DENOISERS = ("unet", "transformer")
 COMPONENTS = (*TEXT_ENCODERS, *DENOISERS)  # diffusers' names of whatever can be tuned
+ADAPTER_CONFIG = "adapter_config.json"
+# What of peft's settings says how adapters are read; others name classes to import.
+ADAPTER_SETTINGS = (
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "rank_pattern",
+    "alpha_pattern",
+    "bias",
+    "use_rslora",
+)
+MOST_WEIGHTS = 256 * 1024 * MB  # of one file
+LARGEST = 65504.0  # of a weight: the largest number that float16 holds
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 STEMS = dict.fromkeys(TEXT_ENCODERS, "model") | dict.fromkeys(DENOISERS, "diffusion_pytorch_model")
 
 
@@ -38,19 +55,6 @@ def tuned_folders(run: Path, components: Sequence[str] = COMPONENTS) -> list[Pat
 def component_of(folder: Path) -> str:
     """diffusers' name of the component that a folder of a run holds, whole or as adapters."""
     return folder.name.removesuffix("_lora")
-
-
-def check_confined(run: Path) -> None:
-    """Refuse a run with a link that leads out of its folder; in the hub's cache, out of its repository's."""
-    root = run.resolve()
-    root = root.parents[1] if root.parent.name == "snapshots" else root
-    names = ("run.json", "conditioning.json", "config.yaml", "summary.json", "before_after.png")
-    paths = [run / name for name in names]
-    for folder in tuned_folders(run):
-        paths += [folder, *folder.rglob("*")]
-    for path in paths:
-        if not path.resolve().is_relative_to(root):
-            raise UsageError(f"{path} leads out of {run}, to {path.resolve()}: take the link away")
 
 
 def load_text_encoders(model: Model, run: Path, name: str, strength: float = 1.0) -> None:
@@ -81,6 +85,33 @@ def load_text_encoders(model: Model, run: Path, name: str, strength: float = 1.0
     model.add_reader(name, encoders)
 
 
+def copy_part(model: Model, path: Path, folder: Path) -> None:
+    """Write what a folder of a run holds into another: known tensors, and of settings the model's own.
+
+    Args:
+        path: `text_encoder`, `unet_lora` or the like, of a run.
+    """
+    part = component_of(path)
+    place = folder / path.name
+    place.mkdir(parents=True)
+    if path.name != part:
+        file = lora_file(path)
+        shutil.copyfile(check_file(file, MOST_WEIGHTS), place / file.name)
+        if file.name == PEFT_FILE:
+            settings = read_json(file.with_name(ADAPTER_CONFIG))
+            write_json(place / ADAPTER_CONFIG, {name: settings[name] for name in ADAPTER_SETTINGS if name in settings})
+        return
+    if part == model.family.denoiser:
+        model.denoiser.save_config(place)
+        state = read_like(model.denoiser.state_dict(), path, STEMS[part])
+    else:
+        original: Any = model.encoders(ORIGINAL)[part]
+        original.config.save_pretrained(place)
+        own = original.state_dict()
+        state = read_like({published(key, original): own[key] for key in weights_of(original)}, path, STEMS[part])
+    save_file(state, place / f"{STEMS[part]}.safetensors", metadata={"format": "pt"})
+
+
 def load_denoiser(model: Model, folder: Path, strength: float = 1.0) -> None:
     """Put a tuned denoiser's weights in the place of the model's own, or fuse adapters into them.
 
@@ -93,6 +124,8 @@ def load_denoiser(model: Model, folder: Path, strength: float = 1.0) -> None:
         UsageError: there is no denoiser, or one of another shape than the model's own.
     """
     component, denoiser = model.family.denoiser, model.denoiser
+    if folder.is_dir():
+        check_confined(folder)
     for path in tuned_folders(folder, [component]) or [folder]:
         if path.is_dir() and list(path.glob(f"{STEMS[component]}*.safetensors")):
             denoiser.load_state_dict(read_like(denoiser.state_dict(), path, STEMS[component]))
@@ -117,7 +150,7 @@ def read_like(wanted: dict[str, Tensor], folder: Path, stem: str) -> dict[str, T
     found: dict[str, Tensor] = {}
     for file in files:
         try:
-            with safe_open(file, "pt") as stored:
+            with safe_open(check_file(file, MOST_WEIGHTS), "pt") as stored:
                 names = {PREFIX + key if PREFIX + key in wanted else key: key for key in stored.keys()}  # noqa: SIM118
                 for name in names.keys() & wanted.keys():
                     shape = tuple(stored.get_slice(names[name]).get_shape())
@@ -126,7 +159,8 @@ def read_like(wanted: dict[str, Tensor], folder: Path, stem: str) -> dict[str, T
                             f"{file}: {name} has the shape {shape} but the model's own {tuple(wanted[name].shape)}: "
                             "this was tuned for another base model"
                         )
-                found |= {name: stored.get_tensor(names[name]).float() for name in names.keys() & wanted.keys()}
+                tensors = {name: stored.get_tensor(names[name]) for name in names.keys() & wanted.keys()}
+                found |= {name: checked(file, name, tensor).float() for name, tensor in tensors.items()}
         except SafetensorError as error:
             raise UsageError(f"{file} is no whole safetensors file ({error}): copy it again") from error
     places = {wanted[name].data_ptr() for name in found}
@@ -136,16 +170,39 @@ def read_like(wanted: dict[str, Tensor], folder: Path, stem: str) -> dict[str, T
     return found
 
 
+def checked(file: Path, name: str, tensor: Tensor) -> Tensor:
+    """A tensor of weights that can be meant.
+
+    Raises:
+        UsageError: another type than a floating-point one, a number that is not finite, or one that is too large.
+    """
+    if tensor.dtype not in DTYPES:
+        raise UsageError(f"{file}: {name} has the type {tensor.dtype}; weights must be floating-point numbers")
+    largest = tensor.abs().max().item() if tensor.numel() else 0.0
+    if not largest <= LARGEST:
+        raise UsageError(f"{file}: {name} has a weight of {largest:g}; weights must be finite and at most {LARGEST:g}")
+    return tensor
+
+
 def add_adapters(module: Any, model: Model, path: Path, component: str, name: str) -> None:
     """Add LoRA weights, in any layout that diffusers reads or in peft's, to one of a model's networks.
 
     Raises:
         UsageError: no such file, adapters that do not fit, or none for this part.
     """
-    file = lora_file(path)
+    file = check_file(lora_file(path), MOST_WEIGHTS)
     if file.stat().st_size > sum(parameter.nbytes for parameter in module.parameters()):
         raise UsageError(f"{file} is larger than the network that it adapts: another base model?")
     stored, alphas = read_lora(file, component, model)
+    for key in stored:
+        checked(file, key, stored[key])
+        twin = key.replace(".lora_A.", ".lora_B.") if ".lora_A." in key else key.replace(".lora_B.", ".lora_A.")
+        if twin not in stored:
+            raise UsageError(f"{file}: {key} has no {twin.rpartition('.lora_')[2]} beside it: copy the file again")
+    if wrong := next((layer for layer, alpha in alphas.items() if not abs(alpha) <= LARGEST), None):
+        raise UsageError(
+            f"{file}: the alpha of {wrong} is {alphas[wrong]:g}; it must be finite and at most {LARGEST:g}"
+        )
     known = {layer for layer, _ in module.named_modules()}
     state = {key if key.rpartition(".lora_")[0] in known else key.removeprefix(PREFIX): stored[key] for key in stored}
     alphas = {key if key in known else key.removeprefix(PREFIX): alpha for key, alpha in alphas.items()}
@@ -225,15 +282,14 @@ def read_lora(file: Path, component: str, model: Model) -> tuple[dict[str, Tenso
 
 def _read_peft(file: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The same of a folder in peft's layout."""
-    config = read_json(file.with_name("adapter_config.json"))
+    settings = file.with_name(ADAPTER_CONFIG)
+    alpha = shaped(settings, read_json(settings), {"lora_alpha": float})["lora_alpha"]
     try:
-        state = {key.removeprefix("base_model.model."): one for key, one in load_file(file).items()}
+        with safe_open(file, "pt") as stored:
+            state = {key.removeprefix("base_model.model."): stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise UsageError(f"{file} is no whole safetensors file ({error}): copy it again") from error
-    alpha = config.get("lora_alpha")
-    if not isinstance(alpha, int | float):
-        raise UsageError(f"{file.with_name('adapter_config.json')}: lora_alpha={alpha} must be a number")
-    return state, {key.rpartition(".lora_")[0]: float(alpha) for key in downs_of(state)}
+    return state, {key.rpartition(".lora_")[0]: alpha for key in downs_of(state)}
 
 
 def peft_name(key: str) -> str:
@@ -247,21 +303,6 @@ def peft_name(key: str) -> str:
     key = key.replace(".processor.to_out_lora.", ".to_out.0.lora.")
     key = re.sub(r"\.lora(_linear_layer)?\.down\.", ".lora_A.", key)
     return re.sub(r"\.lora(_linear_layer)?\.up\.", ".lora_B.", key)
-
-
-def read_json(file: Path) -> dict:
-    """A JSON object that a stranger may have written.
-
-    Raises:
-        UsageError: no such file, or something else in it.
-    """
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file} cannot be read as JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{file} holds a {type(found).__name__}, not a JSON object")
-    return found
 
 
 @torch.no_grad()

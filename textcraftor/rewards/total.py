@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from textcraftor.assets import is_address, looks_local
-from textcraftor.errors import UsageError
+from textcraftor.errors import UsageError, is_out_of_memory, one_line
 from textcraftor.rewards.base import FunctionReward, Reward, check_prompts
 
 Scores = Mapping[str, Float[Tensor, " batch"]]
@@ -63,7 +65,7 @@ class RewardSum(nn.Module):
         """Every scorer's scores by name, unweighted. One that adds nothing passes no gradient."""
         scores = {}
         for name, reward in self.scorers.items():
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.weights[name] != 0):
+            with blamed(name), torch.set_grad_enabled(torch.is_grad_enabled() and self.weights[name] != 0):
                 scores[name] = reward(images, prompts)
         return scores
 
@@ -131,20 +133,36 @@ class RewardSum(nn.Module):
     def check(self, prompts: Sequence[str]) -> None:
         """Refuse prompts that a scorer cannot judge."""
         check_prompts(prompts, len(prompts))
-        for reward in self.scorers.values():
+        for name, reward in self.scorers.items():
             if isinstance(reward, Reward):
-                reward.check(prompts)
+                with blamed(name):
+                    reward.check(prompts)
 
     def measure(
         self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
     ) -> dict[str, Float[Tensor, " batch"]]:
         """What scorers report beside their scores, as `<name>/<figure>`."""
-        return {
-            f"{name}/{figure}": values
-            for name, reward in self.scorers.items()
-            if isinstance(reward, Reward)
-            for figure, values in reward.measure(images, prompts).items()
-        }
+        found = dict[str, Tensor]()
+        for name, reward in self.scorers.items():
+            if isinstance(reward, Reward):
+                with blamed(name):
+                    found |= {f"{name}/{figure}": values for figure, values in reward.measure(images, prompts).items()}
+        return found
+
+
+@contextlib.contextmanager
+def blamed(name: str) -> Iterator[None]:
+    """Show the traceback of whatever a scorer raises, then say in one line whose it is."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
+        traceback.print_exception(error)
+        said = f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
+        raise UsageError(f"rewards.{name} failed, see above ({said}): mend it, or rewards.{name}=null") from error
 
 
 def check_rewards(config: Mapping) -> None:
@@ -178,6 +196,8 @@ def load_rewards(config: Mapping, normalize: bool = False) -> RewardSum:
                 raise error.__cause__ from error
             reason = " ".join(str(error).split())
             raise UsageError(f"rewards.{name}: {part.reward.get('_target_')} cannot be loaded: {reason}") from error
+        except SystemExit as error:
+            raise UsageError(f"rewards.{name}: {part.reward.get('_target_')} ends the program: mend it") from error
     parts = parts_of(config)
     weights = {name: float(part.weight) for name, part in parts.items()}
     targets = {name: float(part.target) for name, part in parts.items() if part.get("target") is not None}

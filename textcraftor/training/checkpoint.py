@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,8 @@ from typing import Any
 import torch
 
 from textcraftor.errors import UsageError
+from textcraftor.files.reading import read_json, shaped
+from textcraftor.files.writing import is_finished, passed, replacing, write_json, write_text
 from textcraftor.training.processes import processes_of_this_run
 from textcraftor.training.state import TrainingState
 
@@ -44,12 +44,14 @@ class Checkpoints:
             processes.wait_for_everyone()
             if processes.is_main_process:
                 _write({**state.state_dict(), "processes": processes.num_processes}, partial / "state.pt")
-                (partial / "config.yaml").write_text(config)
+                write_text(partial / "config.yaml", config)
                 sums = {file.name: _sum(file) for file in sorted(partial.iterdir())}
-                (partial / SUMS).write_text(json.dumps(sums, indent=2))
+                write_json(partial / SUMS, sums)
                 if final.exists():
                     shutil.rmtree(final)
+                passed("written", final)
                 partial.rename(final)
+                passed("done", final)
                 for old in self.steps()[: -self.keep]:
                     shutil.rmtree(old)
         except (OSError, RuntimeError) as error:
@@ -61,7 +63,7 @@ class Checkpoints:
 
     def steps(self) -> list[Path]:
         """The folders of whole checkpoints, oldest first."""
-        return sorted(path for path in self.folder.glob("step_*") if not path.suffix)
+        return sorted(path for path in self.folder.glob("step_*") if path.name[5:].isdigit())
 
     def newest(self) -> Path | None:
         """The newest checkpoint, if the run got as far as one.
@@ -80,11 +82,11 @@ class Checkpoints:
 
     def check_resume(self, steps: int) -> None:
         """Refuse to resume a run that has done all its steps, or whose newest checkpoint is damaged."""
-        newest, summary = self.newest(), self.folder.parent / "summary.json"
+        newest, summary, finished = self.newest(), self.folder.parent / "summary.json", is_finished(self.folder.parent)
         done = int(newest.name.removeprefix("step_")) if newest else 0
-        if summary.exists() and json.loads(summary.read_text())["stopped_by"]:
+        if finished and shaped(summary, read_json(summary), {"stopped_by": [str]})["stopped_by"]:
             raise UsageError(f"resume={self.folder.parent}: an alarm ended the run at step {done}, see its report")
-        if done > steps or (done == steps and summary.exists()):
+        if done > steps or (done == steps and finished):
             raise UsageError(
                 f"resume={self.folder.parent}: the run is finished at step {done}; raise training.steps to go on"
             )
@@ -108,10 +110,8 @@ class Checkpoints:
 
 
 def _write(content: Any, file: Path) -> None:
-    with file.open("wb") as stream:
-        torch.save(content, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
+    with replacing(file) as partial:
+        torch.save(content, partial)
 
 
 def _sum(file: Path) -> str:
@@ -122,9 +122,13 @@ def _sum(file: Path) -> str:
 def _damage(folder: Path) -> str:
     """What is wrong with a checkpoint; nothing if every file is as it was written."""
     try:
-        sums = json.loads((folder / SUMS).read_text())
-    except (OSError, ValueError):
+        sums = shaped(folder / SUMS, read_json(folder / SUMS), {str: str})
+    except UsageError:
         return f"{SUMS} cannot be read"
+    if unknown := sorted({file.name for file in folder.iterdir()} - {*sums, SUMS}):
+        return f"{SUMS} does not list {unknown[0]}"
+    if "state.pt" not in sums:
+        return f"{SUMS} does not list state.pt"
     for name, expected in sums.items():
         if not (folder / name).exists():
             return f"{name} is missing"

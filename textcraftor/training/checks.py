@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from textcraftor.data.prompts import read_prompts, split_held_out
 from textcraftor.errors import UsageError
+from textcraftor.files.writing import check_unfinished
 from textcraftor.inference.generate import Sampling
 from textcraftor.inference.mix import Mix, check_base
 from textcraftor.models.loading import device_of, dtype_of
@@ -78,9 +79,9 @@ def check_tuning(config: DictConfig, folder: Path) -> None:
         dtype_of(config, key)
     if config.resume:
         Checkpoints(folder, 1).check_resume(config.training.steps)
-    elif (folder / "summary.json").exists():
-        raise UsageError(f"run_dir={folder} holds a finished run: choose another run_dir= or name=, or delete it")
-    elif (folder / "checkpoints").exists():
+        return
+    check_unfinished(folder, "a finished run")
+    if (folder / "config.yaml").exists():
         raise UsageError(
             f"run_dir={folder} holds an unfinished run: resume={folder} goes on with it; or choose another run_dir="
         )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from textcraftor.errors import is_out_of_memory
 from textcraftor.models.model import Model
 
 
@@ -95,7 +96,7 @@ def cost_of(compute: Callable[[], Tensor]) -> Cost:
                 result.float().sum().backward()
             del result
     except RuntimeError as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return Cost(math.inf, math.inf)
     return Cost(kept, live.peak)
@@ -116,8 +117,3 @@ def recomputing(model: Model, denoiser: bool = False, decoder: bool = False) -> 
         yield
     finally:
         model.checkpoint_blocks(denoiser=False, decoder=False)
-
-
-def out_of_memory(error: Exception) -> bool:
-    said = ("not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)

@@ -12,6 +12,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from textcraftor.files.writing import replacing
 from textcraftor.training.processes import average_gradients, processes_of_this_run
 
 
@@ -95,8 +96,8 @@ def fit(
                 "schedule": schedule.state_dict(),
                 "step": done,
             } | ({"ema": ema.state_dict()} if ema else {})
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            with replacing(checkpoint) as partial:
+                torch.save(state, partial)
     if ema:
         ema.copy_to(parameters)
     return model

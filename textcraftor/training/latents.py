@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ from textcraftor.data.blend import RecordDraw
 from textcraftor.data.prompts import step_rng
 from textcraftor.data.records import Records
 from textcraftor.errors import UsageError
+from textcraftor.files.reading import read_json
+from textcraftor.files.writing import replacing, write_json
 from textcraftor.models.model import Model
 from textcraftor.rewards.preprocessing import from_pil
 from textcraftor.training.processes import processes_of_this_run
@@ -107,7 +108,6 @@ def encode_records(
     """
     file, told = folder / "latents.safetensors", folder / "latents.json"
     if processes_of_this_run().is_main_process and not told.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         broken = dict[int, str]()
         waiting: dict[Size, list[int]] = {}
         place: dict[int, tuple[str, int]] = {}
@@ -137,10 +137,11 @@ def encode_records(
             encode(size)
         if not stored:
             raise UsageError(f"none of {len(records)} pictures can be read: {broken[0]}")
-        save_file({name: torch.stack(rows) for name, rows in stored.items()}, file)
-        told.write_text(json.dumps({"broken": broken, "place": [place[index] for index in sorted(place)]}))
+        with replacing(file) as partial:
+            save_file({name: torch.stack(rows) for name, rows in stored.items()}, partial)
+        write_json(told, {"broken": broken, "place": [place[index] for index in sorted(place)]})
     processes_of_this_run().wait_for_everyone()
-    index = json.loads(told.read_text())
+    index = read_json(told)
     broken = {int(number): reason for number, reason in index["broken"].items()}
     kept = records.only([number for number in range(len(records)) if number not in broken], broken)
     return kept, Latents(load_file(file), [(size, row) for size, row in index["place"]])

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from textcraftor.errors import is_out_of_memory
 from textcraftor.models.model import Model
-from textcraftor.training.counting import out_of_memory
 from textcraftor.training.interrupt import Interrupt, InterruptedRunError
 from textcraftor.training.memory import Costs
 from textcraftor.training.phases import Phases
@@ -123,7 +123,7 @@ def tune(
         try:
             sums, calls = objective.gradient(state, rows, pace.batch_size, phases)
         except RuntimeError as error:
-            if not out_of_memory(error) or state.plan.micro_batch == 1 or state.plan.replanned:
+            if not is_out_of_memory(error) or state.plan.micro_batch == 1 or state.plan.replanned:
                 raise
             state.plan = state.plan.halved()
             said = f"out of memory: accumulating gradients of {state.plan.micro_batch} at a time from here on"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,12 +11,14 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from omegaconf import DictConfig, OmegaConf
 
-from textcraftor.errors import UsageError
+from textcraftor.errors import EndedRunError, UsageError
 from textcraftor.evaluation.evaluate import Evaluation, compare, held_out
 from textcraftor.evaluation.report import before_after_sheet, write_report
+from textcraftor.files.writing import FINISHED, locked, replacing, replacing_folder, write_json, write_text
+from textcraftor.files.writing import finish as mark_finished
 from textcraftor.inference.opening import BEGIN
 from textcraftor.models.run_record import TUNED, Base, RunRecord, parts_in
-from textcraftor.models.tuned import component_of, tuned_folders
+from textcraftor.models.tuned import component_of, copy_part, tuned_folders
 from textcraftor.models.tuning import load_state
 from textcraftor.training.checkpoint import Checkpoints
 from textcraftor.training.forecast import forecast
@@ -30,6 +30,8 @@ from textcraftor.training.processes import processes_of_this_run, say
 from textcraftor.training.state import TrainingState
 from textcraftor.training.tracking import MetricsFile, Stopwatch
 from textcraftor.training.watch import Alarm, Watch
+
+PARTS = ".parts"  # where what was tuned is written before it is moved to its place
 
 
 def run_job(command: str, config: DictConfig, folder: Path, load: Callable[[DictConfig], Job]) -> float | str:
@@ -48,11 +50,18 @@ def run_job(command: str, config: DictConfig, folder: Path, load: Callable[[Dict
     clock, job = Stopwatch(), load(config)
     if config.dry_run:
         return forecast(job)
-    checkpoints = Checkpoints(folder, config.training.keep_checkpoints)
     state = job.state()
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    with locked(folder, "" if accelerator.is_main_process else str(accelerator.process_index)):
+        figure = run_in(folder, command, job, state, accelerator, clock)
+    accelerator.end_training()
+    return figure
+
+
+def run_in(
+    folder: Path, command: str, job: Job, state: TrainingState, accelerator: Accelerator, clock: Stopwatch
+) -> float:
+    """The same, once nobody else writes into the folder."""
+    config, checkpoints = job.config, Checkpoints(folder, job.config.training.keep_checkpoints)
     clock.lap("load")
     before = before_training(job, folder)
     clock.lap("before")
@@ -61,6 +70,12 @@ def run_job(command: str, config: DictConfig, folder: Path, load: Callable[[Dict
     say(job.precision)
     say(str(state.plan))
     start_tracker(accelerator, config, state.step)
+    yaml = OmegaConf.to_yaml(config, resolve=True)
+    if accelerator.is_main_process:  # whatever can be refused has been
+        (folder / FINISHED).unlink(missing_ok=True)
+        for name, evaluation in before.items():
+            evaluation.save(before_file(folder, name))
+        write_text(folder / "config.yaml", yaml)
     metrics = MetricsFile(folder / "metrics.jsonl", accelerator, state.step)
     watch = Watch(
         partial(job.look, job.schedule, job.watched, before["watched"]),
@@ -70,37 +85,36 @@ def run_job(command: str, config: DictConfig, folder: Path, load: Callable[[Dict
         config.stop_on,
         folder / "samples",
     )
-    yaml = OmegaConf.to_yaml(config, resolve=True)
     try:
         with Interrupt() as interrupt:
             save = partial(checkpoints.save, config=yaml)
             tune(job.objective, state, job.pace, metrics.write, watch, save, interrupt)
     except NotFiniteError as error:
         if accelerator.is_main_process:
-            (folder / "not_finite.json").write_text(json.dumps(error.record, indent=2))
+            write_json(folder / "not_finite.json", error.record)
         raise UsageError(
             f"{error}; prompts and seeds are in {folder / 'not_finite.json'}; "
             f"{command} resume={folder} training.skip_broken=N goes on and leaves out up to N such updates"
         ) from error
     except InterruptedRunError as error:
         say(f"{error}; textcraftor {command} resume={folder} goes on")
-        raise SystemExit(error.exit_code) from error
+        raise EndedRunError(error.exit_code) from error
     clock.lap("tuning")
-    figure = finish(job, folder, state, before, watch, metrics, clock)
-    accelerator.end_training()
-    return figure
+    return finish(command, job, folder, state, before, watch, metrics, clock)
 
 
 def before_training(job: Job, folder: Path) -> dict[str, Evaluation]:
     """The figures of the model that training starts from; a resumed run reads them."""
-    names = {"evaluated": job.evaluated, "watched": job.watched}
-    files = {name: folder / f"before_{name}.npz" for name in names}
-    stored = job.config.resume and all(file.exists() for file in files.values())
-    found = {
-        name: Evaluation.load(files[name]) if stored else job.look(job.start, prompts)
-        for name, prompts in names.items()
-    }
+    found = dict[str, Evaluation]()
+    for name, prompts in {"evaluated": job.evaluated, "watched": job.watched}.items():
+        stored = stored_before(before_file(folder, name), prompts) if job.config.resume else None
+        found[name] = stored or job.look(job.start, prompts)
     rewards = job.rewards
+    for name in rewards.scorers:
+        if any(name not in evaluation.measures for evaluation in found.values()):
+            raise UsageError(
+                f"rewards.{name} scores no picture (NaN for all): mend it, or leave it out by rewards.{name}=null"
+            )
     scores = {name: torch.from_numpy(found["evaluated"].measures[name].ravel()) for name in rewards.scorers}
     rewards.start({name: score.to(job.model.device) for name, score in scores.items()})
     if job.config.normalize_rewards:
@@ -110,12 +124,22 @@ def before_training(job: Job, folder: Path) -> dict[str, Evaluation]:
                 name: torch.from_numpy(evaluation.measures[name].ravel()).to(rewards.mean) for name in rewards.scorers
             }
             evaluation.measures["total"] = rewards.total(parts).cpu().numpy().reshape(shape)
-    if processes_of_this_run().is_main_process and not stored:
-        for name, file in files.items():
-            partial_file = file.with_suffix(".partial.npz")
-            found[name].save(partial_file)
-            partial_file.replace(file)
     return found
+
+
+def before_file(folder: Path, name: str) -> Path:
+    """Where the figures before training are kept."""
+    return folder / f"before_{name}.npz"
+
+
+def stored_before(file: Path, prompts: list[str]) -> Evaluation | None:
+    """The figures of these prompts that a run kept; none where they have to be made again."""
+    try:
+        found = Evaluation.load(file)
+    except UsageError as error:
+        say(f"{error}: made again")
+        return None
+    return found if list(found.prompts) == prompts else None
 
 
 def start_tracker(accelerator: Accelerator, config: DictConfig, step: int) -> None:
@@ -127,6 +151,7 @@ def start_tracker(accelerator: Accelerator, config: DictConfig, step: int) -> No
 
 
 def finish(
+    command: str,
     job: Job,
     folder: Path,
     state: TrainingState,
@@ -168,12 +193,14 @@ def finish(
     }
     say(f"memory: measured peak {peak:.2f} GB, predicted {state.plan.predicted / GB:.2f} GB")
     if processes.is_main_process:
-        before_after_sheet(before["evaluated"], after, rows=8).save(folder / "before_after.png")
+        with replacing(folder / "before_after.png") as partial_file:
+            before_after_sheet(before["evaluated"], after, rows=8).save(partial_file)
         grids = sorted((folder / "samples").glob("step_*.png"))
         title = f"TextCraftor: {folder.name}"
-        yaml = (folder / "config.yaml").read_text()
+        yaml = OmegaConf.to_yaml(job.config, resolve=True)
         write_report(folder / "report.html", title, summary, metrics.lines, before["evaluated"], after, yaml, grids)
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+        write_json(folder / "summary.json", summary)
+        mark_finished(folder, command)
     processes.wait_for_everyone()
     return figure
 
@@ -187,14 +214,19 @@ def phase_means(lines: list[dict[str, float]]) -> dict[str, float]:
 
 def save_parts(job: Job, folder: Path) -> None:
     """Everything tuned that pictures need: what learned here, and the other parts of the run that it began from."""
-    folder.mkdir(parents=True, exist_ok=True)
     learned = {learner.component for learner in job.learners}
-    for run_folder in job.config.tuned.values():
-        for path in tuned_folders(Path(run_folder).expanduser()):
-            if component_of(path) not in learned:
-                shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
-    for learner in job.learners:
-        learner.save(folder)
+    with replacing_folder(folder / PARTS) as partial_folder:
+        for run_folder in job.config.tuned.values():
+            for path in tuned_folders(Path(run_folder).expanduser()):
+                if component_of(path) not in learned:
+                    copy_part(job.model, path, partial_folder)
+        for learner in job.learners:
+            learner.save(partial_folder)
+    for path in sorted((folder / PARTS).iterdir()):
+        with replacing_folder(folder / path.name) as partial_folder:
+            partial_folder.rmdir()
+            path.rename(partial_folder)
+    (folder / PARTS).rmdir()
     parents = [{"run": str(run_folder), "weight": 1.0} for run_folder in job.config.tuned.values()]
     pipeline, conditioning = type(job.model.pipeline).__name__, job.schedule.renamed({BEGIN: TUNED}).to_dict()
     RunRecord(pipeline, Base.of(job.config.model), parts_in(folder), conditioning, parents).write(folder)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from accelerate import Accelerator
+
+from textcraftor.files.reading import read_json_lines, shaped
+from textcraftor.files.writing import append, json_line, write_text
+from textcraftor.training.processes import say
 
 
 class Stopwatch:
@@ -33,14 +36,17 @@ class MetricsFile:
         self.path, self.accelerator = path, accelerator
         self.lines: list[dict[str, float]] = []
         if accelerator.is_main_process:
-            written = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-            whole = [json.loads(line) for line in written if line.endswith("}\n")]
-            self.lines = [line for line in whole if line["step"] <= step]
-            path.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
+            rows = {row.get("step"): row for row in (read_json_lines(path) if path.exists() else ())}
+            self.lines = [rows[done] for done in range(1, step + 1) if done in rows]
+            for line in self.lines:
+                shaped(path, line, {str: float})
+            if len(self.lines) < step:
+                lost = next(done for done in range(1, step + 1) if done not in rows)
+                say(f"{path} lacks step {lost}: its figures are lost, the run is not")
+            write_text(path, "".join(map(json_line, self.lines)))
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         if self.accelerator.is_main_process:
             self.lines.append({"step": step, **figures})
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(self.lines[-1]) + "\n")
+            append(self.path, json_line(self.lines[-1]))
         self.accelerator.log(dict(figures), step=step)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from textcraftor.captioning.prefix import PrefixCaptioner
 from textcraftor.data.records import Records, check_records
 from textcraftor.errors import UsageError
+from textcraftor.files.writing import check_unfinished, finish, locked, write_text
 from textcraftor.models.loading import device_of
 from textcraftor.training.fitting import FitSettings, fit
 from textcraftor.training.processes import processes_of_this_run
@@ -31,8 +32,7 @@ def check(config: DictConfig, folder: Path) -> None:
             raise UsageError(f"stages.{name}.start={stage.start} must name a stage before it, or be null")
         before.append(str(name))
     device_of(config.device)
-    if (folder / "config.yaml").exists():
-        raise UsageError(f"run_dir={folder} holds a finished captioner: choose another run_dir= or name=, or delete it")
+    check_unfinished(folder, "a captioner")
 
 
 def run(config: DictConfig, folder: Path) -> str:
@@ -43,7 +43,14 @@ def run(config: DictConfig, folder: Path) -> str:
         if stage.kind is not None and stage.kind not in records.kinds:
             there = ", ".join(records.kinds) or "none"
             raise UsageError(f"stages.{name}.kind={stage.kind}: no record has such captions; there are {there}")
-    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, str(processes.process_index)):
+        make(config, folder, records)
+    return f"wrote {folder}: {', '.join(config.stages)}; {records.told()}"
+
+
+def make(config: DictConfig, folder: Path, records: Records) -> None:
+    """Train the stages that are not there yet."""
+    processes = processes_of_this_run()
     set_seed(config.seed)
     embeds: dict[int, Tensor] = {}
     for name, stage in config.stages.items():
@@ -56,10 +63,10 @@ def run(config: DictConfig, folder: Path) -> str:
         if processes.is_main_process:
             captioner.save(folder / name)
     if processes.is_main_process:
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+        finish(folder, "train-captioner")
         for file in folder.glob("*.checkpoint.pt"):
             file.unlink()
-        OmegaConf.save(config, folder / "config.yaml", resolve=True)
-    return f"wrote {folder}: {', '.join(config.stages)}; {records.told()}"
 
 
 def start_of(config: DictConfig, folder: Path, stage: DictConfig) -> PrefixCaptioner:

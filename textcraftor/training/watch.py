@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from textcraftor.evaluation.evaluate import Evaluation, held_out, standardised
+from textcraftor.files.writing import replacing
 from textcraftor.inference.pictures import contact_sheet, to_pil
 from textcraftor.models.tuning import state_of
 from textcraftor.training.processes import processes_of_this_run
@@ -53,7 +54,6 @@ class Watch:
     ) -> None:
         self.look, self.before, self.weights = look, before, dict(weights)
         self.alarms, self.stop_on, self.folder = dict(alarms), set(stop_on), folder
-        folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, state: TrainingState) -> None:
         """Look; keep the figures, the best weights and the alarms that stop the run in the state."""
@@ -66,7 +66,8 @@ class Watch:
         ringing = [name for name in self.alarms if self.alarms[name].rings(self.change(name, point, seen))]
         points.append(point | {"alarms": ringing})
         if processes_of_this_run().is_main_process:
-            self.grid(seen).save(self.folder / f"step_{state.step:06d}.png")
+            with replacing(self.folder / f"step_{state.step:06d}.png") as partial:
+                self.grid(seen).save(partial)
         state.watched["stopped_by"] = [name for name in ringing if name in self.stop_on]
 
     def point(self, step: int, seen: Evaluation) -> dict[str, float]:
