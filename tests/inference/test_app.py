@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -19,7 +20,7 @@ import torch
 from tests.conftest import PROMPTS, load
 from tests.inference.test_mix import LORA, make_run
 from textcraftor.errors import UsageError
-from textcraftor.inference.app import Studio, check, names_of
+from textcraftor.inference.app import Studio, check, friendly, names_of
 from textcraftor.inference.mix import Mix
 
 PLACES = ("/usr/lib/chromium/chromium", "chromium", "chromium-browser", "google-chrome")
@@ -45,12 +46,19 @@ def runs(tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def app(runs, tmp_path_factory):
-    """The address of the running command."""
+    """The address of the running command; what it wrote for its visitors goes when it ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [Path(sys.executable).with_name("textcraftor"), "app", *SMALL, f"port={port}", *runs]
-    process = subprocess.Popen(command, cwd=tmp_path_factory.mktemp("here"), stderr=subprocess.PIPE, text=True)
+    scratch = tmp_path_factory.mktemp("scratch")
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path_factory.mktemp("here"),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(scratch)},
+    )
     address = f"http://127.0.0.1:{port}/"
     try:
         for _ in range(600):
@@ -61,6 +69,10 @@ def app(runs, tmp_path_factory):
                 assert process.poll() is None, process.stderr.read()
                 time.sleep(0.2)
         yield address
+        assert list(scratch.glob("textcraftor-*")), "nothing was written: that nothing is left proves nothing"
+        process.terminate()
+        process.communicate(timeout=60)
+        assert list(scratch.glob("textcraftor-*")) == []
     finally:
         process.kill()
         process.communicate()
@@ -126,6 +138,39 @@ def test_the_download_is_the_mix_as_one_encoder(configure, runs, tmp_path):
         ours, theirs = (model.encode(PROMPTS, PROMPTS, one.encoders[0]).prompt.mixed for one in (again, merged))
     torch.testing.assert_close(dict(ours), dict(theirs), rtol=0, atol=1e-6)
     assert again.early == again.late, "all steps"
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (("", 0, 3, 1.0, 0.0), "the prompt is empty"),
+        (("a red circle" * 200, 0, 3, 1.0, 0.0), "the prompt has 2,400 characters; it may have 2,000"),
+        (("a red circle", None, 3, 1.0, 0.0), "seed=None must be a whole number from 0 on"),
+        (("a red circle", 1e30, 3, 1.0, 0.0), r"seed=1e\+30 must be a whole number from 0 on"),
+        (("a red circle", -1, 3, 1.0, 0.0), "seed=-1 must be a whole number from 0 on"),
+        (("a red circle", 0, 99, 1.0, 0.0), "the mix in the last 99 steps: must lie between 1 and 3"),
+        (("a red circle", 0, 3, float("nan"), 0.0), "bold=nan must be a number between -10 and 10"),
+        (("a red elephant", 0, 3, 1.0, 0.0), "does not know elephant"),
+    ],
+)
+def test_whatever_a_visitor_sends_is_answered_on_the_page(configure, runs, tmp_path, sent, said, capsys):
+    """In one line, and nothing on the console."""
+    import gradio
+
+    studio = Studio.load(configure("app", *SMALL, f"runs=[{','.join(runs)}]"), tmp_path)
+    show = friendly(studio.pair)
+    capsys.readouterr()
+    with pytest.raises(gradio.Error, match=said) as refused:
+        show(*sent)
+    assert not refused.value.print_exception
+    assert capsys.readouterr() == ("", "")
+
+
+def test_downloads_have_names_of_their_own_and_old_ones_go(configure, runs, tmp_path):
+    studio = Studio.load(configure("app", *SMALL, f"runs=[{','.join(runs)}]"), tmp_path)
+    files = [studio.download(3, weight, 0.0) for weight in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)]
+    assert len(set(files)) == 6
+    assert [Path(file).exists() for file in files] == [False, False, True, True, True, True]
 
 
 def test_what_cannot_be_shown_is_refused(configure, runs, tmp_path):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import html
 import os
+import secrets
 import shutil
+import signal
 import tempfile
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,9 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from textcraftor.errors import UsageError
+from textcraftor.config.rules import is_number
+from textcraftor.errors import UsageError, one_line
+from textcraftor.files.writing import write_json
 from textcraftor.inference.export import write_record, write_text_encoders, write_webui
 from textcraftor.inference.generate import Sampling, generate
 from textcraftor.inference.mix import Mix, check_base, denoiser_of
@@ -27,6 +33,11 @@ from textcraftor.models.run_record import Base
 from textcraftor.rewards.total import RewardSum, check_rewards, load_rewards
 from textcraftor.sampling.conditioning import ConditioningSchedule
 
+LONGEST_PROMPT = 2000  # characters
+MOST_WEIGHT = 10
+KEPT_DOWNLOADS = 4
+PICTURES_STAY = (60, 900)  # seconds: how often old pictures are looked for, and how old they get
+WAITING = 64  # requests that may wait for their turn
 STRIP = (0.0, 0.25, 0.5, 0.75, 1.0)  # weights that the strip shows
 
 
@@ -56,7 +67,7 @@ def check(config: DictConfig, folder: Path) -> None:
 
 @dataclass
 class Studio:
-    """A model with tuned encoders, and the scorers that look at its pictures.
+    """A model with tuned encoders, and the scorers that look at its pictures; visitors share it one at a time.
 
     Args:
         tuned: run folders by the names of the page's sliders.
@@ -71,6 +82,7 @@ class Studio:
     denoiser: dict[str, Any]
     base: Base
     before: tuple = ((), ())
+    lock: Any = field(default_factory=threading.Lock)
 
     @classmethod
     def load(cls, config: DictConfig, outputs: Path) -> Studio:
@@ -109,27 +121,31 @@ class Studio:
 
     def pair(self, prompt: str, seed: float, last: float, *weights: float) -> tuple[Image.Image, str, Image.Image, str]:
         """Before and after: the original encoder and the mix, from the same noise."""
-        self.check(prompt)
-        if self.before[0] != (prompt, int(seed)):  # moving a slider leaves it as it is
-            self.before = (prompt, int(seed)), self.picture(prompt, int(seed), ConditioningSchedule.original())
-        return *self.before[1], *self.picture(prompt, int(seed), self.schedule(list(weights), int(last)))
+        self.check(prompt, seed, last, weights)
+        with self.lock:
+            if self.before[0] != (prompt, int(seed)):  # moving a slider leaves it as it is
+                self.before = (prompt, int(seed)), self.picture(prompt, int(seed), ConditioningSchedule.original())
+            return *self.before[1], *self.picture(prompt, int(seed), self.schedule(list(weights), int(last)))
 
     def strip(
         self, prompt: str, seed: float, last: float, *weights: float
     ) -> tuple[list[tuple[Image.Image, str]], str]:
         """The mix dialled in from nothing to all of it, and what the scorers say, a line a picture."""
-        self.check(prompt)
+        self.check(prompt, seed, last, weights)
         found, lines = [], []
         for share in STRIP:
-            schedule = self.schedule([share * weight for weight in weights], int(last))
-            picture, scores = self.picture(prompt, int(seed), schedule)
+            with self.lock:
+                schedule = self.schedule([share * weight for weight in weights], int(last))
+                picture, scores = self.picture(prompt, int(seed), schedule)
             found.append((picture, f"{share:g}"))
             lines.append(f"{share:g}: {scores}")
         return found, "\n".join(lines)
 
     def download(self, last: float, *weights: float) -> str:
-        """The mix as one encoder, its weights added up, in a zip with how it was made; returns the file."""
-        with tempfile.TemporaryDirectory() as scratch:
+        """The mix as one encoder, its weights added up, in a zip with how it was made; returns the file, of which the
+        newest few are kept."""
+        self.check(None, 0, last, weights)
+        with self.lock, tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "mix"
             mix = self.mix(list(weights), int(last), merge=True)
             schedule = mix.schedule(self.model, self.timesteps_of)
@@ -140,17 +156,35 @@ class Studio:
             if int(last) == self.sampling.steps:
                 conditioning = ConditioningSchedule(schedule.switch_timestep, {"tuned": 1.0}, {"tuned": 1.0})
             write_record(self.model, self.base, conditioning, [], folder)
-            (folder / "mix.json").write_text(
-                json.dumps({"weights": mix.all_weights, "tuned": list(self.tuned)}, indent=2)
-            )
+            write_json(folder / "mix.json", {"weights": mix.all_weights, "tuned": list(self.tuned)})
             if encoder not in (ORIGINAL, *self.tuned):
                 del self.model.readers[encoder]
-            return shutil.make_archive(str(self.outputs / "mix"), "zip", scratch)
+            packed = shutil.make_archive(str(self.outputs / f"mix_{secrets.token_hex(4)}"), "zip", scratch)
+            kept = sorted(self.outputs.glob("mix_*.zip"), key=lambda file: file.stat().st_mtime)
+            for old in kept[:-KEPT_DOWNLOADS]:
+                old.unlink()
+            return packed
 
-    def check(self, prompt: str) -> None:
-        if not prompt.strip():
+    def check(self, prompt: str | None, seed: float, last: float, weights: Sequence[float]) -> None:
+        """Refuse what a page, or whoever speaks to it, may send but cannot mean.
+
+        Args:
+            prompt: None where none is needed.
+        """
+        steps = self.sampling.steps
+        if prompt is not None and not (isinstance(prompt, str) and prompt.strip()):
             raise UsageError("the prompt is empty: say what the picture shall show")
-        self.model.check_prompts([prompt])
+        if prompt is not None and len(prompt) > LONGEST_PROMPT:
+            raise UsageError(f"the prompt has {len(prompt):,} characters; it may have {LONGEST_PROMPT:,}")
+        if not (is_number(seed) and 0 <= seed < 2**63 and seed == int(seed)):
+            raise UsageError(f"seed={seed} must be a whole number from 0 on, below 2^63")
+        if not (is_number(last) and 1 <= last <= steps):
+            raise UsageError(f"the mix in the last {last} steps: must lie between 1 and {steps}")
+        for name, weight in zip(self.tuned, weights, strict=True):
+            if not (is_number(weight) and abs(weight) <= MOST_WEIGHT):
+                raise UsageError(f"{name}={weight} must be a number between -{MOST_WEIGHT} and {MOST_WEIGHT}")
+        if prompt is not None:
+            self.model.check_prompts([prompt])
 
 
 def enlarged(image: Tensor, side: int = 256) -> Image.Image:
@@ -160,25 +194,30 @@ def enlarged(image: Tensor, side: int = 256) -> Image.Image:
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
+def friendly(function: Callable) -> Callable:
+    """The same, with whatever goes wrong shown on the page, in one line; a traceback would tell nobody."""
+    import gradio
+
+    def wrapped(*values):
+        try:
+            return function(*values)
+        except Exception as error:
+            line = one_line(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {one_line(error)}"
+            raise gradio.Error(html.escape(line[:500]), duration=None, print_exception=False) from None
+
+    return wrapped
+
+
 def page(studio: Studio, prompt: str) -> Any:
     """The Gradio page."""
     import gradio
 
-    def friendly(function):
-        def wrapped(*values):
-            try:
-                return function(*values)
-            except UsageError as error:
-                raise gradio.Error(str(error), duration=None) from error
-
-        return wrapped
-
     steps = studio.sampling.steps
-    with gradio.Blocks(title="TextCraftor", analytics_enabled=False) as blocks:
+    with gradio.Blocks(title="TextCraftor", analytics_enabled=False, delete_cache=PICTURES_STAY) as blocks:
         gradio.Markdown("# TextCraftor\nWeights of tuned text encoders; the original one takes the rest to 1.")
         with gradio.Row():
-            said = gradio.Textbox(prompt, label="Prompt", scale=4)
-            seed = gradio.Number(0, label="Seed", precision=0, minimum=0)
+            said = gradio.Textbox(prompt, label="Prompt", scale=4, max_length=LONGEST_PROMPT)
+            seed = gradio.Number(0, label="Seed", precision=0)
         with gradio.Row():
             sliders = [
                 gradio.Slider(-0.5, 1.5, 1 / len(studio.tuned), step=0.05, label=name, elem_id=f"weight-{name}")
@@ -213,23 +252,24 @@ def serve(config: DictConfig) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio
 
-    outputs = Path(tempfile.mkdtemp(prefix="textcraftor-"))
-    os.environ["GRADIO_TEMP_DIR"] = str(outputs)  # what the page may serve lies there, and nothing else does
-    studio = Studio.load(config, outputs)
-    blocks = page(studio, "a red circle and a blue star")
-    fonts = ["system-ui", "sans-serif"]
-    theme = gradio.themes.Default(font=fonts, font_mono=["monospace"])
-    blocks.queue(api_open=False)
-    blocks.launch(
-        server_name=config.host,
-        server_port=config.port or None,
-        theme=theme,
-        share=False,
-        quiet=True,
-        allowed_paths=[],
-        show_error=False,
-        footer_links=[],
-    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is temporary goes then too
+    with tempfile.TemporaryDirectory(prefix="textcraftor-", ignore_cleanup_errors=True) as outputs:
+        os.environ["GRADIO_TEMP_DIR"] = outputs  # what the page may serve lies there, and nothing else does
+        blocks = page(Studio.load(config, Path(outputs)), "a red circle and a blue star")
+        fonts = ["system-ui", "sans-serif"]
+        theme = gradio.themes.Default(font=fonts, font_mono=["monospace"])
+        blocks.queue(api_open=False, max_size=WAITING)
+        blocks.launch(
+            server_name=config.host,
+            server_port=config.port or None,
+            theme=theme,
+            share=False,
+            quiet=True,
+            allowed_paths=[],
+            show_error=False,
+            footer_links=[],
+            max_file_size=0,  # nobody needs to upload anything
+        )
 
 
 def run(config: DictConfig, folder: Path) -> str:
