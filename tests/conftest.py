@@ -47,6 +47,10 @@ QUICK = (
 )
 
 
+def pytest_addoption(parser) -> None:
+    parser.addoption("--long", action="store_true", help="more hostile folders, kills and command lines, for minutes")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _two_threads():
     """Of two cores, shared by the workers of `pytest -n 2`."""

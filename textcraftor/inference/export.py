@@ -18,6 +18,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 from omegaconf import DictConfig
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -72,6 +73,8 @@ def check(config: DictConfig, folder: Path) -> None:
     mix = Mix.of(config)
     if not (mix.tuned or mix.denoiser):
         raise UsageError("there is nothing tuned to export: give tuned.a=<run folder>")
+    runs_of(mix)
+    sheet_of(mix)
     wanted = list(config.formats or [])
     if unknown := [name for name in wanted if name not in FORMATS]:
         raise UsageError(f"formats={unknown} must be of {', '.join(FORMATS)}")
@@ -270,22 +273,34 @@ def check_keys(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where:
         raise RuntimeError(f"{where}: {len(lost)} keys do not come back as they were, {lost[0]} among them")
 
 
+def runs_of(mix: Mix) -> dict[str, dict[str, Any]]:
+    """What the card tells of each run that was evaluated, by its name in the mix."""
+    said = {}
+    for name, path in mix.tuned.items():
+        config, summary = Path(path) / "config.yaml", Path(path) / "summary.json"
+        if config.exists() and summary.exists():
+            settings = shaped(config, read_yaml(config), SETTINGS)
+            said[name] = {"config": settings, **shaped(summary, read_json(summary), FIGURES)}
+    return said
+
+
+def sheet_of(mix: Mix) -> Image.Image | None:
+    """The pictures before and after of a run that is exported as it is, where it has them."""
+    run_folder = only_run(mix)
+    file = run_folder / "before_after.png" if run_folder else None
+    if file is None or not file.exists():
+        return None
+    with open_picture(file) as picture:
+        return picture.convert("RGB")
+
+
 def write_card(
     config: DictConfig, mix: Mix, conditioning: Mapping, formats: list[str], title: str, folder: Path
 ) -> None:
     """`README.md`: what was tuned on what, with which result, and how to load each format."""
-    runs = {name: Path(path) for name, path in mix.tuned.items()}
-    said = {}
-    for name, path in runs.items():
-        found = {key: path / key for key in ("config.yaml", "summary.json")}
-        if all(file.exists() for file in found.values()):
-            said[name] = {
-                "config": shaped(found["config.yaml"], read_yaml(found["config.yaml"]), SETTINGS),
-                **shaped(found["summary.json"], read_json(found["summary.json"]), FIGURES),
-            }
-            if (path / "before_after.png").exists() and only_run(mix) == path:
-                with open_picture(path / "before_after.png") as picture:  # pixels alone, not what it says beside
-                    picture.convert("RGB").save(folder / "before_after.png")
+    said, picture = runs_of(mix), sheet_of(mix)
+    if picture is not None:  # pixels alone, not what it says beside
+        picture.save(folder / "before_after.png")
     data = ModelCardData(library_name="diffusers", tags=["text-to-image", "textcraftor"], base_model=hub_base(config))
     card = ModelCard.from_template(
         data,
@@ -299,7 +314,7 @@ def write_card(
         loading=[loading_line(path) for path in tuned_folders(folder)],
         conditioning=conditioning,
         formats={name: FORMATS[name] for name in formats},
-        picture=(folder / "before_after.png").exists(),
+        picture=picture is not None,
     )
     card.save(folder / "README.md")
 
@@ -315,8 +330,8 @@ def loading_line(folder: Path) -> str:
 
 
 def cell(text: object) -> str:
-    """Text that others wrote as plain words of a Markdown table."""
-    return re.sub(r"[^\w .,:;+()/=-]", "", " ".join(str(text).split()))[:200]
+    """Text that others wrote as plain words of a Markdown table: no markup, no links."""
+    return re.sub(r"[^\w .,;+()/=-]", "", " ".join(str(text).replace("://", " ").split()))[:200]
 
 
 def public(path: str) -> str:
