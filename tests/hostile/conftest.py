@@ -15,7 +15,15 @@ import pytest
 from tests.conftest import QUICK
 from textcraftor.cli import call, main
 
-LINES = (*QUICK, "sampling.steps=2", "gradient.k=1", "training.steps=1", "evaluation.prompts=2", "watch.seeds=[0]")
+LINES = (
+    *QUICK,
+    "rewards=aesthetic",
+    "sampling.steps=2",
+    "gradient.k=1",
+    "training.steps=1",
+    "evaluation.prompts=2",
+    "watch.seeds=[0]",
+)
 
 
 @dataclass(frozen=True)

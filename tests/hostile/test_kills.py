@@ -1,0 +1,105 @@
+"""Whoever is killed while writing, wherever that is, is simply started again, and ends with what an undisturbed command
+writes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.captioning import test_captioners
+from tests.conftest import WEIGHTS
+from tests.hostile.conftest import LINES, contents
+from tests.hostile.killing import KILLED, run
+from textcraftor.captioning.prefix import PrefixCaptioner
+
+SMALL = ["sampling.steps=2", "device=cpu"]
+COMMANDS = {
+    "generate": ["generate", "prompt=a red circle", "seeds=[0,1]", *SMALL],
+    "letters": ["letters", "count=3"],
+    "upsample": ["upsample", "prompts.path=p.txt"],
+    "score": ["score", "images=pictures", "prompts.path=p.txt", "rewards=aesthetic"],
+    "compare": ["compare", "{run}", "{lora_run}"],
+    "export": ["export", "tuned.a={run}", "mix.a=1", "device=cpu"],
+    "evaluate": [
+        "evaluate",
+        "tuned.a={run}",
+        "mix.a=1",
+        "suite=toybox",
+        "limit=1",
+        "seeds=[0,1]",
+        "batch_size=1",
+        "rewards=aesthetic",
+        *SMALL,
+    ],
+    "recaption": ["recaption", "data.path=pictures", "captioner.path={captioner}", "batch_size=1", "device=cpu"],
+    "train": ["train", *LINES, "tracker=null", "training.steps=2", "training.checkpoint_every=1"],
+}
+# What says how long something took, how much memory there was, or which run was resumed.
+TIMED = ("summary.json", "report.html", "metrics.jsonl", "sha256.json")
+
+
+@pytest.fixture
+def place(tmp_path) -> Path:
+    """What working folders are made from: prompts and captioned pictures."""
+    tmp_path = tmp_path / "inputs"
+    tmp_path.mkdir()
+    (tmp_path / "p.txt").write_text("a red circle\na blue star\n")
+    (tmp_path / "pictures").mkdir()
+    lines = []
+    for name, color in (("a.png", "red"), ("b.png", "blue")):
+        Image.new("RGB", (64, 64), color).save(tmp_path / "pictures" / name)
+        lines.append(f'{{"file_name": "{name}", "caption": "a {color} circle"}}\n')
+    (tmp_path / "pictures" / "metadata.jsonl").write_text("".join(lines))
+    return tmp_path
+
+
+language_model = test_captioners.language_model
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory, language_model) -> Path:
+    """One that learned nothing; what it says matters to nobody here."""
+    folder = tmp_path_factory.mktemp("captioner")
+    PrefixCaptioner(str(WEIGHTS / "aesthetic_clip"), language_model, 2, 5).save(folder / "descriptive")
+    return folder
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """What a command wrote, but for times and whether it was resumed."""
+    found = contents(folder)
+    assert not [name for name in found if ".partial" in name or ".lock" in name or ".old" in name]
+    if "config.yaml" in found:
+        found["config.yaml"] = found["config.yaml"].replace(b"resume: out\n", b"resume: null\n")
+    return {name: one for name, one in found.items() if Path(name).name not in TIMED and "checkpoints/" not in name}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_killed_command_given_again_ends_as_if_nothing_had_been(name, place, request):
+    arguments = list(COMMANDS[name])
+    for word in ("run", "lora_run", "captioner"):
+        if any(f"{{{word}}}" in one for one in arguments):
+            made = str(request.getfixturevalue(word))
+            arguments = [one.replace(f"{{{word}}}", made) for one in arguments]
+    arguments += ["name=x", "run_dir=out"]
+    whole = shutil.copytree(place, place.parent / "whole")
+    code, points, said = run(arguments, whole)
+    assert code == 0, said
+    assert len(points) >= 4, points
+    wanted = written(whole / "out")
+    assert "finished.json" in wanted
+    every = range(1, len(points) + 1)
+    # Of the points: the one in the middle, unless all are asked for.
+    for point in every if request.config.getoption("long") else [len(points) // 2]:
+        folder = shutil.copytree(place, place.parent / f"killed_{point}")
+        code, _, said = run(arguments, folder, kill_at=point)
+        assert code == KILLED, f"{points[point - 1]}: {said}"
+        again = ["train", "resume=out"] if name == "train" and (folder / "out" / "config.yaml").exists() else arguments
+        code, _, said = run(again, folder)
+        if code != 0 and (folder / "out" / "finished.json").exists():
+            assert "already holds" in said or "is finished" in said
+        else:
+            assert code == 0, f"{points[point - 1]}: {said}"
+        assert written(folder / "out") == wanted, points[point - 1]
