@@ -10,9 +10,7 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from textcraftor.config.overrides import check_keys, split
 from textcraftor.config.typed import typed
@@ -66,7 +64,9 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:
             config = hydra_compose(command, overrides=overrides)
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except UsageError:
+            raise
+        except Exception as error:  # Hydra raises whatever its own code stumbles on where a value has another type
             raise refusal(command, overrides, error) from error
     return typed(command, config)
 
@@ -77,7 +77,7 @@ def refusal(command: str, overrides: Sequence[str], error: Exception) -> UsageEr
     chosen = [override for override in overrides if split(override)[1].partition("@")[0] in groups()]
     try:
         composed = dict(keys(OmegaConf.to_container(hydra_compose(command, overrides=chosen))))
-    except (HydraException, OmegaConfBaseException, ValueError):  # the choice itself is wrong
+    except Exception:  # the choice itself is wrong
         group = next((key for _, key, _ in map(split, chosen) if f"Could not override '{key}'" in words), None)
         return unknown(command, group) if group else UsageError(words)
     for sign, key, _ in map(split, overrides):
@@ -88,7 +88,7 @@ def refusal(command: str, overrides: Sequence[str], error: Exception) -> UsageEr
             return (
                 UsageError(f"{key}: {null} is null; give {null}={{...}}") if null else unknown(command, key, composed)
             )
-    return UsageError(words)
+    return UsageError(words or f"{' '.join(overrides)}: {type(error).__name__}")
 
 
 def keys(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

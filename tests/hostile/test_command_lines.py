@@ -1,0 +1,151 @@
+"""Command lines made from every command's typed keys: each is taken, or refused in one line; none ends otherwise."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from textcraftor.cli import COMMANDS, configured, paths_as_runs, register, told
+from textcraftor.config.commands import SCHEMAS
+from textcraftor.config.overrides import as_typed
+from textcraftor.config.rules import Rule
+from textcraftor.config.schema import Key
+
+KEYS = {command: ["", *Key(schema, Rule("")).keys()] for command, schema in SCHEMAS.items()}
+VALUES = [
+    "",
+    " ",
+    "null",
+    "true",
+    "0",
+    "-1",
+    "1",
+    "2",
+    "1.5",
+    "nan",
+    "inf",
+    "-inf",
+    "1e400",
+    "1e-400",
+    "99999999999999999999999",
+    "1_000",
+    "[]",
+    "[1]",
+    "[1,1]",
+    "[a]",
+    "[null]",
+    "[[1]]",
+    "{}",
+    "{a: 1}",
+    "{a: {b: [1]}}",
+    "a,b",
+    "abc",
+    "auto",
+    "cpu",
+    "cuda:99",
+    "?",
+    "???",
+    "'",
+    '"',
+    "[",
+    "{",
+    "${",
+    "${seed}",
+    "${nowhere}",
+    "${now:%Y}",
+    "${oc.env:HOME}",
+    "${package:os}",
+    "\\",
+    "\n",
+    "\t",
+    "\x00",
+    "\ud800",
+    "漢字",
+    "../..",
+    "/",
+    "~",
+    ".",
+    "x" * 300,
+    "a/" * 3000,
+    "range(1,3)",
+    "choice(1,2)",
+    "int(x)",
+    "glob(*)",
+]
+SIGNS = ["", "", "", "", "+", "++", "~"]
+PLAIN = {
+    "generate": ["prompt=a red circle"],
+    "score": ["images=."],
+    "export": ["tuned.a={run}"],
+    "evaluate": ["suite=toybox"],
+    "compare": ["{run}", "{run}"],
+    "app": ["{run}"],
+    "upsample": ["prompts.path=p.txt"],
+    "recaption": ["data.path=."],
+    "train-captioner": ["data.path=."],
+    "tune-captions": ["data.path=."],
+}
+
+
+@st.composite
+def command_lines(draw) -> tuple[str, list[str]]:
+    """A command with up to three keys of its own, and values that may or may not be meant."""
+    command = draw(st.sampled_from(sorted(SCHEMAS)))
+    overrides = []
+    for _ in range(draw(st.integers(1, 3))):
+        key = draw(st.sampled_from(KEYS[command]) | st.text("abc._@/:", max_size=6))
+        value = draw(st.sampled_from(VALUES) | st.text(max_size=8))
+        sign = draw(st.sampled_from(SIGNS))
+        overrides.append(f"{sign}{key}" if sign == "~" else f"{sign}{key}={value}")
+    return command, overrides
+
+
+def ends_well(command: str, overrides: list[str]) -> None:
+    """Compose and check a command line as the command does before anything is loaded."""
+    if command in ("compare", "app"):
+        overrides = paths_as_runs(overrides)
+    try:
+        config = configured(command, as_typed(command, overrides))
+        importlib.import_module(COMMANDS[command][0]).check(config, Path(config.run_dir).expanduser())
+        OmegaConf.to_container(config, resolve=True)
+    except Exception as error:
+        line, code = told(error)
+        if code != 2:
+            raise
+        if "\n" in line or not line.strip():
+            raise ValueError(f"{line!r} is no line") from error
+
+
+def test_every_command_line_is_taken_or_refused(run, here, request):
+    (here / "p.txt").write_text("a red circle\na blue star\na pink cross\na green ring\n")
+    register()
+    before = sorted(here.rglob("*"))
+    count = 4000 if request.config.getoption("long") else 80
+
+    @hypothesis.settings(max_examples=count, deadline=None, database=None, derandomize=True)
+    @hypothesis.given(command_lines())
+    def check(line: tuple[str, list[str]]) -> None:
+        command, overrides = line
+        plain = [one.replace("{run}", str(run)) for one in PLAIN.get(command, [])]
+        ends_well(command, [*plain, *overrides])
+        assert sorted(here.rglob("*")) == before, "something was written"
+
+    check()
+
+
+@pytest.mark.parametrize("command", SCHEMAS)
+def test_every_key_refuses_or_takes_each_value(command, run, here, request):
+    """Each key alone with each value; without --long a few of them, others for each key."""
+    (here / "p.txt").write_text("a red circle\na blue star\na pink cross\na green ring\n")
+    register()
+    plain = [one.replace("{run}", str(run)) for one in PLAIN.get(command, [])]
+    step = 1 if request.config.getoption("long") else 40 * len(KEYS[command])
+    pairs = [(key, value) for key in KEYS[command][1:] for value in VALUES]
+    for number, (key, value) in enumerate(pairs):
+        if number * 7919 % step < (1 if step == 1 else 4 * len(VALUES)):
+            ends_well(command, [*plain, f"{key}={value}"])
