@@ -14,9 +14,10 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hydra.errors import HydraException
+from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from tqdm import tqdm
 
 from textcraftor.config.commands import SCHEMAS
 from textcraftor.config.compose import checked, compose, config_dir, package_path, register
@@ -85,7 +86,7 @@ def one_line_errors() -> Iterator[None]:
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or isinstance(error, GeneratorExit):
             raise
         line, code = told(error)
-        print(f"textcraftor: {line}", file=sys.stderr)
+        tqdm.write(f"textcraftor: {line}", file=sys.stderr)  # below a progress bar, where there is one
         raise _Told(code) from error
 
 
@@ -213,8 +214,8 @@ def launch(command: str, overrides: list[str]) -> None:
                 config = typed(command, config)
             return work(config, Path(HydraConfig.get().runtime.output_dir))
         except SystemExit as ended:  # a sweep goes on where one of its jobs fails, if its sweeper allows that
-            if ended.code == 2 and HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise RuntimeError("this job ended with an error, see above") from ended
+            if ended.code != 0 and HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise CompactHydraException("this job ended with an error, see above") from ended
             raise
 
     hydra.main(config_path=str(config_dir()), config_name=command, version_base="1.3")(task)()

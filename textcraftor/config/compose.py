@@ -10,7 +10,9 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from textcraftor.config.overrides import check_keys, split
 from textcraftor.config.typed import typed
@@ -74,6 +76,8 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
 def refusal(command: str, overrides: Sequence[str], error: Exception) -> UsageError:
     """Hydra's words in one line, or what is wrong with the key that it does not know."""
     words = one_line(error).partition(" Config search path")[0]
+    if not isinstance(error, HydraException | OmegaConfBaseException | ValueError):
+        words = f"{' '.join(overrides)} cannot be composed: {type(error).__name__}: {words}"
     chosen = [override for override in overrides if split(override)[1].partition("@")[0] in groups()]
     try:
         composed = dict(keys(OmegaConf.to_container(hydra_compose(command, overrides=chosen))))
@@ -88,7 +92,7 @@ def refusal(command: str, overrides: Sequence[str], error: Exception) -> UsageEr
             return (
                 UsageError(f"{key}: {null} is null; give {null}={{...}}") if null else unknown(command, key, composed)
             )
-    return UsageError(words or f"{' '.join(overrides)}: {type(error).__name__}")
+    return UsageError(words)
 
 
 def keys(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -20,6 +20,7 @@ from textcraftor.models.loading import device_of, dtype_of
 from textcraftor.rewards.preprocessing import from_pil
 from textcraftor.rewards.total import RewardSum, check_rewards, load_rewards
 
+MOST_RATIO = 64  # of a picture's sides: its short one is what scorers bring to some hundred pixels
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 Pair = tuple[Path, str]
 
@@ -82,6 +83,10 @@ def read_rows(file: Path, folder: Path) -> Iterator[dict[str, str]]:
 def load_picture(file: Path) -> Tensor:
     """A picture file as float (3, height, width) in [0, 1]."""
     with open_picture(file) as picture:
+        if max(picture.size) > MOST_RATIO * min(picture.size):
+            raise UsageError(
+                f"{file} has {picture.width} x {picture.height} pixels, a strip that scorers cannot see: crop it"
+            )
         try:
             return from_pil(picture)
         except (OSError, SyntaxError, ValueError) as error:

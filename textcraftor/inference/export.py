@@ -73,6 +73,8 @@ def check(config: DictConfig, folder: Path) -> None:
     mix = Mix.of(config)
     if not (mix.tuned or mix.denoiser):
         raise UsageError("there is nothing tuned to export: give tuned.a=<run folder>")
+    if list(mix.all_weights) == [ORIGINAL] and not mix.tunes_denoiser:
+        raise UsageError(f"the mix {mix} has nothing tuned in it to export: give mix.{next(iter(mix.tuned), 'a')}=1")
     runs_of(mix)
     sheet_of(mix)
     wanted = list(config.formats or [])
@@ -90,13 +92,8 @@ def check(config: DictConfig, folder: Path) -> None:
 
 def only_run(mix: Mix) -> Path | None:
     """The one run whose parts are exported as they are; a merged mix is none."""
-    encoders = [name for name in mix.all_weights if name != "original"]
-    whole = (
-        not mix.merge
-        and mix.denoiser is None
-        and len(mix.tuned) == 1
-        and all(mix.all_weights.get(n) == 1 for n in encoders)
-    )
+    as_it_is = all(mix.all_weights.get(name) == 1 for name in mix.encoders)
+    whole = not mix.merge and mix.denoiser is None and len(mix.tuned) == 1 and as_it_is
     return Path(next(iter(mix.tuned.values()))) if whole else None
 
 

@@ -74,7 +74,7 @@ class Mix:
             if not is_run(Path(run)):
                 raise UsageError(f"tuned.{name}={run} holds no run.json: give the folder of a finished run")
             check_confined(Path(run))
-        encoders = self._encoders()
+        encoders = self.encoders
         for name, weight in self.weights.items():
             if name not in (ORIGINAL, *encoders):
                 untuned = f"; {self.tuned[name]} tuned no text encoder" if name in self.tuned else ""
@@ -109,7 +109,7 @@ class Mix:
     @property
     def all_weights(self) -> dict[str, float]:
         """With the original encoder's, and without those that are 0."""
-        given = self.weights or dict.fromkeys(self._encoders(), 1.0)
+        given = self.weights or dict.fromkeys(self.encoders, 1.0)
         found = {name: float(weight) for name, weight in given.items() if weight != REST}
         takes = next((name for name, weight in given.items() if weight == REST), ORIGINAL)
         found.setdefault(takes, 1.0 - sum(found.values()))
@@ -119,7 +119,9 @@ class Mix:
         """Its weights, as `0.4 original + 0.6 a`."""
         return " + ".join(f"{weight:g} {name}" for name, weight in self.all_weights.items())
 
-    def _encoders(self) -> list[str]:
+    @property
+    def encoders(self) -> list[str]:
+        """The names of the runs that tuned a text encoder."""
         return [name for name, run in self.tuned.items() if tuned_folders(Path(run), TEXT_ENCODERS)]
 
     @property
@@ -129,7 +131,7 @@ class Mix:
 
     def _switch(self) -> tuple[int, bool] | None:
         """The noise level from which on the runs want them, and whether that is everywhere."""
-        schedules = {name: read_schedule(Path(self.tuned[name])) for name in self._encoders()}
+        schedules = {name: read_schedule(Path(self.tuned[name])) for name in self.encoders}
         wanted = {name: None if one.early == one.late else one.switch_timestep for name, one in schedules.items()}
         if len(set(wanted.values())) > 1 and self.last is None and self.timestep is None:
             each = [f"{name} {'everywhere' if t is None else f'up to timestep {t}'}" for name, t in wanted.items()]
@@ -161,7 +163,7 @@ class Mix:
         Args:
             timesteps_of: a number of steps, the highest noise first, as the sampler takes them that `last` counts.
         """
-        for name in self._encoders():
+        for name in self.encoders:
             if name not in model.readers:
                 load_text_encoders(model, Path(self.tuned[name]), name)
         weights, original = self.all_weights, {ORIGINAL: 1.0}

@@ -105,7 +105,7 @@ def padded_pixels(images: Float[Tensor, "batch 3 height width"], size: int) -> F
     """
     height, width = images.shape[-2:]
     scale = size / max(height, width)
-    images = resize(images, round(height * scale), round(width * scale), pillow=False)
+    images = resize(images, max(1, round(height * scale)), max(1, round(width * scale)), pillow=False)
     down, right = (size - side for side in images.shape[-2:])
     images = nn.functional.pad(images, (right // 2, right - right // 2, down // 2, down - down // 2))
     return normalize(images, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
