@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import random
-
+import hypothesis
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from textcraftor.config.commands import SCHEMAS
@@ -41,14 +41,11 @@ KEYS = {
 }
 
 
-def test_any_text_comes_out_of_the_grammars_as_it_was_typed():
-    parser, draw = OverridesParser.create(), random.Random(0)
-    printable = [chr(code) for code in range(32, 0x2FF) if chr(code).isprintable()]
-    for number in range(6000):
-        signs = SIGNS if number % 3 else printable
-        text = "".join(draw.choice(signs) for _ in range(draw.randint(0, 12)))
-        value = parser.parse_override(f"prompt={quoted(text)}").value()
-        assert OmegaConf.create({"prompt": value}).prompt == text
+@hypothesis.settings(max_examples=2000, deadline=None, database=None, derandomize=True)
+@hypothesis.given(st.text() | st.text(SIGNS))
+def test_any_text_comes_out_of_the_grammars_as_it_was_typed(text):
+    value = OverridesParser.create().parse_override(f"prompt={quoted(text)}").value()
+    assert OmegaConf.create({"prompt": value}).prompt == text
 
 
 @pytest.mark.parametrize("command", KEYS)
