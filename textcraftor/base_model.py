@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from textcraftor.errors import UsageError
 from textcraftor.files.reading import read_yaml, shaped
 from textcraftor.models.run_record import Base, RunRecord
 
@@ -21,6 +22,8 @@ def base_overrides(run: Path, groups: Path, package_path: Callable[[str], str]) 
         package_path: where a package lies whose name a configuration gives.
     """
     base = RunRecord.read(run).base or base_of_old(run)
+    if base.path and Path(base.path).expanduser().resolve().is_relative_to(run.resolve()):
+        raise UsageError(f"{run}: its base {base.path} lies within the run itself: give model= or model.path=")
     paths = {file.stem: _path_of(file, package_path) for file in sorted(groups.glob("*.yaml"))}
     name = base.config or next((name for name, path in paths.items() if _same(path, base)), "")
     if name not in paths:

@@ -44,6 +44,7 @@ COMMANDS = {
     "app": ("textcraftor.inference.app", "a page with a slider for each tuned encoder"),
     "fetch": ("textcraftor.fetch", "download what a configuration names, ahead of time"),
 }
+SHOWS_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 # What a disk refuses, and the remedy.
 DISK = {
     errno.ENOSPC: "make room, or choose another run_dir=",
@@ -60,6 +61,7 @@ DISK = {
     errno.EIO: "the disk fails: choose another path",
     errno.EMFILE: "too many files are open: close some",
 }
+MOST_LINE = 1500  # characters of what is said
 USAGE = """\
 usage: textcraftor COMMAND [key=value ...]
 
@@ -83,7 +85,7 @@ def one_line_errors() -> Iterator[None]:
     except EndedRunError as error:
         raise _Told(error.code) from error
     except BaseException as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or isinstance(error, GeneratorExit):
+        if SHOWS_TRACEBACKS or isinstance(error, GeneratorExit):
             raise
         line, code = told(error)
         tqdm.write(f"textcraftor: {line}", file=sys.stderr)  # below a progress bar, where there is one
@@ -101,7 +103,7 @@ def told(error: BaseException) -> tuple[str, int]:
         causes.append(cause)
     # Hydra and diffusers wrap what a constructor raises; the user's mistake is below.
     if mistake := next((one for one in causes if isinstance(one, UsageError)), None):
-        return one_line(mistake), 2
+        return printable(one_line(mistake)), 2
     if isinstance(error, KeyboardInterrupt):
         return "stopped by Ctrl-C; the same command goes on or begins again", 130
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -110,10 +112,18 @@ def told(error: BaseException) -> tuple[str, int]:
     if number is not None:
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         return f"{where}{os.strerror(number)}: {DISK[number]}", 2
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's, of ~nobody/x
+        return "a path begins with ~ and a name that is no user's: write the folder itself", 2
     if isinstance(error, SystemExit):
         return f"ended by SystemExit({error.code}); {traceback_file()} says where", 1
     what = f"{type(error).__name__}: {one_line(error)[:300]}" if str(error) else type(error).__name__
     return f"unforeseen {what}; the traceback is in {traceback_file()}", 1
+
+
+def printable(line: str) -> str:
+    """A line without signs that steer a terminal, and no longer than a screen."""
+    shown = "".join(sign if sign.isprintable() else "?" for sign in line)
+    return shown if len(shown) <= MOST_LINE else f"{shown[:MOST_LINE]} ..."
 
 
 def disk_error(error: BaseException) -> int | None:
@@ -218,7 +228,14 @@ def launch(command: str, overrides: list[str]) -> None:
                 raise CompactHydraException("this job ended with an error, see above") from ended
             raise
 
-    hydra.main(config_path=str(config_dir()), config_name=command, version_base="1.3")(task)()
+    with one_line_errors():
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that Hydra raises what it would print in many lines
+        try:
+            hydra.main(config_path=str(config_dir()), config_name=command, version_base="1.3")(task)()
+        except _Told:
+            raise
+        except SystemExit as ended:  # of --help and the like
+            raise _Told(ended.code) from ended
 
 
 def call(command: str, keys: Sequence[str]) -> Path:
@@ -242,6 +259,15 @@ def paths_as_runs(overrides: Sequence[str]) -> list[str]:
     return [override for override in overrides if override not in paths] + runs
 
 
+def is_text(argument: str) -> bool:
+    """Whether an argument of the command line is text, not bytes of another encoding."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def main() -> None:
     command, *overrides = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help"):
@@ -249,6 +275,8 @@ def main() -> None:
         print(USAGE.format(commands=listed))
     elif command in COMMANDS:
         with one_line_errors():
+            if strange := next((one for one in overrides if not is_text(one)), None):
+                raise UsageError(f"{strange!r} is no text in UTF-8: write it again")
             overrides = paths_as_runs(overrides) if command in ("compare", "app") else overrides
             overrides = as_typed(command, overrides)
         launch(command, overrides)

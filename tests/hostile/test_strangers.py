@@ -3,6 +3,7 @@ on it, tells a secret or takes numbers that cannot be meant; each refuses it in 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.utils._pytree import tree_leaves
 
 from tests.hostile.conftest import command, contents, copied
 from textcraftor.errors import UsageError
@@ -123,6 +125,27 @@ def rows(change: Callable[[list[dict]], list[dict]]) -> Damage:
     return damage
 
 
+def state(change: Callable[[dict], object], file: str = "state.pt") -> Damage:
+    """Change what a checkpoint holds, with sums that fit."""
+
+    def damage(folder: Path) -> None:
+        place = folder / "checkpoints" / "step_000001"
+        changed = change(torch.load(place / file, weights_only=True))
+        (place / file).unlink()  # shared with the source
+        torch.save(changed, place / file)
+        sums = json.loads((place / "sha256.json").read_text())
+        sums[file] = hashlib.sha256((place / file).read_bytes()).hexdigest()
+        (place / "sha256.json").write_text(json.dumps(sums))
+
+    return damage
+
+
+def with_nan(found: dict) -> dict:
+    tensor = next(one for one in tree_leaves(found["learned"]) if isinstance(one, torch.Tensor))
+    tensor.view(-1)[0] = float("nan")
+    return found
+
+
 ALIASES = "a: &a [x, x, x, x]\n" + "\n".join(
     f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]" for a, b in zip("abcdefghi", "bcdefghij", strict=True)
 )
@@ -158,6 +181,32 @@ CASES: dict[str, tuple[Damage, tuple[str, ...], str]] = {
     "late of text": (in_json("run.json", "conditioning.late", "x"), RUNS, "conditioning.late must be an object"),
     "weights of text": (in_json("run.json", "conditioning.late", {"tuned": "x"}), RUNS, "late.tuned=x must be of"),
     "parents of text": (in_json("run.json", "parents", "x"), RUNS, "parents must be a list"),
+    "weights to nobody": (
+        in_json("run.json", "conditioning.late", {"nosuch": 1.0}),
+        RUNS,
+        "late must give finite weights",
+    ),
+    "weights of nothing": (
+        in_json("run.json", "conditioning.late", {"tuned": None}),
+        RUNS,
+        "late must give finite weights",
+    ),
+    "a switch that is no timestep": (
+        in_json("run.json", "conditioning.switch_timestep", 2**62),
+        RUNS,
+        "must lie between",
+    ),
+    "parts that are not there": (in_json("run.json", "parts", {"text_encoder": "lora"}), RUNS, "but the folder holds"),
+    "a base that tells a secret": (
+        in_json("run.json", "base", {"path": "evil/${oc.env:HF_TOKEN}", "sha256": "", "config": ""}),
+        ("generate",),
+        r"\$\{oc.env:HF_TOKEN\}",
+    ),
+    "a base within the run": (
+        in_json("run.json", "base", {"path": "strangers/base", "sha256": "", "config": ""}),
+        ("generate", "export"),
+        "lies within the run itself",
+    ),
     # config.yaml, for exports and evaluations
     "configuration is a pipe": (pipe("config.yaml"), ("export", "evaluate", "resume"), "neither a file nor a folder"),
     "configuration is a link out": (link("config.yaml"), ("export", "resume"), "config.yaml leads out of"),
@@ -212,6 +261,49 @@ CASES: dict[str, tuple[Damage, tuple[str, ...], str]] = {
         ("resume",),
         "does not know .*hf_token|does not know .*HF_TOKEN",
     ),
+    "our own code in another's place": (
+        in_yaml("config.yaml", "model.judge._target_", "textcraftor.captioning.image_to_text.ImageToText"),
+        ("resume",),
+        "code that is not TextCraftor's",
+    ),
+    "pictures larger than any": (
+        in_yaml("config.yaml", "sampling.height", 2**30),
+        ("resume",),
+        "must be at most 16384",
+    ),
+    "batches larger than any": (
+        in_yaml("config.yaml", "training.batch_size", 10**9),
+        ("resume",),
+        "must be at most 100000",
+    ),
+    "sums that lead out": (
+        text("checkpoints/step_000001/sha256.json", '{"../../../../secret/key.txt": "x"}'),
+        ("resume",),
+        "step_000001 is damaged",
+    ),
+    "a checkpoint of a list": (state(lambda found: [1]), ("resume",), "is not what runs write"),
+    "a checkpoint of another step": (
+        state(lambda found: found | {"step": 10**9}),
+        ("resume",),
+        "its step is 1000000000",
+    ),
+    "a checkpoint without weights": (
+        state(lambda found: found | {"learned": {}}),
+        ("resume",),
+        "is not what runs write",
+    ),
+    "a checkpoint with NaN": (state(with_nan), ("resume",), "a weight is not finite"),
+    "a checkpoint without an optimiser": (
+        state(lambda found: found | {"optimizer": {}}),
+        ("resume",),
+        "is not what runs",
+    ),
+    "a watch of numbers": (state(lambda found: found | {"watched": 5}), ("resume",), "is not what runs write"),
+    "a random state of nothing": (
+        state(lambda found: found | {"random": None}, "process_0.pt"),
+        ("resume",),
+        "is not what runs write",
+    ),
     "an argument that nothing takes": (
         in_yaml("config.yaml", "optim.evil", 1),
         ("resume",),
@@ -238,7 +330,7 @@ CASES: dict[str, tuple[Damage, tuple[str, ...], str]] = {
     "weights are a link out": (link(WEIGHTS), RUNS, "model.safetensors leads out of"),
     "weights cut short": (text(WEIGHTS, b"\x00" * 40), ("generate", "export"), "is no whole safetensors file"),
     "weights with a huge header": (text(WEIGHTS, b"\xff" * 8), ("generate", "export"), "is no whole safetensors file"),
-    "weights of nothing": (text(WEIGHTS, b""), ("generate",), "is no whole safetensors file"),
+    "weights of no bytes": (text(WEIGHTS, b""), ("generate",), "is no whole safetensors file"),
     "a weight that is no number": (
         tensor(WEIGHTS, poisoned(float("nan"))),
         ("generate", "export"),
@@ -425,6 +517,10 @@ def test_an_export_shows_and_copies_nothing_of_a_strangers_own(run, here):
         npz(lambda arrays: {**arrays, "measures/aesthetic": np.array(["x"])}),
         npz(lambda arrays: {**arrays, "measures/aesthetic": np.zeros((7, 7))}),
         npz(lambda arrays: {}),
+        npz(lambda arrays: {**arrays, "images": arrays["images"].astype(np.float32)}),
+        npz(lambda arrays: {**arrays, "measures/total": np.full_like(arrays["measures/total"], np.inf)}),
+        npz(lambda arrays: {**arrays, "measures/total": np.full_like(arrays["measures/total"], np.nan)}),
+        npz(lambda arrays: {**arrays, "seeds": np.array([np.inf, 1])}),
         npz(lambda arrays: arrays, compressed=True),
         lambda folder: (folder / "before_evaluated.npz").unlink(),
     ],

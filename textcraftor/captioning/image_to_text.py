@@ -40,8 +40,8 @@ class ImageToText:
         self.name, self.prompt, self.max_new_tokens = path, prompt, max_new_tokens
         dtype = torch.float32 if device == "cpu" else "auto"
         with loading(place, "captioner.path", "an image-to-text model of transformers"):
-            self.processor: Any = AutoProcessor.from_pretrained(place)
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(place, dtype=dtype)
+            self.processor: Any = AutoProcessor.from_pretrained(place, trust_remote_code=False)
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(place, trust_remote_code=False, dtype=dtype)
         self.model = loaded.to(device).eval().requires_grad_(False)
         tokenizer = self.processor.tokenizer
         tokenizer.padding_side = "left"  # what is written follows the prompt

@@ -43,8 +43,10 @@ class PrefixCaptioner(nn.Module):
         self.name, self.prompt = language_model, None
         place = folder_or_id(language_model, "captioner.language_model")
         with loading(place, "captioner.language_model", "a causal language model of transformers"):
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(place)
-            self.language_model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+            self.language_model: Any = AutoModelForCausalLM.from_pretrained(
+                place, trust_remote_code=False, dtype=torch.float32
+            )
         vision = load_pretrained(CLIPVisionModelWithProjection, clip, "CLIP")
         self.vision = vision.eval().requires_grad_(False)
         width = self.language_model.get_input_embeddings().embedding_dim

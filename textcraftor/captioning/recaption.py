@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from tqdm import tqdm
 
+from textcraftor.config.making import made
 from textcraftor.data.records import Records, check_records
 from textcraftor.errors import UsageError
 from textcraftor.files import writing
@@ -42,7 +42,7 @@ def run(config: DictConfig, folder: Path) -> str:
     """
     check(config, folder)
     records, processes = Records.read(config.data.path), PartialState()
-    captioner = instantiate(config.captioner, device=device_of(config.device))
+    captioner = made(config.captioner, device=device_of(config.device))
     with locked(folder, str(processes.process_index)):
         make(config, folder, records, captioner)
         processes.wait_for_everyone()

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from textcraftor.assets import folder_or_id, loading
+from textcraftor.config.making import made
 from textcraftor.data.prompts import read_prompts
 from textcraftor.errors import UsageError
 from textcraftor.files.writing import check_unfinished, finish, locked, write_text
@@ -46,7 +46,7 @@ def check_upsampler(config: DictConfig) -> None:
 def upsampler_of(config: DictConfig) -> Upsampler | None:
     """What writes more into prompts, where `upsample=true` asks for it."""
     check_upsampler(config)
-    return instantiate(config.model.upsampler) if config.get("upsample", True) else None
+    return made(config.model.upsampler) if config.get("upsample", True) else None
 
 
 def faults(prompt: str, text: str, least: int, most: int) -> list[str]:
@@ -85,11 +85,11 @@ class InstructedModel:
         self.least, self.most, self.tries, self.batch_size = least, most, tries, batch_size
         device = device_of(device)
         with loading(place, "upsampler.path", "an instruction-tuned language model of transformers"):
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(place, padding_side="left")
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(place, trust_remote_code=False, padding_side="left")
             if self.tokenizer.chat_template is None:
                 raise UsageError(f"upsampler.path={path} has no chat template: give an instruction-tuned model")
             dtype = torch.float32 if device == "cpu" else "auto"
-            loaded: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=False, dtype=dtype)
         self.model = loaded.to(device).eval().requires_grad_(False)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token

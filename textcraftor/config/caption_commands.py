@@ -7,7 +7,7 @@ from typing import Any
 
 from textcraftor.config.command import Computing, Named
 from textcraftor.config.data import Captioned, Captioner, File, NewCaptioner
-from textcraftor.config.fields import group, groups_by_name, opens, whole, word
+from textcraftor.config.fields import MOST_BATCH, group, groups_by_name, opens, whole, word
 from textcraftor.config.model import Model
 from textcraftor.config.training import Stage
 
@@ -22,7 +22,7 @@ class TrainCaptioner(Computing):
     """The networks that it is made of."""
     stages: dict[str, Stage] = groups_by_name("start, kind, steps and lr")
     """Each a folder of the run: a base captioner, and fine-tunes of it."""
-    batch_size: int = whole(least=1)
+    batch_size: int = whole(least=1, most=MOST_BATCH)
     """Pictures a step, all processes together."""
     warmup: int = whole(least=0)
     """Steps in which the learning rate rises."""
@@ -40,7 +40,7 @@ class Recaption(Computing):
     """A folder of pictures."""
     style: str = word()
     """The kind of caption: descriptive, short, or another."""
-    batch_size: int = whole(least=1)
+    batch_size: int = whole(least=1, most=MOST_BATCH)
     """Pictures at a time."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from textcraftor.config.fields import typed_path, typed_text, word
+from textcraftor.config.fields import word, written
 from textcraftor.config.rules import Group
 
 
@@ -12,7 +12,7 @@ from textcraftor.config.rules import Group
 class Command(Group):
     """What every command has."""
 
-    run_dir: str = typed_path()
+    run_dir: str = written("a path")
     """The folder that it writes."""
 
 
@@ -20,7 +20,7 @@ class Command(Group):
 class Named(Command):
     """What commands that write a folder have."""
 
-    name: str = typed_text()
+    name: str = written("a name")
     """Of the folder, within the command's own."""
 
 

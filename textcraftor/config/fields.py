@@ -14,6 +14,9 @@ from omegaconf import MISSING
 
 from textcraftor.config.rules import FINITE, Limit, Rule, is_number, limits
 
+# More than anybody means, so that a slip or a stranger asks for no terabytes.
+MOST_BATCH, MOST_PIXELS, MOST_RANK = 100_000, 16_384, 16_384
+
 
 def ruled(rule: Rule, default: Any = MISSING) -> Any:
     """A field with a rule; without a default its key must be given."""
@@ -70,6 +73,11 @@ def typed_text(default: Any = MISSING) -> Any:
 def typed_path(default: Any = MISSING) -> Any:
     """A path or an address, taken as typed; `~` is expanded where it is opened."""
     return ruled(Rule("a path", text=True), default)
+
+
+def written(kind: str) -> Any:
+    """Text that is taken as typed, and is not empty."""
+    return ruled(Rule(kind, ((f"{kind}, not empty", lambda value: bool(value.strip())),), text=True))
 
 
 def path_list() -> Any:

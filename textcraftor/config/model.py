@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from textcraftor.config.fields import group, number, opens, typed_path, whole, word
+from textcraftor.config.fields import MOST_BATCH, MOST_PIXELS, group, number, opens, typed_path, whole, word
 from textcraftor.config.rewards import Scorer
 from textcraftor.config.rules import Group
 
@@ -64,9 +64,9 @@ class ModelSampling(Group):
     """Steps of the sampler."""
     guidance_scale: float = number(least=1)
     """Of classifier-free guidance."""
-    height: int = whole(least=8)
+    height: int = whole(least=8, most=MOST_PIXELS)
     """In pixels."""
-    width: int = whole(least=8)
+    width: int = whole(least=8, most=MOST_PIXELS)
     """In pixels."""
     scheduler: str = word()
     """The sampler."""
@@ -92,7 +92,7 @@ class ModelTraining(Group):
 
     steps: int = whole(least=1)
     """Optimiser steps."""
-    batch_size: int = whole(least=1)
+    batch_size: int = whole(least=1, most=MOST_BATCH)
     """Prompts a step."""
     sampling_steps: int | None = whole(least=1)
     """Of the pictures to learn from."""

@@ -71,7 +71,9 @@ def check_keys(command: str, overrides: Sequence[str], groups: Mapping[str, Sequ
         group = name.partition("@")[0]
         if group in groups and value == "null":
             raise UsageError(f"{name}=null must be one of {', '.join(groups[group])}")
-        if override.startswith("-") or group in groups or name == "hydra" or name.startswith(("hydra.", "hydra/")):
+        if name == "hydra":
+            raise UsageError(f"{override}: give one of Hydra's own keys, as hydra.sweep.dir=FOLDER")
+        if override.startswith("-") or group in groups or name.startswith(("hydra.", "hydra/")):
             found.append(override)
             continue
         if key_of(SCHEMAS[command], name) is None:

@@ -8,6 +8,7 @@ from typing import Any
 from textcraftor.config.command import Command, Computing
 from textcraftor.config.data import File, Suite
 from textcraftor.config.fields import (
+    MOST_BATCH,
     by_name,
     flag,
     group,
@@ -69,7 +70,7 @@ class Picturing(Mixing):
     """model.upsampler rewrites each prompt first, saying more."""
     seeds: list[int] = seed_list()
     """Of the noise, for each prompt."""
-    batch_size: int = whole(least=1)
+    batch_size: int = whole(least=1, most=MOST_BATCH)
     """Pictures at a time."""
     dtype: str = word()
     """float32, bfloat16, float16 or auto."""
@@ -117,7 +118,7 @@ class Score(Computing):
     """A folder of pictures."""
     prompts: File = group()
     """One a line in the order of file names, or JSON lines {"image":, "prompt":}; null: as the PNGs say."""
-    batch_size: int = whole(least=1)
+    batch_size: int = whole(least=1, most=MOST_BATCH)
     """Pictures at a time."""
     scorer_dtype: str = word()
     """Of the scorers; bfloat16 halves their memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from textcraftor.config.compose import config_dir
 from textcraftor.config.overrides import literal
+from textcraftor.config.targets import OWN
 from textcraftor.config.typed import typed
 from textcraftor.errors import UsageError, one_line
 from textcraftor.files.reading import check_confined, read_yaml
@@ -24,7 +26,6 @@ MAY_CHANGE = ("training.steps", "training.checkpoint_every", "device", "tracker"
 OPTIMISERS = {
     f"torch.optim.{name}" for name in ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "SGD", "RMSprop", "Adagrad")
 }
-HYDRAS_OWN = ("_target_", "_partial_")  # of the keys that steer how an object is made; others could make another
 
 
 def resumed_config(command: str, overrides: Sequence[str]) -> DictConfig:
@@ -56,9 +57,9 @@ def resumed_config(command: str, overrides: Sequence[str]) -> DictConfig:
         )
     known = known_targets()
     for key, value in instructions(stored):
-        if key.rpartition(".")[2] not in HYDRAS_OWN:
+        if key.rpartition(".")[2] not in OWN:
             raise UsageError(f"resume={folder}: {key}={value} in its config.yaml is not what runs write: take it away")
-        if key.endswith("_target_") and given.get(key) != value and value not in known:
+        if key.endswith("_target_") and given.get(key) != value and value not in known.get(place_of(key), ()):
             raise UsageError(
                 f"resume={folder}: its config.yaml names code that is not TextCraftor's; if you trust it, "
                 f"repeat {key}={value}"
@@ -85,11 +86,20 @@ def at(config: DictConfig, key: str) -> Any:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
-def known_targets() -> set[str]:
-    """Everything that our own configurations name to be imported, and torch's optimisers."""
-    files = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in config_dir().rglob("*.yaml"))
-    named = {value for node in files for key, value in instructions(node) if key.endswith("_target_")}
-    return named | OPTIMISERS
+def known_targets() -> dict[str, set[str]]:
+    """What our own configurations name to be imported, by the place where they name it; and torch's optimisers."""
+    found = {"optim._target_": set(OPTIMISERS)}
+    for file in config_dir().rglob("*.yaml"):
+        group = "" if file.parent == config_dir() else f"{file.parent.name}."
+        for key, value in instructions(yaml.safe_load(file.read_text(encoding="utf-8"))):
+            if key.endswith("_target_"):
+                found.setdefault(f"{group}{key}", set()).add(value)
+    return found
+
+
+def place_of(key: str) -> str:
+    """Where in our configurations a key of a run's stands: a scorer may have any name."""
+    return re.sub(r"^rewards\.[^.]+\.", "reward.", key)
 
 
 def instructions(node: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from textcraftor.config.fields import choice, flag, number, typed_text, whole, word
+from textcraftor.config.fields import MOST_PIXELS, choice, flag, number, typed_text, whole, word
 from textcraftor.config.rules import Group
 
 
@@ -16,9 +16,9 @@ class Sampling(Group):
     """Steps of the sampler."""
     guidance_scale: float = number(least=1)
     """Of classifier-free guidance; 1 switches it off."""
-    height: int = whole(least=8)
+    height: int = whole(least=8, most=MOST_PIXELS)
     """In pixels."""
-    width: int = whole(least=8)
+    width: int = whole(least=8, most=MOST_PIXELS)
     """In pixels."""
     negative_prompt: str | None = typed_text()
     """Of the unconditional branch."""

@@ -10,6 +10,7 @@ from typing import Any
 from textcraftor.config.rules import shown
 from textcraftor.errors import UsageError, one_line
 
+OWN = ("_target_", "_partial_")  # keys that say what is made, and how
 NUMBERS = ("int", "float", "bool")
 
 
@@ -28,6 +29,10 @@ def check_target(values: Mapping[str, Any], place: str) -> None:
             f"{place}._target_={target} cannot be loaded: {one_line(error)}: install its package, or name another"
         ) from error
     taken = parameters_of(found)
+    if strange := next((name for name in values if name.startswith("_") and name not in OWN), None):
+        raise UsageError(
+            f"{place}.{strange}={shown(values[strange])}: of such keys there are {' and '.join(OWN)}: leave it out"
+        )
     for name, value in values.items() if taken is not None else ():
         if not name.startswith("_"):
             check_argument(target, taken or {}, f"{place}.{name}", value)

@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from textcraftor.config.fields import choice, group, groups_by_name, number, number_or, seed_list, whole, word
+from textcraftor.config.fields import (
+    MOST_BATCH,
+    choice,
+    group,
+    groups_by_name,
+    number,
+    number_or,
+    seed_list,
+    whole,
+    word,
+)
 from textcraftor.config.rules import Group
 from textcraftor.config.sampling import TrainingSampling
 
@@ -16,7 +26,7 @@ class Training(Group):
 
     steps: int = whole(least=1)
     """Optimiser steps."""
-    batch_size: int = whole(least=1)
+    batch_size: int = whole(least=1, most=MOST_BATCH)
     """Prompts or pictures a step, all processes together."""
     lr_schedule: str = word()
     """Of the learning rate, as diffusers names it."""
@@ -82,7 +92,7 @@ class Evaluation(Group):
     """How many prompts."""
     seeds: list[int] = seed_list()
     """Of the noise, for each prompt."""
-    batch_size: int = whole(least=1)
+    batch_size: int = whole(least=1, most=MOST_BATCH)
     """Pictures at a time."""
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from textcraftor.config.fields import anything, number, number_list, number_or, whole
+from textcraftor.config.fields import MOST_RANK, anything, number, number_list, number_or, whole
 from textcraftor.config.rules import Group
 from textcraftor.errors import UsageError
 
@@ -18,7 +18,7 @@ AUTO = "auto"
 class Lora(Group):
     """`tune.<part>.lora`: low-rank adapters (Hu et al. 2021) instead of all weights."""
 
-    rank: int = whole(least=1, default=8)
+    rank: int = whole(least=1, most=MOST_RANK, default=8)
     """Of the update."""
     alpha: float = number(above=0, default=8.0)
     """The update is scaled by alpha / rank."""

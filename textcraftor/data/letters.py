@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
+from textcraftor.config.making import made
 from textcraftor.errors import UsageError
 from textcraftor.files.writing import check_unfinished, finish, locked, replacing, write_json, write_text
 
@@ -161,8 +161,8 @@ def coverage(counts: Counter[str], alphabet: str) -> str:
 def check(config: DictConfig, folder: Path) -> None:
     """Refuse what cannot work before anything is written."""
     check_unfinished(folder, "pictures")
-    instantiate(config.model.letters.texts)
-    instantiate(config.model.letters.painter)
+    made(config.model.letters.texts)
+    made(config.model.letters.painter)
 
 
 def run(config: DictConfig, folder: Path) -> str:
@@ -174,7 +174,7 @@ def run(config: DictConfig, folder: Path) -> str:
 
 def make(config: DictConfig, folder: Path) -> str:
     """The same, once nobody else writes there."""
-    texts, paint = instantiate(config.model.letters.texts), instantiate(config.model.letters.painter)
+    texts, paint = made(config.model.letters.texts), made(config.model.letters.painter)
     counts, lines = Counter[str](), []
     for index in tqdm(range(config.count), desc="writing", unit="picture"):
         rng = np.random.default_rng((config.seed, index))

@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from textcraftor.data.prompts import COLUMNS
 from textcraftor.errors import UsageError
+from textcraftor.files.reading import PICTURE_FORMATS, open_picture
 
 PICTURES = ("image", "png", "jpg", "jpeg", "webp", "file_name")  # columns that hold a picture or the path of one
 CAPTIONS = (*COLUMNS, "txt")  # columns that hold the ground-truth caption
@@ -106,9 +107,10 @@ class Records:
         else:
             value = self.folder / value
         try:
-            with Image.open(value) as picture:
+            opened = open_picture(value) if isinstance(value, Path) else Image.open(value, formats=PICTURE_FORMATS)
+            with opened as picture:
                 return picture.convert("RGB")
-        except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        except (UsageError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
             raise OSError(str(error)) from error
 
     def only(self, kept: Sequence[int], skipped: Mapping[int, str] | None = None) -> Records:

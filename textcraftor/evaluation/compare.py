@@ -24,6 +24,9 @@ SUMMARY = {
 
 def check(config: DictConfig, folder: Path) -> None:
     """Refuse folders that hold no finished run, and measures that a run has not."""
+    places = [Path(run).expanduser().resolve() for run in config.runs]
+    if twice := next((run for run, place in zip(config.runs, places, strict=True) if places.count(place) > 1), None):
+        raise UsageError(f"runs: {twice} is named twice: give each once")
     if len(config.runs) < 2:
         raise UsageError(f"runs={list(config.runs)}: give at least two folders, textcraftor compare runs/a runs/b")
     for summary in read_runs(config.runs).values():
@@ -40,8 +43,10 @@ def read_runs(runs: list[str]) -> dict[str, dict]:
             raise UsageError(f"{run} holds no summary.json: give the folder of a finished run")
     summaries = {run: shaped(file, read_json(file), SUMMARY) for run, file in files.items()}
     names = [path.parts for path in summaries]
-    length = next(n for n in range(1, 99) if len({parts[-n:] for parts in names}) == len(set(names)))
-    return {"/".join(path.parts[-length:]): summary for path, summary in summaries.items()}
+    length = next(
+        n for n in range(1, max(map(len, names)) + 1) if len({parts[-n:] for parts in names}) == len(set(names))
+    )
+    return {" ".join("/".join(path.parts[-length:]).split()): summary for path, summary in summaries.items()}
 
 
 def figure(summary: dict, name: str) -> float:
@@ -90,9 +95,9 @@ def draw(summaries: dict[str, dict], x: str, y: str, file: Path) -> None:
     line = points[front][np.argsort(points[front][:, 0])]
     axes.plot(*line.T, "o-", color="#1f5fbf", label="Pareto front")
     for name, point in zip(summaries, points, strict=True):
-        axes.annotate(name, point, xytext=(4, 4), textcoords="offset points", fontsize=8)
-    axes.set_xlabel(f"{x}, change")
-    axes.set_ylabel(f"{y}, change")
+        axes.annotate(name, point, xytext=(4, 4), textcoords="offset points", fontsize=8, parse_math=False)
+    axes.set_xlabel(f"{x}, change", parse_math=False)
+    axes.set_ylabel(f"{y}, change", parse_math=False)
     axes.legend(fontsize=8)
     canvas.savefig(file, dpi=120)
     pyplot.close(canvas)

@@ -59,10 +59,14 @@ class Evaluation:
             figures = {name.removeprefix("measures/"): stored[name] for name in stored if name.startswith("measures/")}
             prompts, seeds = tuple(map(str, stored["prompts"])), tuple(map(int, stored["seeds"]))
             images, shape = torch.from_numpy(stored["images"]), (len(prompts), len(seeds))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UsageError(f"{file} is damaged ({one_line(error)}): take it away") from error
-        if images.shape[:2] != shape or any(one.shape != shape or one.dtype.kind != "f" for one in figures.values()):
-            raise UsageError(f"{file} is damaged (figures of another shape): take it away")
+        whole = images.dtype == torch.uint8 and images.ndim == 5 and images.shape[:3] == (*shape, 3)
+        like = all(one.shape == shape and one.dtype.kind == "f" for one in figures.values())
+        if not (whole and like and "total" in figures):
+            raise UsageError(f"{file} is damaged (pictures or figures of another shape): take it away")
+        if any(np.isinf(one).any() or np.isnan(one).all() for one in figures.values()):
+            raise UsageError(f"{file} is damaged (figures that are not finite): take it away")
         return cls(prompts, seeds, images, figures)
 
 

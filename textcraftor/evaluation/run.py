@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from textcraftor.captioning.upsample import check_upsampler, upsampler_of
+from textcraftor.config.making import made
 from textcraftor.errors import UsageError
 from textcraftor.evaluation.evaluate import compare_measures, means, measure
 from textcraftor.evaluation.report import write_evaluation
@@ -126,7 +126,7 @@ def make(config: DictConfig, folder: Path, store: Store, mix: Mix, upsample: boo
         rewards = load_rewards(config.rewards).to(model.device)
         rewards.scorers.to(dtype_of(config, "scorer_dtype")[0])
         rewards.check(store.suite.prompts)
-        judge, upsampler = instantiate(config.model.judge), upsampler_of(config) if upsample else None
+        judge, upsampler = made(config.model.judge), upsampler_of(config) if upsample else None
         if PartialState().is_main_process:  # whatever can be refused has been
             write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
         progress = tqdm(total=len(mine), desc=f"evaluating {store.folder.name}", unit="picture", disable=number > 0)

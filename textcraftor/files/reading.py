@@ -12,7 +12,7 @@ import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import yaml
@@ -22,6 +22,7 @@ from textcraftor.errors import UsageError, one_line
 
 MB = 2**20
 MOST_TEXT = 64 * MB  # of a file of settings, figures or rows
+MOST_YAML = MB // 8  # which takes some seconds to read
 MOST_PICTURE = 256 * MB
 MOST_PIXELS = 2**27  # of a picture: 134 million, 11,585 squared
 MOST_FILES = 100_000  # in a run's folder
@@ -101,7 +102,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     Raises:
         UsageError: no such file, or something else in it: aliases, tags, dates, numbers that are not finite.
     """
-    return _mapping(file, parsed(file, read_text(file), "YAML", lambda text: yaml.load(text, _PlainLoader)))
+    return _mapping(file, parsed(file, read_text(file, MOST_YAML), "YAML", lambda text: yaml.load(text, _PlainLoader)))
 
 
 def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
@@ -147,8 +148,9 @@ def check_plain(value: Any) -> None:
     if value is None or isinstance(value, bool | str):
         return
     if isinstance(value, int | float):
-        if not (math.isfinite(value) and abs(value) <= MOST_NUMBER):
-            raise ValueError(f"{value} is no number that can be meant")
+        if not abs(value) <= MOST_NUMBER:
+            shown = value if isinstance(value, float) else "a whole number of many digits"
+            raise ValueError(f"{shown} is no number that can be meant")
     elif isinstance(value, list):
         for one in value:
             check_plain(one)
@@ -224,11 +226,23 @@ def read_arrays(file: Path) -> Mapping[str, np.ndarray]:
     """
     try:
         with zipfile.ZipFile(check_file(file, 64 * 1024 * MB)) as packed:
-            if any(one.compress_type != zipfile.ZIP_STORED for one in packed.infolist()):
-                raise UsageError(f"{file} is compressed, which runs do not write: take it away")
+            for one in packed.infolist():
+                if one.compress_type != zipfile.ZIP_STORED:
+                    raise UsageError(f"{file} is compressed, which runs do not write: take it away")
+                with packed.open(one) as stream:
+                    check_header(stream, one.file_size)
         with np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except UsageError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy and zipfile raise a dozen kinds over a damaged header
         raise UsageError(f"{file} is damaged ({one_line(error)}): take it away") from error
+
+
+def check_header(stream: IO[bytes], size: int) -> None:
+    """Refuse an array whose header asks for more numbers than there are bytes."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    if math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"an array of the shape {shape} in {size} bytes")

@@ -11,11 +11,11 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from safetensors import safe_open
 
 from textcraftor.assets import loading
+from textcraftor.config.making import made
 from textcraftor.errors import UsageError
 from textcraftor.models.model import ORIGINAL, Model, families, family_of
 from textcraftor.models.tuning import cast_frozen
@@ -33,7 +33,7 @@ def load_model(config: DictConfig, dtypes: Mapping[str, torch.dtype] | None = No
     device = device_of(config.device)
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)
-    return Model(instantiate(config.model.load, device=device, dtypes=dtypes))
+    return Model(made(config.model.load, device=device, dtypes=dtypes))
 
 
 def load_pipeline(

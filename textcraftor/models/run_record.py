@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 from textcraftor.errors import UsageError
 from textcraftor.files.reading import read_json, shaped
 from textcraftor.files.writing import write_json
+from textcraftor.models.model import ORIGINAL
 from textcraftor.models.tuned import COMPONENTS, component_of, tuned_folders
 
 FILE, OLD_FILE = "run.json", "conditioning.json"
 FORMAT = 2
 TUNED = "tuned"  # what a run's conditioning calls its own encoders
+MOST_TIMESTEP = 100_000
 CONDITIONING = {"switch_timestep": int, "late": {str: float}, "early": {str: float}}
 BASE = {"path": str, "sha256": str, "config": str}
 SHAPE = {"family": str, "parts": {str: str}, "parents": [{"run": str, "weight": float}], "conditioning": CONDITIONING}
@@ -90,13 +93,22 @@ class RunRecord:
         base = None if stored.get("base") is None else Base(**shaped(file, stored["base"], BASE, "base"))
         if unknown := next((part for part in found["parts"] if part not in COMPONENTS), None):
             raise UsageError(f"{file}: parts.{unknown} must be of {', '.join(COMPONENTS)}")
+        if found["parts"] != parts_in(folder):
+            raise UsageError(f"{file}: parts={found['parts']}, but the folder holds {parts_in(folder)}: copy it again")
         conditioning = conditioning_in(file, stored["conditioning"], "conditioning")
         return cls(found["family"], base, found["parts"], conditioning, found["parents"])
 
 
 def conditioning_in(file: Path, stored: Any, key: str = "") -> dict[str, Any]:
     """Which encoder conditions which noise level, as `ConditioningSchedule` has it."""
-    return shaped(file, stored, CONDITIONING, key)
+    found = shaped(file, stored, CONDITIONING, key)
+    for stage in ("late", "early"):
+        names, weights = set(found[stage]), list(found[stage].values())
+        if not names or names - {TUNED, ORIGINAL} or not all(map(math.isfinite, weights)):
+            raise UsageError(f"{file}: {stage} must give finite weights to {TUNED} or {ORIGINAL}, as runs write it")
+    if not 0 <= found["switch_timestep"] <= MOST_TIMESTEP:
+        raise UsageError(f"{file}: switch_timestep={found['switch_timestep']} must lie between 0 and {MOST_TIMESTEP}")
+    return found
 
 
 def is_run(folder: Path) -> bool:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from textcraftor.assets import is_address, looks_local
+from textcraftor.config.making import made
 from textcraftor.errors import UsageError, is_out_of_memory, one_line
 from textcraftor.rewards.base import FunctionReward, Reward, check_prompts
 
@@ -190,11 +189,11 @@ def load_rewards(config: Mapping, normalize: bool = False) -> RewardSum:
     rewards = {}
     for name, part in parts_of(config).items():
         try:
-            rewards[name] = instantiate(part.reward)
-        except InstantiationException as error:
-            if isinstance(error.__cause__, UsageError):
-                raise error.__cause__ from error
-            reason = " ".join(str(error).split())
+            rewards[name] = made(part.reward)
+        except UsageError:
+            raise
+        except Exception as error:
+            reason = one_line(error) or type(error).__name__
             raise UsageError(f"rewards.{name}: {part.reward.get('_target_')} cannot be loaded: {reason}") from error
         except SystemExit as error:
             raise UsageError(f"rewards.{name}: {part.reward.get('_target_')} ends the program: mend it") from error

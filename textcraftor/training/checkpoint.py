@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class Checkpoints:
 
     def steps(self) -> list[Path]:
         """The folders of whole checkpoints, oldest first."""
-        return sorted(path for path in self.folder.glob("step_*") if path.name[5:].isdigit())
+        return sorted(path for path in self.folder.glob("step_*") if re.fullmatch(r"step_[0-9]{6,9}", path.name))
 
     def newest(self) -> Path | None:
         """The newest checkpoint, if the run got as far as one.
@@ -98,14 +99,21 @@ class Checkpoints:
             shutil.rmtree(stale, ignore_errors=True)
         if path is None:
             return False
-        stored = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-        if stored["processes"] != processes.num_processes:
-            raise UsageError(
-                f"resume: the run had {stored['processes']} processes, this launch has {processes.num_processes}: "
-                "start as many"
-            )
-        state.load_state_dict(stored)
-        state.load_process_state(torch.load(path / f"process_{processes.process_index}.pt", weights_only=True))
+        try:
+            stored = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+            if stored["processes"] != processes.num_processes:
+                raise UsageError(
+                    f"resume: the run had {stored['processes']} processes, this launch has "
+                    f"{processes.num_processes}: start as many"
+                )
+            if stored["step"] != int(path.name.removeprefix("step_")):
+                raise ValueError(f"its step is {stored['step']}")
+            state.load_state_dict(stored)
+            state.load_process_state(torch.load(path / f"process_{processes.process_index}.pt", weights_only=True))
+        except UsageError:
+            raise
+        except Exception as error:  # whatever others put into it
+            raise UsageError(f"resume: {path} is not what runs write ({_first_line(error)}): take it away") from error
         return True
 
 
@@ -130,7 +138,9 @@ def _damage(folder: Path) -> str:
     if "state.pt" not in sums:
         return f"{SUMS} does not list state.pt"
     for name, expected in sums.items():
-        if not (folder / name).exists():
+        if Path(name).name != name:
+            return f"{SUMS} names {name}"
+        if not (folder / name).is_file():
             return f"{name} is missing"
         if _sum(folder / name) != expected:
             return f"{name} is truncated or altered"

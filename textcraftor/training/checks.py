@@ -6,9 +6,9 @@ from pathlib import Path
 
 from accelerate.tracking import get_available_trackers
 from diffusers.optimization import SchedulerType
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from textcraftor.config.making import made
 from textcraftor.data.prompts import read_prompts, split_held_out
 from textcraftor.errors import UsageError
 from textcraftor.files.writing import check_unfinished
@@ -51,6 +51,10 @@ def check(config: DictConfig, folder: Path) -> None:
         raise UsageError("rewards: every weight is 0, so there is nothing to learn from")
     if from_pictures(config):
         check_pictures(config)
+    elif config.data.path is not None:
+        raise UsageError(
+            f"data.path={config.data.path}: this gradient starts from noise, not from pictures: leave it out"
+        )
     elif config.prompts.path or not config.dry_run:
         split_prompts(config)
     check_tuning(config, folder)
@@ -58,7 +62,7 @@ def check(config: DictConfig, folder: Path) -> None:
 
 def from_pictures(config: DictConfig) -> bool:
     """Whether the policy starts from real pictures instead of noise."""
-    return needs_of(instantiate(config.gradient)).pictures
+    return needs_of(made(config.gradient)).pictures
 
 
 def check_tuning(config: DictConfig, folder: Path) -> None:
@@ -89,7 +93,7 @@ def check_tuning(config: DictConfig, folder: Path) -> None:
 
 def _check_gradient(config: DictConfig) -> None:
     """What the policy says that it needs; its name is that of the function."""
-    steps, policy = Sampling(**{**config.sampling, **config.training.sampling}).steps, instantiate(config.gradient)
+    steps, policy = Sampling(**{**config.sampling, **config.training.sampling}).steps, made(config.gradient)
     needed, name = needs_of(policy), config.gradient._target_.rpartition(".")[2]
     needed.check(steps)
     drawing = "euler" if config.model.sampling.scheduler == "euler" else "ddim"  # flows take Euler's steps

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from textcraftor.config.making import made
 from textcraftor.evaluation.evaluate import Evaluation, Judge, evaluate
 from textcraftor.inference.generate import Sampling
 from textcraftor.inference.mix import Mix
@@ -84,7 +84,7 @@ class Job:
             self.learners,
             self.rewards,
             plan,
-            instantiate(config.optim, lr=self.learners[0].lr),
+            made(config.optim, lr=self.learners[0].lr),
             training.lr_schedule,
             training.warmup,
             training.steps,
@@ -126,7 +126,7 @@ def prepare(
     precision = f"precision: what learns in float32, {opened.precision}, scorers in {scorer_dtype}"
     if config.compile:
         precision += f"; {compile_denoiser(model, sampling.height, sampling.width)}"
-    judge = instantiate(config.model.judge)
+    judge = made(config.model.judge)
     job = Job(config, model, rewards, sampling, schedule, learners, start, judge, evaluated, watched, precision)
     job.objective = objective_of(job)
     return job

@@ -6,9 +6,9 @@ from typing import Any
 
 import huggingface_hub
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from textcraftor.config.making import made
 from textcraftor.config.tune import tuned_parts
 from textcraftor.data.prompts import PromptDraw
 from textcraftor.inference.generate import Sampling
@@ -65,7 +65,7 @@ def predict(config: DictConfig) -> tuple[Plan, list[str]]:
     )
     steps = Sampling(**{**config.sampling, **config.training.sampling})
     draw, detach = PromptDraw([PROMPT], config.seed), config.conditioning.detach_negative
-    method = RewardTuning(model, rewards, instantiate(config.gradient), schedule, steps, draw, detach)
+    method = RewardTuning(model, rewards, made(config.gradient), schedule, steps, draw, detach)
     device = torch.device(device_of(config.device))
     limit = available_bytes(device) if config.memory.budget == "auto" else float(config.memory.budget) * GB
     parts = [

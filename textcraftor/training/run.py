@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -107,7 +107,8 @@ def before_training(job: Job, folder: Path) -> dict[str, Evaluation]:
     """The figures of the model that training starts from; a resumed run reads them."""
     found = dict[str, Evaluation]()
     for name, prompts in {"evaluated": job.evaluated, "watched": job.watched}.items():
-        stored = stored_before(before_file(folder, name), prompts) if job.config.resume else None
+        seeds = job.seeds if name == "evaluated" else tuple(job.config.watch.seeds)
+        stored = stored_before(before_file(folder, name), prompts, seeds) if job.config.resume else None
         found[name] = stored or job.look(job.start, prompts)
     rewards = job.rewards
     for name in rewards.scorers:
@@ -132,14 +133,14 @@ def before_file(folder: Path, name: str) -> Path:
     return folder / f"before_{name}.npz"
 
 
-def stored_before(file: Path, prompts: list[str]) -> Evaluation | None:
-    """The figures of these prompts that a run kept; none where they have to be made again."""
+def stored_before(file: Path, prompts: list[str], seeds: Sequence[int]) -> Evaluation | None:
+    """The figures of these prompts and seeds that a run kept; none where they have to be made again."""
     try:
         found = Evaluation.load(file)
     except UsageError as error:
         say(f"{error}: made again")
         return None
-    return found if list(found.prompts) == prompts else None
+    return found if (list(found.prompts), found.seeds) == (prompts, tuple(seeds)) else None
 
 
 def start_tracker(accelerator: Accelerator, config: DictConfig, step: int) -> None:
@@ -195,7 +196,7 @@ def finish(
     if processes.is_main_process:
         with replacing(folder / "before_after.png") as partial_file:
             before_after_sheet(before["evaluated"], after, rows=8).save(partial_file)
-        grids = sorted((folder / "samples").glob("step_*.png"))
+        grids = [file for file in sorted((folder / "samples").glob("step_*.png")) if file.stem[5:].isdecimal()]
         title = f"TextCraftor: {folder.name}"
         yaml = OmegaConf.to_yaml(job.config, resolve=True)
         write_report(folder / "report.html", title, summary, metrics.lines, before["evaluated"], after, yaml, grids)

@@ -13,13 +13,16 @@ import numpy as np
 import torch
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from textcraftor.files.reading import shaped
 from textcraftor.models.tuning import Learner, load_state, state_of
 from textcraftor.rewards.total import RewardSum
 from textcraftor.training.fitting import new_ema
 from textcraftor.training.memory import Plan
 from textcraftor.training.processes import average_gradients
 
+WATCHED = {"points": [{"step": int, "held_out": float}], "stopped_by": [str], "best": object}
 HALF_SCALE = 2.0**16  # of gradients where float16 would lose small ones
 HALF_INTERVAL = 2000  # steps without overflow after which the scale doubles
 NEVER = 2**31 - 1
@@ -147,13 +150,25 @@ class TrainingState:
         """Put back what `process_state` returned; a plan for another device or budget is no use."""
         set_random_state(state["random"])
         if state["planned_for"] == self._planned_for:
-            self.plan = Plan(**state["plan"])
+            plan = Plan(**state["plan"])
+            if not (plan.kept_steps >= 0 and plan.micro_batch >= 1 and plan.gradient_steps >= 0):
+                raise ValueError(f"its plan is {plan}")
+            self.plan = plan
 
     @property
     def _planned_for(self) -> list[str]:
         return [self.parameters[0].device.type, str(self.budget)]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` returned.
+
+        Raises:
+            ValueError, KeyError, TypeError, RuntimeError: it is not that, or holds weights that are not finite.
+        """
+        for tensor in tree_leaves([state["learned"], state["watched"]["best"], state["ema"]]):
+            if isinstance(tensor, Tensor) and not tensor.isfinite().all():
+                raise ValueError("a weight is not finite")
+        shaped("watched", state["watched"], WATCHED)
         load_state(self.learners, state["learned"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_schedule.load_state_dict(state["lr_schedule"])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
-from textcraftor.files.reading import read_json_lines, shaped
+from textcraftor.files.reading import read_json_lines
 from textcraftor.files.writing import append, json_line, write_text
 from textcraftor.training.processes import say
+
+MOST_NAMES = 500  # of figures in a line
 
 
 class Stopwatch:
@@ -25,6 +29,12 @@ class Stopwatch:
         self.laps[name], self._last = round(now - self._last, 2), now
 
 
+def is_line(row: Mapping[str, Any]) -> bool:
+    """Whether a row is one that `MetricsFile` wrote: figures by plain names, and how long the step took."""
+    named = len(row) <= MOST_NAMES and all(re.fullmatch(r"[\w/.+-]+", name) for name in row)
+    return named and "seconds" in row and all(isinstance(one, int | float | None) for one in row.values())
+
+
 class MetricsFile:
     """One JSON line per step, and the same figures to the tracker.
 
@@ -36,10 +46,9 @@ class MetricsFile:
         self.path, self.accelerator = path, accelerator
         self.lines: list[dict[str, float]] = []
         if accelerator.is_main_process:
-            rows = {row.get("step"): row for row in (read_json_lines(path) if path.exists() else ())}
+            found = read_json_lines(path) if path.exists() else ()
+            rows = {row["step"]: row for row in found if isinstance(row.get("step"), int) and is_line(row)}
             self.lines = [rows[done] for done in range(1, step + 1) if done in rows]
-            for line in self.lines:
-                shaped(path, line, {str: float})
             if len(self.lines) < step:
                 lost = next(done for done in range(1, step + 1) if done not in rows)
                 say(f"{path} lacks step {lost}: its figures are lost, the run is not")

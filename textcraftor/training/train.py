@@ -6,9 +6,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from textcraftor.config.making import made
 from textcraftor.data.prompts import PromptDraw
 from textcraftor.training.checks import check, from_pictures, split_prompts
 from textcraftor.training.job import Job, prepare
@@ -36,7 +36,7 @@ def load(config: DictConfig, cache: Path | None = None) -> Job:
         else:
             draw = PromptDraw(prompts, config.seed)
         detach_negative = config.conditioning.detach_negative
-        rollout = instantiate(config.gradient)
+        rollout = made(config.gradient)
         sampling = replace(job.sampling, **config.training.sampling)
         return RewardTuning(job.model, job.rewards, rollout, job.schedule, sampling, draw, detach_negative)
 

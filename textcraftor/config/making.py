@@ -1,0 +1,34 @@
+"""Makes what a configuration names by `_target_`."""
+
+from __future__ import annotations
+
+import functools
+import pkgutil
+from typing import Any
+
+from omegaconf import OmegaConf
+
+
+def made(node: Any, **more: Any) -> Any:
+    """What a node names, made of its other keys; null is made of null.
+
+    As Hydra's `instantiate`, which resolves a text again after it was resolved: `${...}` in what somebody wrote would
+    then be looked up. Here every value is resolved once.
+
+    Args:
+        more: further arguments.
+    """
+    values: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    return _made(values if values is None else {**values, **more})
+
+
+def _made(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_made(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    found = {name: _made(one) for name, one in value.items() if name not in ("_target_", "_partial_")}
+    if "_target_" not in value:
+        return found
+    target = pkgutil.resolve_name(value["_target_"])
+    return functools.partial(target, **found) if value.get("_partial_") else target(**found)
