@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from study import train
-from textcraftor.models.stable_diffusion import StableDiffusion
 from torch import Tensor, nn
 from train_toybox import as_images, load_pictures
 from train_world2 import scene
 
 from textcraftor.data.prompts import read_prompts
 from textcraftor.inference.generate import Sampling, generate, grid
+from textcraftor.models.loading import load_pipeline
+from textcraftor.models.model import Model
 from textcraftor.rewards.base import Reward
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.toybox.world2.judge import Judge
@@ -109,7 +110,7 @@ def worded(prompt: str, factor: str) -> str:
 
 
 @torch.no_grad()
-def judged(model: StableDiffusion, prompts: list[str], asked: list[str]) -> dict[str, float]:
+def judged(model: Model, prompts: list[str], asked: list[str]) -> dict[str, float]:
     """Means of the judge's parts, two pictures of each prompt."""
     jobs = grid(asked, (0, 1))
     images = generate(model, jobs, ConditioningSchedule.original(), Sampling(15, 3.0, 64, 64), batch_size=32)
@@ -139,7 +140,7 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     if not (work / "eye.safetensors").exists():
         train_eye(work, arguments.device)
-    model, prompts = StableDiffusion.load(str(work / "pipeline"), arguments.device), read_prompts(PROMPTS)[:32]
+    model, prompts = Model(load_pipeline(str(work / "pipeline"), arguments.device)), read_prompts(PROMPTS)[:32]
     before = judged(model, prompts, prompts)
     print(f"| factor | before | with words | {' | '.join(arguments.policies)} |")
     print(f"|{' --- |' * (3 + len(arguments.policies))}")

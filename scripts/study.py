@@ -14,6 +14,7 @@ import numpy as np
 from textcraftor.cli import call
 from textcraftor.evaluation.statistics import paired_difference
 from textcraftor.evaluation.suite import measures_of, read_rows_of
+from textcraftor.files.writing import is_finished
 
 SEEDS = (0, 1, 2)  # of training
 SCHEME = "experiment=toybox_scheme"  # what the studies train with, whatever the defaults are
@@ -30,7 +31,7 @@ Measures = dict[str, np.ndarray]  # each (training seeds, prompts, seeds)
 
 def train(folder: Path, *overrides: str, command: str = "train") -> dict:
     """The summary of a run, made or gone on with where it is not there yet."""
-    if not (folder / "summary.json").exists():
+    if not is_finished(folder):
         begun = (folder / "config.yaml").exists()
         program = str(Path(sys.executable).with_name("textcraftor"))
         arguments = [f"resume={folder}"] if begun else [f"run_dir={folder}", *overrides, "training.checkpoint_every=20"]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from PIL import Image
 from tokenizers import ByteLevelBPETokenizer
 from toybox_records import write_records
@@ -32,6 +31,7 @@ from textcraftor.captioning.image_to_text import ImageToText
 from textcraftor.captioning.prefix import PrefixCaptioner
 from textcraftor.captioning.recaption import run as recaption
 from textcraftor.cli import call, config_dir
+from textcraftor.config.making import made
 from textcraftor.data.records import Records
 from textcraftor.errors import UsageError
 
@@ -138,12 +138,11 @@ def test_every_captioners_configuration_is_what_its_class_takes(configure, name,
     for style in ("short", "descriptive"):
         keys = [f"captioner={name}", f"style={style}", f"captioner.path={tmp_path / 'nothing'}"]
         with pytest.raises(UsageError) as refused:
-            instantiate(configure("recaption", *keys).captioner, device="cpu")
-        assert isinstance(refused.value.__cause__, UsageError)
-        assert "nothing" in str(refused.value.__cause__)
+            made(configure("recaption", *keys).captioner, device="cpu")
+        assert "nothing" in str(refused.value)
     if name in ("florence2", "qwen_vl"):
         with pytest.raises(UsageError, match=r"style=long: captioner.prompt knows short, descriptive"):
-            instantiate(configure("recaption", f"captioner={name}", "style=long").captioner, device="cpu")
+            made(configure("recaption", f"captioner={name}", "style=long").captioner, device="cpu")
 
 
 def test_a_prefix_captioner_learns_its_pictures_by_heart_and_keeps_them_when_saved(language_model, tmp_path):

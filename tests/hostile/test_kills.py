@@ -3,6 +3,7 @@ writes."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -36,6 +37,24 @@ COMMANDS = {
         *SMALL,
     ],
     "recaption": ["recaption", "data.path=pictures", "captioner.path={captioner}", "batch_size=1", "device=cpu"],
+    "train-captioner": [
+        "train-captioner",
+        "data.path=pictures",
+        f"captioner.clip={WEIGHTS / 'aesthetic_clip'}",
+        "captioner.language_model={language_model}",
+        "captioner.max_new_tokens=5",
+        *(f"stages.{stage}.steps=1" for stage in ("base", "short", "descriptive")),
+        "batch_size=1",
+        "device=cpu",
+    ],
+    "tune-captions": [
+        "tune-captions",
+        "data.path=pictures",
+        "prompts.held_out=p.txt",
+        *(line for line in LINES if not line.startswith(("gradient", "training.sampling"))),
+        "tracker=null",
+        "captions.p=0",
+    ],
     "train": ["train", *LINES, "tracker=null", "training.steps=2", "training.checkpoint_every=1"],
 }
 # What says how long something took, how much memory there was, or which run was resumed.
@@ -52,7 +71,9 @@ def place(tmp_path) -> Path:
     lines = []
     for name, color in (("a.png", "red"), ("b.png", "blue")):
         Image.new("RGB", (64, 64), color).save(tmp_path / "pictures" / name)
-        lines.append(f'{{"file_name": "{name}", "caption": "a {color} circle"}}\n')
+        more = [{"kind": kind, "text": f"a {color} star"} for kind in ("short", "descriptive")]
+        row = {"file_name": name, "caption": f"a {color} circle", "synthetic": more}
+        lines.append(json.dumps(row) + "\n")
     (tmp_path / "pictures" / "metadata.jsonl").write_text("".join(lines))
     return tmp_path
 
@@ -83,7 +104,7 @@ def written(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_killed_command_given_again_ends_as_if_nothing_had_been(name, place, request):
     arguments = list(COMMANDS[name])
-    for word in ("run", "lora_run", "captioner"):
+    for word in ("run", "lora_run", "captioner", "language_model"):
         if any(f"{{{word}}}" in one for one in arguments):
             made = str(request.getfixturevalue(word))
             arguments = [one.replace(f"{{{word}}}", made) for one in arguments]
@@ -100,7 +121,11 @@ def test_a_killed_command_given_again_ends_as_if_nothing_had_been(name, place, r
         folder = shutil.copytree(place, place.parent / f"killed_{point}")
         code, _, said = run(arguments, folder, kill_at=point)
         assert code == KILLED, f"{points[point - 1]}: {said}"
-        again = ["train", "resume=out"] if name == "train" and (folder / "out" / "config.yaml").exists() else arguments
+        again = (
+            [name, "resume=out"]
+            if name in ("train", "tune-captions") and (folder / "out" / "config.yaml").exists()
+            else arguments
+        )
         code, _, said = run(again, folder)
         if code != 0 and (folder / "out" / "finished.json").exists():
             assert re.search("already holds|is finished|is not empty", said)

@@ -82,7 +82,8 @@ def written(kind: str) -> Any:
 
 def path_list() -> Any:
     """A list of paths."""
-    return ruled(Rule("a list of paths, as {key}=[a,b]"))
+    kind = "a list of paths, as {key}=[a,b]"
+    return ruled(Rule(kind, ((kind, lambda value: all(isinstance(one, str) for one in value)),)))
 
 
 def paths_by_name() -> Any:

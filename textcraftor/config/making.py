@@ -8,6 +8,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from textcraftor.errors import UsageError
+
 
 def made(node: Any, **more: Any) -> Any:
     """What a node names, made of its other keys; null is made of null.
@@ -19,6 +21,8 @@ def made(node: Any, **more: Any) -> Any:
         more: further arguments.
     """
     values: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    if values is not None and not isinstance(values, dict):
+        raise UsageError(f"{values} must be a group of keys, with _target_ for what is made of them")
     return _made(values if values is None else {**values, **more})
 
 

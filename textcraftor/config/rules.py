@@ -35,12 +35,20 @@ class Rule:
         """The first limit that the value breaks, in words."""
         if value is None and not self.judges_null:
             return None
-        return next((words for words, holds in self.limits if not holds(value)), None)
+        return next((words for words, holds in self.limits if not _holds(holds, value)), None)
 
     def __str__(self) -> str:
         return ", ".join(
             [self.kind, *(words for words, _ in self.limits if words.startswith(("at ", "above", "below")))]
         )
+
+
+def _holds(holds: Callable[[Any], bool], value: Any) -> bool:
+    """Whether a limit holds; of a value of another kind than it is for, it does not."""
+    try:
+        return holds(value)
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        return False
 
 
 class RefusedError(ValueError):

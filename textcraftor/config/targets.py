@@ -28,6 +28,10 @@ def check_target(values: Mapping[str, Any], place: str) -> None:
         raise UsageError(
             f"{place}._target_={target} cannot be loaded: {one_line(error)}: install its package, or name another"
         ) from error
+    if not callable(found):
+        raise UsageError(
+            f"{place}._target_={target} is a {type(found).__name__}, which makes nothing: name a class or function"
+        )
     taken = parameters_of(found)
     if strange := next((name for name in values if name.startswith("_") and name not in OWN), None):
         raise UsageError(

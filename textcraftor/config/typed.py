@@ -32,7 +32,11 @@ def typed(command: str, config: DictConfig) -> DictConfig:
     found = merged(command, SCHEMAS[command], config)
     build(command, found, Key(SCHEMAS[command], Rule("")))
     if "tune" in found:
-        for part, rate in rates_of(found).items():
+        try:
+            rates = rates_of(found)
+        except (AttributeError, TypeError, OmegaConfBaseException) as error:  # an interpolation to something else
+            raise UsageError(f"tune or model.training.lr cannot be read: {one_line(error)}") from error
+        for part, rate in rates.items():
             found.tune[part].lr = rate
     return found
 
