@@ -57,6 +57,7 @@ COMMANDS = {
     ],
     "train": ["train", *LINES, "tracker=null", "training.steps=2", "training.checkpoint_every=1"],
 }
+SLOW = ("train", "tune-captions", "compare")  # of which another test kills the first, as a process of its own
 # What says how long something took, how much memory there was, or which run was resumed.
 TIMED = ("summary.json", "report.html", "metrics.jsonl", "sha256.json")
 
@@ -103,6 +104,8 @@ def written(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_killed_command_given_again_ends_as_if_nothing_had_been(name, place, request):
+    if name in SLOW and not request.config.getoption("long"):
+        pytest.skip("with --long alone")
     arguments = list(COMMANDS[name])
     for word in ("run", "lora_run", "captioner", "language_model"):
         if any(f"{{{word}}}" in one for one in arguments):
