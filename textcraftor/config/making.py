@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from textcraftor.config.targets import OWN
 from textcraftor.errors import UsageError
 
 
@@ -31,7 +32,7 @@ def _made(value: Any) -> Any:
         return [_made(one) for one in value]
     if not isinstance(value, dict):
         return value
-    found = {name: _made(one) for name, one in value.items() if name not in ("_target_", "_partial_")}
+    found = {name: _made(one) for name, one in value.items() if name not in OWN}
     if "_target_" not in value:
         return found
     target = pkgutil.resolve_name(value["_target_"])

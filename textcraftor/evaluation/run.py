@@ -108,7 +108,7 @@ def fill(config: DictConfig, folder: Path, store: Store, mix: Mix, upsample: boo
     with locked(store.folder, str(number)):
         make(config, folder, store, mix, upsample, number, of)
     processes.wait_for_everyone()
-    complete = len(store.done()) == len(store.suite.jobs)
+    complete = len(store.rows()) == len(store.suite.jobs)
     processes.wait_for_everyone()
     if complete and processes.is_main_process:
         store.finish()

@@ -63,15 +63,19 @@ class Store:
     folder: Path
     suite: Suite
 
-    def done(self) -> dict[tuple[int, int], dict]:
-        """The rows written so far whose pictures are whole, by prompt number and seed."""
+    def rows(self) -> dict[tuple[int, int], dict]:
+        """The rows written so far, by prompt number and seed."""
         found, wanted = {}, set(self.suite.jobs)
         for file in sorted(self.folder.glob("rows.*.jsonl")):
             for row in read_json_lines(file):
                 key = row.get("prompt_index"), row.get("seed")
-                if key in wanted and self._has_picture(row):
+                if key in wanted:
                     found[key] = row
         return found
+
+    def done(self) -> dict[tuple[int, int], dict]:
+        """Those of them whose pictures are whole; each is opened to know that."""
+        return {key: row for key, row in self.rows().items() if self._has_picture(row)}
 
     def write(self, part: int, jobs: Sequence[tuple[int, int]], measured: Mapping[str, np.ndarray]) -> None:
         """Pictures, and after them their rows, appended to a file of this part's own."""
@@ -90,8 +94,8 @@ class Store:
 
     def finish(self) -> None:
         """All rows, with the diversity over seeds, as one parquet file in the suite's order."""
-        done = self.done()
-        rows = [done[job] for job in self.suite.jobs]
+        written = self.rows()
+        rows = [written[job] for job in self.suite.jobs]
         if len(self.suite.seeds) > 1:
             for first in range(0, len(rows), len(self.suite.seeds)):
                 group = rows[first : first + len(self.suite.seeds)]

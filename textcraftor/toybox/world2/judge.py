@@ -6,15 +6,15 @@ Nothing here is learned, and training never calls it: rewards are proxies, the j
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
+from textcraftor.toybox.judge import Wanted, WantedShape, parse  # both worlds state their facts in the same words
 from textcraftor.toybox.world2.reading import Reading, SeenShape, read
-from textcraftor.toybox.world2.scenes import COLORS, GROUNDS, MIDDLES, PLACES, SHAPES, SIZES
+from textcraftor.toybox.world2.scenes import MIDDLES, PLACES
 from textcraftor.toybox.world2.styles import (
     PARTS,
     composition_part,
@@ -30,47 +30,6 @@ from textcraftor.toybox.world2.styles import (
 FACTS = ("color", "shape", "size", "place", "number", "ground", "row", "word")
 FREE_STRAY, STRAY_SCALE = 0.01, 0.03  # stray share that costs nothing; what more divides taste by e
 FREE_NOISE, NOISE_SCALE = 0.05, 0.03  # the same of noise, a standard deviation in [0, 1]
-
-
-@dataclass(frozen=True)
-class WantedShape:
-    color: str
-    shape: str
-    size: str | None
-    place: str | None
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """The facts that a prompt states; None where it leaves them free."""
-
-    shapes: tuple[WantedShape, ...] = ()
-    ground: str | None = None
-    word: str | None = None
-    row: str | None = None
-
-
-_SHAPE = re.compile(
-    rf"(?:an? )?(?:({'|'.join(SIZES)}) )?({'|'.join(COLORS)}) ({'|'.join(SHAPES)})"
-    rf"(?: (?:in|on|at) the ({'|'.join(sorted(PLACES, key=len, reverse=True))})\b)?",
-    re.IGNORECASE,
-)
-_GROUND = re.compile(rf"({'|'.join(GROUNDS)}) ground", re.IGNORECASE)
-_WORD = re.compile(r'"([A-Z]+)"(?: at the (top|bottom))?')
-
-
-def parse(prompt: str) -> Wanted:
-    """The facts of a prompt written in the world's grammar; what the grammar does not know is no fact."""
-    ground, word = _GROUND.search(prompt), _WORD.search(prompt)
-    return Wanted(
-        tuple(
-            WantedShape(color.lower(), shape.lower(), size.lower() or None, place.lower() or None)
-            for size, color, shape, place in _SHAPE.findall(prompt)
-        ),
-        ground.group(1).lower() if ground else None,
-        word.group(1) if word else None,
-        word.group(2) if word else None,
-    )
 
 
 def row_of(reading: Reading) -> str | None:
