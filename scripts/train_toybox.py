@@ -48,7 +48,6 @@ from textcraftor.toybox.scenes import LETTERS, WORD_LENGTHS, Scene, Split, is_un
 from textcraftor.training.fitting import FitSettings, autocast, fit
 from textcraftor.training.processes import processes_of_this_run
 
-SCENES = 40_000
 KL_WEIGHT = 1e-3
 UNET_STEPS = 10_000
 
@@ -64,6 +63,7 @@ class World:
         spelled: a caption that quotes the scene's word.
         vocabulary: every word of a caption that is not quoted.
         context: tokens that the text encoder reads, start and end included.
+        scenes: training scenes.
         clip_captions, unet_captions: shares of the kinds of caption in the trainings of CLIP and the generator.
     """
 
@@ -73,6 +73,7 @@ class World:
     spelled: Callable[[Any, np.random.Generator], str]
     vocabulary: Sequence[str]
     context: int
+    scenes: int
     clip_captions: dict[Kind, float]
     unet_captions: dict[Kind, float]
 
@@ -94,6 +95,7 @@ WORLD = World(
     spelled,
     VOCABULARY,
     context=40,
+    scenes=40_000,
     clip_captions={"short": 0.3, "descriptive": 0.5, "alt": 0.2},
     unet_captions={"short": 0.5, "descriptive": 0.2, "alt": 0.3},
 )
@@ -114,10 +116,10 @@ def fast_dtype(device: str) -> torch.dtype:
 
 
 def make_scenes(work: Path, device: str, world: World = WORLD) -> None:
-    """Render the training scenes once, uint8 (SCENES, 64, 64, 3)."""
+    """Render the training scenes once, uint8 (scenes, 64, 64, 3)."""
     path = work / "scenes.npy"
-    pictures = np.lib.format.open_memmap(work / "scenes.tmp.npy", "w+", np.uint8, (SCENES, 64, 64, 3))
-    for index in range(SCENES):
+    pictures = np.lib.format.open_memmap(work / "scenes.tmp.npy", "w+", np.uint8, (world.scenes, 64, 64, 3))
+    for index in range(world.scenes):
         pictures[index] = (world.render(world.scene(index)) * 255).round()
     pictures.flush()
     (work / "scenes.tmp.npy").replace(path)
@@ -262,12 +264,12 @@ def encode_latents(work: Path, device: str, batch: int = 100) -> None:
     print(f"latents: scaling_factor {factor}", flush=True)
 
 
-def new_unet() -> UNet2DConditionModel:
+def new_unet(channels: Sequence[int] = (32, 96, 112)) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=8,
         out_channels=8,
-        block_out_channels=(32, 96, 112),
+        block_out_channels=tuple(channels),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -323,7 +325,7 @@ def train_spelling(work: Path, device: str, world: World = WORLD, steps: int = 5
     speller = Speller(deepcopy(original)).to(device).train()
     original.to(device).requires_grad_(False)
     first_letter = tokenizer.convert_tokens_to_ids(LETTERS[0])
-    spelt = [index for index in range(SCENES) if world.scene(index).word]
+    spelt = [index for index in range(world.scenes) if world.scene(index).word]
 
     def loss_of(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((51, step))
@@ -343,18 +345,32 @@ def train_spelling(work: Path, device: str, world: World = WORLD, steps: int = 5
     save_whole(speller.text_encoder, work / "spelling")
 
 
-def train_unet(work: Path, device: str, world: World = WORLD, steps: int = UNET_STEPS, batch: int = 32) -> None:
+def train_unet(
+    work: Path,
+    device: str,
+    world: World = WORLD,
+    steps: int = UNET_STEPS,
+    batch: int = 32,
+    channels: Sequence[int] = (32, 96, 112),
+) -> None:
     """The base generator, mostly on alt and short captions, by the same loss that tunes UNets on captions.
 
     The text encoder starts from the toy CLIP's, which has learnt to spell, and learns along, as in latent diffusion's
-    first text-to-image model.
+    first text-to-image model. Where --work holds a pipeline's parts in `start`, those are trained on instead, by
+    batches that they have not seen: a long training in rounds, each with a schedule of its own.
     """
     latents = load_file(work / "latents.safetensors")["latents"]
-    text_encoder = CLIPTextModel.from_pretrained(work / "spelling", dtype=torch.float32, attn_implementation="eager")
+    start, before = work / "start", 0
+    if start.exists():
+        before = json.loads((start / "unet" / "training.json").read_text())["steps"]
+    text_encoder = CLIPTextModel.from_pretrained(
+        start / "text_encoder" if before else work / "spelling", dtype=torch.float32, attn_implementation="eager"
+    )
     text_encoder.to(device)
     tokenizer = CLIPTokenizer.from_pretrained(work / "clip")
     torch.manual_seed(0)
-    unet = new_unet().to(device)
+    unet = UNet2DConditionModel.from_pretrained(start / "unet") if before else new_unet(channels)
+    unet.to(device)
 
     def encode(captions: list[str]) -> Tensor:
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").to(device)
@@ -367,7 +383,8 @@ def train_unet(work: Path, device: str, world: World = WORLD, steps: int = UNET_
         unet.set_attn_processor(AttnProcessor())
 
     def loss_of(step: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng((step, processes.process_index))
+        rng = np.random.default_rng((before + step, processes.process_index))
+        torch.manual_seed(int(rng.integers(2**63)))
         indices = rng.choice(len(latents), batch // processes.num_processes, replace=False)
         captions = [
             "" if rng.random() < 0.1 else world.draw_captions(np.array([int(index)]), world.unet_captions, rng)[0]
@@ -388,6 +405,7 @@ def train_unet(work: Path, device: str, world: World = WORLD, steps: int = UNET_
     fit("unet", learning, loss_of, FitSettings(steps, 1e-3, warmup=300, ema_decay=0.999, log_every=100), work)
     if processes_of_this_run().is_main_process:
         unet.save_pretrained(work / "unet")
+        (work / "unet" / "training.json").write_text(json.dumps({"steps": before + steps}) + "\n")
         save_whole(text_encoder, work / "text_encoder")
 
 

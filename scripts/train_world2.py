@@ -31,7 +31,7 @@ from textcraftor.toybox.world2.render import render
 from textcraftor.toybox.world2.scenes import Scene, sample_scene
 
 SCENE_SEED = 2
-UNET_STEPS = 6000
+UNET_STEPS = 15_000
 
 
 def scene(index: int) -> Scene:
@@ -51,6 +51,7 @@ WORLD = World(
     spelled,
     VOCABULARY,
     context=48,
+    scenes=100_000,
     clip_captions={"short": 0.2, "descriptive": 0.65, "alt": 0.15},
     unet_captions={"short": 0.45, "descriptive": 0.4, "alt": 0.15},
 )
@@ -72,7 +73,7 @@ STAGES: dict[str, Callable[[Path, str], None]] = {
     "clip": partial(train_clip, world=WORLD),
     "spelling": partial(train_spelling, world=WORLD),
     "latents": encode_latents,
-    "unet": partial(train_unet, world=WORLD, steps=UNET_STEPS),
+    "unet": partial(train_unet, world=WORLD, steps=UNET_STEPS, channels=(64, 96, 128)),
     "pipeline": assemble,
     "pack": pack,
 }

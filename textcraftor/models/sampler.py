@@ -54,8 +54,12 @@ class Sampler:
         if not isinstance(self.scheduler, DDIMScheduler):
             raise UsageError("sampling.scheduler: a policy gradient draws its steps, which ddim alone can do here")
 
+        # From a level without any signal the step is noise alone, and on some machines rounding leaves diffusers with the
+        # root of a negative number.
+        eta = 1.0 if self.scheduler.alphas_cumprod[int(t)] > 0 else 1 - 1e-6
+
         def with_noise(said: Tensor, noise: Tensor) -> Tensor:
-            return self.scheduler.step(said, t, latents, eta=1.0, variance_noise=noise).prev_sample
+            return self.scheduler.step(said, t, latents, eta=eta, variance_noise=noise).prev_sample
 
         mean = with_noise(output, torch.zeros_like(latents))
         return mean, with_noise(output.detach(), torch.ones_like(latents)) - mean.detach()
