@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from textcraftor.config.commands import SCHEMAS
 from textcraftor.config.compose import compose, keys, register
 from textcraftor.config.overrides import literal
+from textcraftor.config.rules import Rule
 from textcraftor.config.schema import Key, key_of
 from textcraftor.config.tune import rates_of
 from textcraftor.config.typed import typed
@@ -21,9 +22,10 @@ PLAIN = (int, float, bool, str)
 
 @functools.cache
 def defaults(command: str) -> DictConfig:
-    """What the command means without overrides."""
+    """What the command means without overrides, with one scorer where it has several, which are typed alike."""
     register()
-    return OmegaConf.create(literal(OmegaConf.to_container(compose(command, []), resolve=True)))
+    fewer = ["rewards=aesthetic"] if "rewards" in Key(SCHEMAS[command], Rule("")).keys() else []
+    return OmegaConf.create(literal(OmegaConf.to_container(compose(command, fewer), resolve=True)))
 
 
 def own_keys(command: str) -> dict[str, Key]:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import PROMPTS
 from tests.families.conftest import SCORED, small_keys
-from tests.training.test_processes import first_moments, launch
+from tests.training.test_processes import first_moments, two_processes
 from textcraftor.config.resume import resumed_config
 from textcraftor.errors import UsageError
 from textcraftor.evaluation import run as evaluation
@@ -78,8 +78,7 @@ def test_two_processes_have_one_processs_gradient(case, configure, prompts, tmp_
     ]
     alone, both = tmp_path / "alone", tmp_path / "both"
     run(configure("train", *keys, f"run_dir={alone}"), alone)
-    done = launch("train", *keys, f"run_dir={both}", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    two_processes("train", *keys, f"run_dir={both}", cwd=tmp_path)
     ours, theirs = first_moments(alone, both)
     assert ours.norm() > 0
     assert (ours - theirs).norm() < 1e-4 * ours.norm()

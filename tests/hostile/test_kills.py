@@ -14,7 +14,7 @@ from PIL import Image
 from tests.captioning import test_captioners
 from tests.conftest import WEIGHTS
 from tests.hostile.conftest import LINES, contents
-from tests.hostile.killing import KILLED, run
+from tests.children import KILLED, run
 from textcraftor.captioning.prefix import PrefixCaptioner
 
 SMALL = ["sampling.steps=2", "device=cpu"]
@@ -57,7 +57,8 @@ COMMANDS = {
     ],
     "train": ["train", *LINES, "tracker=null", "training.steps=2", "training.checkpoint_every=1"],
 }
-SLOW = ("train", "tune-captions", "compare")  # of which another test kills the first, as a process of its own
+# Of each kind one without --long: pictures one by one, rows in parts, a folder at once. Training is killed elsewhere.
+SHORT = ("generate", "score", "evaluate", "letters")
 # What says how long something took, how much memory there was, or which run was resumed.
 TIMED = ("summary.json", "report.html", "metrics.jsonl", "sha256.json")
 
@@ -104,7 +105,7 @@ def written(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_killed_command_given_again_ends_as_if_nothing_had_been(name, place, request):
-    if name in SLOW and not request.config.getoption("long"):
+    if name not in SHORT and not request.config.getoption("long"):
         pytest.skip("with --long alone")
     arguments = list(COMMANDS[name])
     for word in ("run", "lora_run", "captioner", "language_model"):

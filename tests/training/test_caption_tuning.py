@@ -140,11 +140,11 @@ def test_training_on_one_batch_lowers_its_loss(job, monkeypatch):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("tune_", ["denoiser_lora", "both"])
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(configure, world, tmp_path, tune_):
-    """Through the command: records, latents, checkpoints, report, all of them."""
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(configure, world, tmp_path):
+    """Through the command: records, latents, checkpoints, report; a whole text encoder and a denoiser's adapters."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    keys = (*SMALL, f"data.path={world}", f"tune={tune_}", "captions=p65")
+    adapters = "tune.denoiser.lora={rank: 2, alpha: 2.0, target_modules: auto, layers: null}"
+    keys = (*SMALL, f"data.path={world}", "tune=both", adapters, "captions=p65")
     run(configure("tune-captions", *keys, f"run_dir={whole}"), whole)
     run(configure("tune-captions", *keys, f"run_dir={parts}", "training.steps=2"), parts)
     run(resumed_config("tune-captions", [f"resume={parts}", "training.steps=4"]), parts)

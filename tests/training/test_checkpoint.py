@@ -6,8 +6,6 @@ import json
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.children import Child, start
 from tests.conftest import QUICK
 from textcraftor.config.resume import resumed_config
 from textcraftor.errors import UsageError
@@ -34,21 +33,16 @@ SETTINGS = (
     "normalize_rewards=true",
 )
 SETTINGS = tuple(setting for setting in SETTINGS if not setting.startswith("gradient.k"))
-TEXTCRAFTOR = Path(sys.executable).with_name("textcraftor")
 
 
-def start(*arguments: str, cwd: Path) -> subprocess.Popen:
-    return subprocess.Popen([TEXTCRAFTOR, *arguments], cwd=cwd, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
+def wait_for_step(child: Child, folder: Path, step: int) -> None:
     """Until the run has written that step's figures."""
     file = folder / "metrics.jsonl"
-    for _ in range(2400):
+    for _ in range(6000):
         if file.exists() and len(file.read_text().splitlines()) >= step:
             return
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
+        assert child.process.is_alive(), child.log.read_text()
+        time.sleep(0.02)
     raise AssertionError(f"step {step} was never reached")
 
 
@@ -84,21 +78,20 @@ def uninterrupted(configure, tmp_path_factory):
 def test_a_run_killed_twice_ends_with_the_weights_of_one_that_was_not(uninterrupted, tmp_path):
     """SIGKILL before the first checkpoint and between two of them; then SIGTERM, which saves first."""
     folder = tmp_path / "killed"
-    process = start("train", *SETTINGS, f"run_dir={folder}", cwd=tmp_path)
-    wait_for_step(process, folder, 1)
-    process.kill()
-    process.communicate()
-    process = start("train", f"resume={folder}", cwd=tmp_path)
-    wait_for_step(process, folder, 3)
+    child = start(["train", *SETTINGS, f"run_dir={folder}"], tmp_path)
+    wait_for_step(child, folder, 1)
+    child.send(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    child = start(["train", f"resume={folder}"], tmp_path)
+    wait_for_step(child, folder, 3)
     time.sleep(0.13)
-    process.kill()
-    process.communicate()
-    process = start("train", f"resume={folder}", cwd=tmp_path)
-    wait_for_step(process, folder, 5)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + signal.SIGTERM
-    assert f"train resume={folder} goes on" in said
+    child.send(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    child = start(["train", f"resume={folder}"], tmp_path)
+    wait_for_step(child, folder, 5)
+    child.send(signal.SIGTERM)
+    assert child.wait() == 128 + signal.SIGTERM
+    assert f"train resume={folder} goes on" in child.log.read_text()
     saved = Checkpoints(folder, 9).steps()[-1]
     assert int(saved.name.removeprefix("step_")) == len((folder / "metrics.jsonl").read_text().splitlines())
     finish(folder)

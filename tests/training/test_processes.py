@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.children import start
 from tests.conftest import QUICK, ROOT
 from textcraftor.training.train import run
 
@@ -26,11 +28,15 @@ SETTINGS = (
 )
 
 
-def launch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    own = ["--main_process_port", "0", "-m", "textcraftor", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
-    return subprocess.run([*command, *own], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+def two_processes(*arguments: str, cwd: Path) -> None:
+    """A command in two processes, as a launcher starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "ACCELERATE_USE_CPU": "true"}
+    own = [shared | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"} for rank in ("0", "1")]
+    both = [start([*arguments], cwd, environment=environment) for environment in own]
+    assert [child.wait() for child in both] == [0, 0], [child.log.read_text() for child in both]
 
 
 def checkpoint(folder: Path, step: int) -> dict:
@@ -61,8 +67,7 @@ def test_two_processes_have_one_processs_gradient_and_resume(configure, tmp_path
     """The first moments after one step are the clipped gradient: relative difference below 1e-5."""
     alone, both = tmp_path / "alone", tmp_path / "both"
     run(configure("train", *SETTINGS, f"run_dir={alone}"), alone)
-    done = launch("train", *SETTINGS, f"run_dir={both}", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    two_processes("train", *SETTINGS, f"run_dir={both}", cwd=tmp_path)
     ours, theirs = first_moments(alone, both)
     assert (ours - theirs).norm() < 1e-5 * ours.norm()
     one, two = (json.loads((folder / "summary.json").read_text())["before"] for folder in (alone, both))
@@ -70,8 +75,7 @@ def test_two_processes_have_one_processs_gradient_and_resume(configure, tmp_path
     assert all(abs(one[name] - two[name]) < 1e-4 for name in one), "shared evaluation differs"
     assert (both / "checkpoints" / "step_000001" / "process_1.pt").exists()
 
-    done = launch("train", f"resume={both}", "training.steps=2", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    two_processes("train", f"resume={both}", "training.steps=2", cwd=tmp_path)
     assert [json.loads(line)["step"] for line in (both / "metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
@@ -85,8 +89,11 @@ def failing(images, prompts):
 def test_a_failing_process_ends_the_others_with_its_message(tmp_path):
     named = ["_target_=tests.training.test_processes.failing", "_partial_=true"]
     own = ["+rewards.red.weight=1", *(f"+rewards.red.reward.{part}" for part in named)]
-    began = time.monotonic()
-    done = launch("train", *SETTINGS, *own, f"run_dir={tmp_path / 'failing'}", cwd=tmp_path)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--main_process_port", "0", "-m", "textcraftor", "train", *SETTINGS, *own]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    began, told = time.monotonic(), {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run([*command, f"run_dir={tmp_path / 'failing'}"], timeout=300, **told)
     assert done.returncode != 0
     assert "the second process's own reason" in done.stderr
     assert time.monotonic() - began < 120
