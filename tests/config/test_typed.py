@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 from textcraftor.config.commands import SCHEMAS
 from textcraftor.config.compose import compose, keys, register
 from textcraftor.config.overrides import literal
-from textcraftor.config.rules import Rule
 from textcraftor.config.schema import Key, key_of
 from textcraftor.config.tune import rates_of
 from textcraftor.config.typed import typed
@@ -24,7 +23,7 @@ PLAIN = (int, float, bool, str)
 def defaults(command: str) -> DictConfig:
     """What the command means without overrides, with one scorer where it has several, which are typed alike."""
     register()
-    fewer = ["rewards=aesthetic"] if "rewards" in Key(SCHEMAS[command], Rule("")).keys() else []
+    fewer = ["rewards=aesthetic"] if key_of(SCHEMAS[command], "rewards") else []
     return OmegaConf.create(literal(OmegaConf.to_container(compose(command, fewer), resolve=True)))
 
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from tests.captioning import test_captioners
+from tests.children import KILLED, run
 from tests.conftest import WEIGHTS
 from tests.hostile.conftest import LINES, contents
-from tests.children import KILLED, run
 from textcraftor.captioning.prefix import PrefixCaptioner
 
 SMALL = ["sampling.steps=2", "device=cpu"]

@@ -54,9 +54,10 @@ class Sampler:
         if not isinstance(self.scheduler, DDIMScheduler):
             raise UsageError("sampling.scheduler: a policy gradient draws its steps, which ddim alone can do here")
 
-        # From a level without any signal the step is noise alone, and on some machines rounding leaves diffusers with the
-        # root of a negative number.
-        eta = 1.0 if self.scheduler.alphas_cumprod[int(t)] > 0 else 1 - 1e-6
+        # From a level without any signal the step is noise alone, and on some machines rounding leaves diffusers with
+        # the root of a negative number.
+        some_signal = self.scheduler.alphas_cumprod[int(t)] > 0  # type: ignore[attr-defined]
+        eta = 1.0 if some_signal else 1 - 1e-6
 
         def with_noise(said: Tensor, noise: Tensor) -> Tensor:
             return self.scheduler.step(said, t, latents, eta=eta, variance_noise=noise).prev_sample
