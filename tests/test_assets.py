@@ -158,6 +158,14 @@ def test_a_malformed_address_is_refused_with_the_form_it_should_have(path, form)
     assert f"{path} is not of the form {form}" in refusal(path)
 
 
+@pytest.mark.usefixtures("online")
+@pytest.mark.parametrize("place", ["[/x", "exa mple/x", "127.0.0.1/a%00b", "a..b/x", "x:y@/a", "127.0.0.1/\ud800"])
+def test_a_place_that_no_request_can_name_is_one_line(place):
+    said = refusal(f"https://{place}#sha256={SHA256}")
+    assert "could not be had" in said
+    assert "\n" not in said
+
+
 def test_a_url_is_downloaded_once_under_its_own_name(site):
     file = local_file(site.asset, "head")
     assert file.read_bytes() == CONTENT

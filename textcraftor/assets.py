@@ -245,16 +245,18 @@ def _hub_file(path: str, what: str) -> Path:
 def _url_file(path: str, what: str) -> Path:
     """A file of a plain web address; that it lies in the cache says that its hash was right."""
     parts = parse(path, what)
-    name = Path(unquote(urlsplit(str(parts["url"])).path)).name[-100:]
-    file = cache_dir() / f"{hashlib.sha256(path.encode()).hexdigest()[:16]}-{name}"
-    if file.is_file():
-        return file
     try:
+        name = Path(unquote(urlsplit(str(parts["url"])).path)).name[-100:]
+        file = cache_dir() / f"{hashlib.sha256(path.encode()).hexdigest()[:16]}-{name}"
+        if file.is_file():
+            return file
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):
             if not file.is_file():  # another process may have got it meanwhile
                 _download(str(parts["url"]), file, str(parts["sha256"]), what)
-    except (OSError, HTTPException) as error:
+    except UsageError:
+        raise
+    except (OSError, HTTPException, ValueError) as error:  # the last of hosts and names that no request can hold
         reason = str(error) if isinstance(error, HTTPError) else str(getattr(error, "reason", error))
         raise _not_had(path, what, reason or type(error).__name__) from error
     return file
