@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from train_toybox import as_images, load_pictures
 from train_world2 import scene
 
-from textcraftor.data.prompts import read_prompts
+from textcraftor.data.prompt_files import read_prompts
 from textcraftor.inference.generate import Sampling, generate, grid
 from textcraftor.models.loading import load_pipeline
 from textcraftor.models.model import Model

@@ -25,7 +25,7 @@ from study import JUDGE, SCHEME, SEEDS, train
 from toybox_records import write_records
 
 from textcraftor.cli import call
-from textcraftor.data.prompts import read_prompts
+from textcraftor.data.prompt_files import read_prompts
 from textcraftor.sampling.needs import steps_between
 
 PASSES = 12_000  # of single samples: guidance makes a call two, a gradient makes a call three

@@ -37,7 +37,7 @@ from transformers import (
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from textcraftor.data.prompts import read_prompts
+from textcraftor.data.prompt_files import read_prompts
 from textcraftor.models.loading import load_pipeline
 from textcraftor.models.model import Model
 from textcraftor.models.saving import save_whole

@@ -94,7 +94,7 @@ def local_file(path: str, what: str) -> Path:
         return _url_file(path, what)
     file = Path(path).expanduser()
     if not file.is_file():
-        wrong = "is a folder" if file.is_dir() else "does not exist"
+        wrong = "is a folder" if file.is_dir() else "is no regular file" if file.exists() else "does not exist"
         raise UsageError(f"{what}: {path} {wrong}: give a local file or {ADDRESSES['hf://'][1]}")
     return file
 

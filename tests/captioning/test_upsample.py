@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from tests.conftest import WEIGHTS
 from textcraftor.captioning.upsample import InstructedModel, check_upsampler, faults
 from textcraftor.cli import call
-from textcraftor.data.prompts import read_prompts
+from textcraftor.data.prompt_files import read_prompts
 from textcraftor.errors import UsageError
 from textcraftor.evaluation.suite import read_rows_of
 from textcraftor.toybox.expander import Expander

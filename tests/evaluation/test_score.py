@@ -57,9 +57,10 @@ def test_three_ways_of_pairing_give_the_same_scores_as_python(configure, tmp_pat
     ("name", "text", "line"),
     [
         ("few.txt", "a red circle", "1 prompts in .*for 3 pictures"),
-        ("bad.jsonl", '{"image": "0.png"}', 'bad.jsonl:1: expected {"image"'),
-        ("empty.jsonl", '{"image": "0.png", "prompt": ""}', "empty.jsonl:1: prompt '' is no text"),
-        ("gone.jsonl", '{"image": "9.png", "prompt": "a star"}', "9.png does not exist"),
+        ("bad.jsonl", '{"image": "0.png"}', "bad.jsonl, row 1: no column prompt or .*; its columns are image"),
+        ("empty.jsonl", '{"image": "0.png", "prompt": ""}', "empty.jsonl, row 1 must name a picture and its prompt"),
+        ("gone.jsonl", '{"image": "9.png", "prompt": "a star"}', "gone.jsonl, row 1: .*9.png does not exist"),
+        ("gone.csv", "prompt,file_name\na star,", "gone.csv, row 1 must name a picture and its prompt"),
     ],
 )
 def test_prompts_that_do_not_fit_are_refused(folder, tmp_path, name, text, line):

@@ -7,7 +7,7 @@ import pytest
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from tests.conftest import TOYBOX, WEIGHTS
-from textcraftor.data.prompts import read_prompts
+from textcraftor.data.prompt_files import read_prompts
 from textcraftor.toybox.captions import caption
 from textcraftor.toybox.judge import parse
 from textcraftor.toybox.scenes import (

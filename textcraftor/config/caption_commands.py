@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from textcraftor.config.command import Computing, Named
-from textcraftor.config.data import Captioned, Captioner, File, NewCaptioner
+from textcraftor.config.data import Captioned, Captioner, File, NewCaptioner, PromptFile
 from textcraftor.config.fields import MOST_BATCH, group, groups_by_name, opens, whole, word
 from textcraftor.config.model import Model
 from textcraftor.config.training import Stage
@@ -62,5 +62,5 @@ class Upsample(Computing):
 
     model: Model = group()
     """What rewrites."""
-    prompts: File = group()
+    prompts: PromptFile = group()
     """A text file, one prompt a line."""

@@ -5,16 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from textcraftor.config.fields import anything, group, number, path_list, paths_by_name, typed_path, whole, word
+from textcraftor.config.fields import (
+    anything,
+    group,
+    number,
+    path_list,
+    paths_by_name,
+    typed_path,
+    typed_text,
+    whole,
+    word,
+)
 from textcraftor.config.rules import Group
 
 
 @dataclass
 class File(Group):
-    """`prompts` or `data` of commands that read one file or folder."""
+    """`data` of commands that read one folder."""
 
     path: str | None = typed_path()
     """Where it is."""
+
+
+@dataclass
+class PromptFile(Group):
+    """`prompts` of commands that read one file."""
+
+    path: str | None = typed_path()
+    """Text, one prompt a line, or .csv, .tsv, .json, .jsonl or .parquet, perhaps .gz."""
+    column: str | None = typed_text(default=None)
+    """Of a table: the column of prompts; null finds prompt, text or caption."""
 
 
 @dataclass
@@ -22,9 +42,11 @@ class Prompts(Group):
     """`prompts`: what is trained on, and what is held out."""
 
     path: str | None = typed_path()
-    """Text, one prompt a line; .tsv, .json or .jsonl with a column prompt or text."""
+    """Text, one prompt a line, or .csv, .tsv, .json, .jsonl or .parquet, perhaps .gz."""
     held_out: str | None = typed_path()
     """Prompts that are not trained on; null holds out the end of path."""
+    column: str | None = typed_text(default=None)
+    """Of tables: the column of prompts; null finds prompt, text or caption."""
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from textcraftor.config.command import Command, Computing
-from textcraftor.config.data import File, Suite
+from textcraftor.config.data import PromptFile, Suite
 from textcraftor.config.fields import (
     MOST_BATCH,
     by_name,
@@ -74,7 +74,7 @@ class Picturing(Mixing):
     """Pictures at a time."""
     dtype: str = word()
     """float32, bfloat16, float16 or auto."""
-    prompts: File = group()
+    prompts: PromptFile = group()
     """A file of prompts."""
 
 
@@ -116,8 +116,10 @@ class Score(Computing):
     """What judges the pictures, by name."""
     images: str | None = typed_path()
     """A folder of pictures."""
-    prompts: File = group()
-    """One a line in the order of file names, or JSON lines {"image":, "prompt":}; null: as the PNGs say."""
+    prompts: PromptFile = group()
+    """One a line in the order of file names, or a table with the columns image and prompt; null: as pictures say."""
+    strict: bool = flag()
+    """Refuse a folder in which a picture says no prompt, instead of leaving the picture out."""
     batch_size: int = whole(least=1, most=MOST_BATCH)
     """Pictures at a time."""
     scorer_dtype: str = word()

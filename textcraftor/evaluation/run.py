@@ -83,7 +83,8 @@ def run(config: DictConfig, folder: Path) -> str:
     What is interrupted, or shared among shards, goes on where the same command is given again.
     """
     check(config, folder)
-    suite, mix, processes = Suite.of(config), Mix.of(config), PartialState()
+    processes = PartialState()
+    suite, mix = Suite.of(config, print if processes.is_main_process else None), Mix.of(config)
     base = Path(config.base).expanduser() if config.base is not None else folder / "base"
     complete = True
     if config.base is None and changes(config, mix):

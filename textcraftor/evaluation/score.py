@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,15 +14,17 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from textcraftor.data.prompts import read_prompts
+from textcraftor.data.picture_prompts import prompt_of
+from textcraftor.data.prompt_files import all_rows
 from textcraftor.errors import UsageError
-from textcraftor.files.reading import open_picture, read_text
+from textcraftor.files.reading import open_picture
 from textcraftor.files.writing import check_unfinished, finish, locked, write_text
 from textcraftor.models.loading import device_of, dtype_of
 from textcraftor.rewards.preprocessing import from_pil
 from textcraftor.rewards.total import RewardSum, check_rewards, load_rewards
 
 MOST_RATIO = 64  # of a picture's sides: its short one is what scorers bring to some hundred pixels
+NAMES = ("image", "file_name")  # columns of a table that names pictures
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 Pair = tuple[Path, str]
 
@@ -37,47 +41,53 @@ def pictures_in(folder: Path) -> list[Path]:
     return files
 
 
-def pair(folder: Path, prompts: str | None) -> list[Pair]:
-    """Each picture with its prompt: by JSON lines, by the order of names and lines, or as its PNG says."""
-    if prompts is None:
-        return [(file, prompt_in(file)) for file in pictures_in(folder)]
-    if Path(prompts).suffix == ".jsonl":
-        return [(folder / row["image"], row["prompt"]) for row in read_rows(Path(prompts), folder)]
-    files, lines = pictures_in(folder), read_prompts(prompts)
+@dataclass(frozen=True)
+class Paired:
+    """Pictures with their prompts, and those that have none."""
+
+    pairs: list[Pair]
+    without: list[Path]
+
+    def told(self) -> str:
+        """Which pictures have no prompt, in one line; empty where all have."""
+        if not self.without:
+            return ""
+        names = ", ".join(file.name for file in self.without[:5]) + ", …" * (len(self.without) > 5)
+        whole = len(self.pairs) + len(self.without)
+        return f"{len(self.without)} of {whole} pictures say no prompt and are not scored: {names}"
+
+
+def pair(folder: Path, path: str | None, column: str | None = None) -> Paired:
+    """Each picture with its prompt: by a table that names the pictures, by the order of names and lines, or as the
+    picture or the text file beside it says."""
+    if path is None:
+        prompts = {file: prompt_of(file) for file in pictures_in(folder)}
+        pairs = [(file, prompt) for file, prompt in prompts.items() if prompt]
+        if not pairs:
+            raise UsageError(f"images={folder}: no picture says its prompt: give prompts.path=")
+        return Paired(pairs, [file for file, prompt in prompts.items() if not prompt])
+    rows = all_rows(path, column)
+    if any(name in row for name in NAMES for row in rows):
+        return Paired([_named(folder, row, f"{path}, row {number}") for number, row in enumerate(rows, 1)], [])
+    files, lines = pictures_in(folder), [row["prompt"] for row in rows if row["prompt"]]
     if len(files) != len(lines):
         raise UsageError(
-            f"{len(lines)} prompts in {prompts} for {len(files)} pictures in {folder}: give one line each in the order "
+            f"{len(lines)} prompts in {path} for {len(files)} pictures in {folder}: give one line each in the order "
             'of the file names, or JSON lines {"image": ..., "prompt": ...}'
         )
-    return list(zip(files, lines, strict=True))
+    return Paired(list(zip(files, lines, strict=True)), [])
 
 
-def prompt_in(file: Path) -> str:
-    """The prompt in a PNG's metadata."""
-    with open_picture(file) as picture:
-        prompt = getattr(picture, "text", {}).get("prompt", "")
-    if not prompt.strip():
-        raise UsageError(f"{file} says no prompt in its metadata: give prompts.path=")
-    return prompt
-
-
-def read_rows(file: Path, folder: Path) -> Iterator[dict[str, str]]:
-    """The rows of a JSON-lines file, checked."""
-    if not file.is_file():
-        raise UsageError(f"prompts.path={file} does not exist")
-    for number, line in enumerate(read_text(file).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            image, prompt = row["image"], row["prompt"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UsageError(f'{file}:{number}: expected {{"image": ..., "prompt": ...}}, found {line[:60]}') from error
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise UsageError(f"{file}:{number}: prompt {prompt!r} is no text")
-        if not (folder / image).is_file():
-            raise UsageError(f"{file}:{number}: {folder / image} does not exist")
-        yield row
+def _named(folder: Path, row: Mapping[str, Any], place: str) -> Pair:
+    """The picture that a row names, and its prompt."""
+    name = next((row[name] for name in NAMES if row.get(name)), None)
+    if not isinstance(name, str) or not row["prompt"]:
+        raise UsageError(
+            f"{place} must name a picture and its prompt, as {{'image': 'a.png', 'prompt': 'a red circle'}}"
+        )
+    if not (folder / name).is_file():
+        raise UsageError(f"{place}: {folder / name} does not exist")
+    return folder / name, row["prompt"]
 
 
 def load_picture(file: Path) -> Tensor:
@@ -117,7 +127,9 @@ def check(config: DictConfig, folder: Path) -> None:
     """Refuse what cannot work before any scorer is loaded and before anything is written."""
     if config.images is None:
         raise UsageError("images is needed: give a folder of pictures, images=FOLDER")
-    pair(Path(config.images).expanduser(), config.prompts.path)
+    paired = pair(Path(config.images).expanduser(), config.prompts.path, config.prompts.column)
+    if config.strict and paired.without:
+        raise UsageError(f"strict=true: {paired.told()}: give prompts.path=, or leave strict out")
     check_rewards(config.rewards)
     dtype_of(config, "scorer_dtype")
     check_unfinished(folder, "scores")
@@ -126,7 +138,10 @@ def check(config: DictConfig, folder: Path) -> None:
 def run(config: DictConfig, folder: Path) -> None:
     """Write `scores.jsonl`, one line a picture, and print each score's mean."""
     check(config, folder)
-    pairs, device = pair(Path(config.images).expanduser(), config.prompts.path), device_of(config.device)
+    paired = pair(Path(config.images).expanduser(), config.prompts.path, config.prompts.column)
+    pairs, device = paired.pairs, device_of(config.device)
+    if paired.without:
+        print(paired.told())
     rewards = load_rewards(config.rewards).to(device)
     rewards.scorers.to(dtype_of(config, "scorer_dtype")[0])
     rewards.check([prompt for _, prompt in pairs])

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from omegaconf import DictConfig
 from torch import Tensor
 
-from textcraftor.data.prompts import read_rows
+from textcraftor.data.prompt_files import Say, read_rows
 from textcraftor.errors import UsageError, one_line
 from textcraftor.evaluation.evaluate import diversity
 from textcraftor.files.reading import check_confined, check_file, check_plain, open_picture, read_json_lines, shaped
@@ -36,16 +36,17 @@ class Suite:
     seeds: tuple[int, ...]
 
     @classmethod
-    def of(cls, config: DictConfig) -> Suite:
+    def of(cls, config: DictConfig, say: Say | None = None) -> Suite:
         """The suite of a configuration; `prompts.path` takes its place, `limit` cuts each category short."""
+        key = "suite.files" if config.prompts.path is None else "prompts.path"
         files = config.suite.files if config.prompts.path is None else {"": config.prompts.path}
         column = config.suite.category if config.prompts.path is None else None
         found: dict[str, list[str]] = {}
         for name, path in files.items():
-            for row in read_rows(path):
+            for row in read_rows(path, config.prompts.column, key, say):
                 if column is not None and not row.get(column):
                     raise UsageError(f"suite.category={column} is no column of {path}, or empty in a row")
-                found.setdefault(row[column] if column else name, []).append(row["prompt"])
+                found.setdefault(str(row[column]) if column else name, []).append(row["prompt"])
         chosen = [(prompt, category) for category, prompts in found.items() for prompt in prompts[: config.limit]]
         prompts, categories = zip(*chosen, strict=True)
         return cls(prompts, categories, tuple(config.seeds))

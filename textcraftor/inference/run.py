@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from textcraftor.captioning.upsample import check_upsampler, upsampler_of
-from textcraftor.data.prompts import read_prompts
+from textcraftor.data.prompt_files import Say, read_prompts
 from textcraftor.errors import UsageError
 from textcraftor.files.writing import check_unfinished, finish, locked, replacing, write_text
 from textcraftor.inference.generate import Sampling, generate, grid
@@ -19,11 +19,13 @@ from textcraftor.inference.opening import open_model
 from textcraftor.inference.pictures import contact_sheet, save_png, to_pil
 
 
-def prompts_of(config: DictConfig) -> list[str]:
+def prompts_of(config: DictConfig, say: Say | None = None) -> list[str]:
     """The prompts of `prompt=` or `prompts.path=`, of which exactly one is given."""
     if (config.prompt is None) == (config.prompts.path is None):
         raise UsageError("give either prompt='...' or prompts.path=FILE")
-    return [config.prompt] if config.prompt is not None else read_prompts(config.prompts.path)
+    if config.prompt is not None:
+        return [config.prompt]
+    return read_prompts(config.prompts.path, config.prompts.column, say=say)
 
 
 def mixes(config: DictConfig) -> Iterator[tuple[dict[str, float], Mix]]:
@@ -56,7 +58,7 @@ def run(config: DictConfig, folder: Path) -> None:
 
 def make(config: DictConfig, folder: Path) -> None:
     """The same, once nobody else writes there."""
-    prompts, cells = prompts_of(config), list(mixes(config))
+    prompts, cells = prompts_of(config, print), list(mixes(config))
     opened = open_model(config, [mix for _, mix in cells], prompts)
     model, sampling, schedules = opened.model, opened.sampling, opened.schedules
     upsampler = upsampler_of(config)

@@ -9,7 +9,8 @@ from diffusers.optimization import SchedulerType
 from omegaconf import DictConfig
 
 from textcraftor.config.making import made
-from textcraftor.data.prompts import read_prompts, split_held_out
+from textcraftor.data.prompt_files import Say, read_prompts
+from textcraftor.data.prompts import split_held_out
 from textcraftor.errors import UsageError
 from textcraftor.files.writing import check_unfinished
 from textcraftor.inference.generate import Sampling
@@ -23,14 +24,18 @@ from textcraftor.training.pictures import check_pictures
 LR_SCHEDULES = [one.value for one in SchedulerType if one is not SchedulerType.PIECEWISE_CONSTANT]
 
 
-def split_prompts(config: DictConfig) -> tuple[list[str], list[str], list[str]]:
+def split_prompts(config: DictConfig, say: Say | None = None) -> tuple[list[str], list[str], list[str]]:
     """Prompts to train on, to evaluate with and to watch, which never overlap.
 
     The last two come from `prompts.held_out` where that is given, else from the end of `prompts.path`.
+
+    Args:
+        say: is told how many prompts each file holds.
     """
-    prompts = list(dict.fromkeys(read_prompts(config.prompts.path)))
+    column = config.prompts.column
+    prompts = read_prompts(config.prompts.path, column, say=say)
     if config.prompts.held_out:
-        held_out = list(dict.fromkeys(read_prompts(config.prompts.held_out)))
+        held_out = read_prompts(config.prompts.held_out, column, "prompts.held_out", say)
     else:
         count = min(config.evaluation.prompts + config.watch.prompts, len(prompts) // 2)
         held_out = prompts[len(prompts) - count :]

@@ -13,7 +13,8 @@ import numpy as np
 from omegaconf import DictConfig
 
 from textcraftor.data.blend import Blend, RecordDraw
-from textcraftor.data.prompts import read_prompts, split_held_out
+from textcraftor.data.prompt_files import read_prompts
+from textcraftor.data.prompts import split_held_out
 from textcraftor.data.records import Records, check_records
 from textcraftor.errors import UsageError
 from textcraftor.models.model import Model
@@ -27,7 +28,7 @@ def check_pictures(config: DictConfig) -> None:
     if config.data.letters.path is not None:
         check_records(config.data.letters.path)
     if config.prompts.held_out:
-        read_prompts(config.prompts.held_out)
+        read_prompts(config.prompts.held_out, config.prompts.column, "prompts.held_out")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Pictures:
         blend = Blend(config.captions.p, config.captions.kind, config.captions.dropout, config.seed)
         records, count = Records.read(config.data.path, config.data.captions), config.data.held_out
         if config.prompts.held_out:
-            prompts = list(dict.fromkeys(read_prompts(config.prompts.held_out)))
+            prompts = read_prompts(config.prompts.held_out, config.prompts.column, "prompts.held_out", say)
             records = records.only(
                 [i for i, record in enumerate(records.records) if record.caption not in set(prompts)]
             )

@@ -1,0 +1,225 @@
+"""Reads files of prompts: text, CSV, TSV, JSON, JSON lines or parquet, as people's other tools write them."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from textcraftor.assets import is_address, local_file
+from textcraftor.data.prompts import COLUMNS
+from textcraftor.errors import UsageError, one_line
+from textcraftor.files.reading import MB, check_file
+
+MOST_BYTES = 1024 * MB  # of a file of prompts, unpacked
+# Longest first: UTF-32's mark begins with UTF-16's.
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+DELIMITERS = {".csv": ",;\t", ".tsv": "\t"}
+PLACEHOLDER = "{prompt}"  # in the styles of AUTOMATIC1111's and Fooocus' interfaces
+Say = Callable[[str], object]
+
+
+def read_prompts(
+    path: str | Path | None, column: str | None = None, key: str = "prompts.path", say: Say | None = None
+) -> list[str]:
+    """The different prompts of a file, see `read_rows`."""
+    return [row["prompt"] for row in read_rows(path, column, key, say)]
+
+
+def read_rows(
+    path: str | Path | None, column: str | None = None, key: str = "prompts.path", say: Say | None = None
+) -> list[dict[str, Any]]:
+    """The rows of a file with different prompts, each under `prompt`; empty ones and repetitions are left out.
+
+    Args:
+        path: a local path, `hf://owner/repo/file` or `https://host/file#sha256=...`; its name ends in .csv, .tsv,
+            .json, .jsonl or .parquet, perhaps with .gz after it, else it holds one prompt a line.
+        column: the column of prompts, null for the first of `COLUMNS` in any case.
+        key: of the configuration, for messages.
+        say: is told in one line how many prompts there are, and how many were left out.
+
+    Raises:
+        UsageError: no such file, no column of prompts, no prompt in it, or text that cannot be read.
+    """
+    rows, different = all_rows(path, column, key), dict[str, dict[str, Any]]()
+    for row in rows:
+        if row["prompt"]:
+            different.setdefault(row["prompt"], row)
+    if not different:
+        raise UsageError(f"{key}={path} holds no prompt: write one prompt a line")
+    if say:
+        empty = sum(not row["prompt"] for row in rows)
+        name = str(path).partition("#")[0] if is_address(str(path)) else path
+        say(f"prompts: {len(different):,} in {name}{left_out(len(rows) - empty - len(different), empty)}")
+    return list(different.values())
+
+
+def left_out(repeated: int, empty: int) -> str:
+    """What was left out of a file, in words."""
+    counts = {"repetition": repeated, "empty one": empty}
+    words = [f"{count:,} {name}{'s' * (count > 1)}" for name, count in counts.items() if count]
+    return f", {' and '.join(words)} left out" if words else ""
+
+
+def all_rows(path: str | Path | None, column: str | None = None, key: str = "prompts.path") -> list[dict[str, Any]]:
+    """Every row of a file of prompts in its order, with its text under `prompt`, which may be empty."""
+    if path is None:
+        raise UsageError(f"{key} is needed: give a text file with one prompt a line")
+    place = f"{key}={path}"
+    if not is_address(str(path)) and not Path(path).expanduser().exists():
+        raise UsageError(f"{place} does not exist: give a text file with one prompt a line")
+    file = local_file(str(path), key).resolve()
+    content, suffix = unpacked(file, place)
+    if suffix == ".parquet":
+        rows: Iterable[Any] = _parquet(content, place)
+    else:
+        text = decoded(content, place)
+        match suffix:
+            case ".csv" | ".tsv":
+                rows = _table(text, DELIMITERS[suffix], column, place)
+            case ".json":
+                rows = _json(text, place)
+            case ".jsonl" | ".ndjson":
+                rows = _json_lines(text, place)
+            case _:
+                rows = io.StringIO(text, newline=None)
+    return [_with_prompt(row, column, f"{place}, row {number}") for number, row in enumerate(rows, 1)]
+
+
+def unpacked(file: Path, place: str) -> tuple[bytes, str]:
+    """A file's bytes, without gzip, and the suffix that says its format, in lower case."""
+    content, suffixes = check_file(file, MOST_BYTES).read_bytes(), [suffix.lower() for suffix in file.suffixes]
+    if suffixes[-1:] != [".gz"]:
+        return content, suffixes[-1] if suffixes else ""
+    try:
+        with gzip.open(io.BytesIO(content)) as stream:
+            content = stream.read(MOST_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UsageError(f"{place} cannot be unpacked ({one_line(error)}): write it again") from error
+    if len(content) > MOST_BYTES:
+        raise UsageError(f"{place} has more than {MOST_BYTES:,} bytes when unpacked: split it")
+    return content, suffixes[-2] if len(suffixes) > 1 else ""
+
+
+def decoded(content: bytes, place: str) -> str:
+    """Text in the encoding that its byte order mark names, else in UTF-8."""
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")
+    remedy = "save it as UTF-8"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.start} is 0x{content[error.start]:02x}"
+        raise UsageError(f"{place} is no text in {encoding.upper()} ({byte}): {remedy}") from error
+    if "\0" in text:
+        position = len(text[: text.index("\0")].encode())
+        raise UsageError(f"{place} is no text in {encoding.upper()} (byte {position} is 0x00): {remedy}")
+    return text
+
+
+def _table(text: str, delimiters: str, column: str | None, place: str) -> Iterator[dict[str, str]]:
+    """The rows of a table with a header; its delimiter is the first that makes a column of prompts."""
+    wanted = {column.lower()} if column else {*COLUMNS}
+    first = text.lstrip("\n").split("\n", 1)[0]
+    headers = {mark: {name.strip(' "\r').lower() for name in first.split(mark)} for mark in delimiters}
+    delimiter = next((mark for mark in delimiters if headers[mark] & wanted), delimiters[0])
+    for number, fields in enumerate(_fields(text, delimiter, place)):
+        if number == 0:
+            header = [name.strip() for name in fields]
+            continue
+        if len(fields) > len(header):
+            raise UsageError(
+                f"{place}, row {number} has {len(fields)} fields where the header has {len(header)}: put texts that "
+                "hold a delimiter into double quotes"
+            )
+        yield dict(zip(header, fields, strict=False))
+
+
+def _fields(text: str, delimiter: str, place: str) -> Sequence[list[str]]:
+    """The fields of each row, empty rows left out. Texts may be quoted as RFC 4180 says; where quotes do not fit that,
+    as in tables that quote nothing, they belong to the text."""
+    failure = None
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE) if delimiter == "\t" else (csv.QUOTE_MINIMAL,):
+        try:
+            lines = io.StringIO(text, newline="")
+            return [row for row in csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True) if row]
+        except csv.Error as error:
+            failure = error
+    raise UsageError(
+        f"{place} cannot be read as a table ({failure}): put texts into double quotes and double those within"
+    )
+
+
+def _json(text: str, place: str) -> list[Any]:
+    """The elements of a list; JSON lines under that name are taken too."""
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
+            return [*_json_lines(text, place)]
+        raise UsageError(f"{place} cannot be read as JSON: {one_line(error)}") from error
+    if not isinstance(rows, list):
+        kind = "an object" if isinstance(rows, dict) else f"a {type(rows).__name__}"
+        raise UsageError(f"{place} holds {kind}: give a list of texts, or of objects with {' or '.join(COLUMNS)}")
+    return rows
+
+
+def _json_lines(text: str, place: str) -> Iterator[Any]:
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UsageError(f"{place}, line {number} cannot be read as JSON: {one_line(error)}") from error
+
+
+def _parquet(content: bytes, place: str) -> list[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise UsageError(f"{place} cannot be read as parquet: {one_line(error)}") from error
+
+
+def _with_prompt(row: Any, column: str | None, place: str) -> dict[str, Any]:
+    """A row whose prompt stands under `prompt`."""
+    if isinstance(row, Mapping):
+        names = {str(name).strip().lower(): name for name in row}
+        wanted = [column.lower()] if column else COLUMNS
+        chosen = column if column in row else next((names[name] for name in wanted if name in names), None)
+        if chosen is None:
+            there = ", ".join(map(str, row)) or "none"
+            raise UsageError(
+                f"{place}: no column {' or '.join(wanted)}; its columns are {there}: name one by prompts.column="
+            )
+        fields, prompt = dict(row), row[chosen]
+    else:
+        fields, prompt = {}, row
+    if prompt is None or (isinstance(prompt, float) and math.isnan(prompt)):
+        prompt = ""
+    if not isinstance(prompt, str):
+        raise UsageError(f"{place}: {shown(str(prompt))} is no text: a prompt is one")
+    if "\0" in prompt or any("\ud800" <= sign <= "\udfff" for sign in prompt):
+        raise UsageError(f"{place}: {shown(prompt)} has a character that no text can hold: take it out")
+    if PLACEHOLDER in prompt:
+        raise UsageError(f"{place}: {shown(prompt)} has the placeholder {PLACEHOLDER}: write prompts in full")
+    return fields | {"prompt": prompt.strip()}
+
+
+def shown(text: str) -> str:
+    """The beginning of a text as a message can hold it."""
+    return repr(text[:60])
