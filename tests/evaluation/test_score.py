@@ -80,3 +80,32 @@ def test_pictures_that_cannot_be_read_are_named(configure, folder, tmp_path):
         pair(tmp_path, None)
     with pytest.raises(UsageError, match="images is needed"):
         check(configure("score"), tmp_path)
+
+
+def test_a_picture_without_a_prompt_is_left_out_and_counted_unless_strict(configure, folder, tmp_path, capsys):
+    save_png(torch.rand(3, 64, 64), folder / "3.png", {})
+    save_png(torch.rand(3, 64, 64), folder / "4.png", {})
+    (folder / "4.txt").write_text("a green ring")
+    keys = (f"images={folder}", "rewards=clip", "device=cpu")
+    run(configure("score", *keys), tmp_path / "scores")
+    assert "1 of 5 pictures say no prompt and are not scored: 3.png" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "scores" / "scores.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == [*PROMPTS, "a green ring"]
+    with pytest.raises(UsageError, match=r"strict=true: 1 of 5 pictures say no prompt and are not scored: 3.png: give"):
+        check(configure("score", *keys, "strict=true"), tmp_path / "more")
+    for file in folder.glob("*.*"):
+        file.unlink()
+    save_png(torch.rand(3, 64, 64), folder / "3.png", {})
+    with pytest.raises(UsageError, match=r"no picture says its prompt: give prompts.path="):
+        check(configure("score", *keys), tmp_path / "more")
+
+
+def test_a_table_of_any_format_names_the_pictures(folder, tmp_path):
+    file = tmp_path / "prompts.csv"
+    file.write_text(
+        "File_Name,Prompt\n" + "".join(f'{i}.png,"{PROMPTS[i].replace(chr(34), chr(34) * 2)}"\n' for i in (2, 0))
+    )
+    assert [(one.name, prompt) for one, prompt in pair(folder, str(file)).pairs] == [
+        ("2.png", PROMPTS[2]),
+        ("0.png", PROMPTS[0]),
+    ]

@@ -7,6 +7,7 @@ graph, InvokeAI's metadata, NovelAI's description; in PNG's text, in EXIF's comm
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,14 @@ def prompt_of(file: Path) -> str | None:
     Raises:
         UsageError: the picture or the text file cannot be read.
     """
-    with open_picture(file) as picture:
-        try:
-            inside = next(filter(None, map(_prompt, [*_chunks(picture), *_exif(picture)])), None)
-        except Exception as error:  # Pillow raises a dozen kinds over damaged files
-            raise UsageError(f"{file} is damaged ({one_line(error)}): mend it or take it out of the folder") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's over damaged EXIF
+        with open_picture(file) as picture:
+            try:
+                inside = next(filter(None, map(_prompt, [*_chunks(picture), *_exif(picture)])), None)
+            except Exception as error:  # Pillow raises a dozen kinds over damaged files
+                line = f"{file} is damaged ({one_line(error)}): mend it or take it out of the folder"
+                raise UsageError(line) from error
     return inside or next(filter(None, map(_prompt, _beside(file))), None)
 
 

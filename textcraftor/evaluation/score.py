@@ -66,7 +66,7 @@ def pair(folder: Path, path: str | None, column: str | None = None) -> Paired:
         if not pairs:
             raise UsageError(f"images={folder}: no picture says its prompt: give prompts.path=")
         return Paired(pairs, [file for file, prompt in prompts.items() if not prompt])
-    rows = all_rows(path, column)
+    rows = [{str(name).lower(): value for name, value in row.items()} for row in all_rows(path, column)]
     if any(name in row for name in NAMES for row in rows):
         return Paired([_named(folder, row, f"{path}, row {number}") for number, row in enumerate(rows, 1)], [])
     files, lines = pictures_in(folder), [row["prompt"] for row in rows if row["prompt"]]
