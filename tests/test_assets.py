@@ -352,7 +352,7 @@ def test_fetch_knows_assets_from_other_strings_and_weights_from_tokenizers(confi
     found = fetch.assets_of(
         OmegaConf.create(
             {
-                "model": {"path": "owner/model"},
+                "model": {"path": "owner/model", "config": None},
                 "prompts": {"path": None, "held_out": None},
                 "rewards": {"own": {"reward": reward, "weight": 1.0}},
             }

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 from omegaconf import DictConfig, OmegaConf
 
 from textcraftor import assets
@@ -26,7 +27,7 @@ WITHOUT_WEIGHTS = ("processor", "tokenizer")  # what a key that ends so names is
 
 def assets_of(config: DictConfig) -> dict[str, str]:
     """The assets that a configuration names, by key: the model, the prompts, a suite and what the scorers load."""
-    found = {"model.path": config.model.path}
+    found = {"model.path": config.model.path, "model.config": config.model.config or _lacking(config.model.path)}
     found |= {f"prompts.{key}": config.prompts[key] for key in ("path", "held_out")}
     found |= {f"suite.{name}": path for name, path in (config.get("suite") or {}).get("files", {}).items()}
     for name, part in config.rewards.items():
@@ -70,9 +71,20 @@ def get(key: str, value: str) -> Path:
     if key.startswith(("prompts.", "suite.")) or assets.is_address(value) or value.endswith(assets.FILE_SUFFIXES):
         return assets.local_file(value, key)
     repo = assets.folder_or_id(value, key)
+    if key == "model.config":
+        with assets.hub_download(repo, key):
+            return Path(huggingface_hub.snapshot_download(repo, allow_patterns=[*assets.SETTINGS]))
     if key == "model.path":
         return _pipeline(repo, key)
     return assets.hub_folder(repo, key, weights=not key.endswith(WITHOUT_WEIGHTS))
+
+
+def _lacking(path: str) -> str | None:
+    """The repository with the settings that a single file lacks and that do not come with TextCraftor."""
+    from textcraftor.models.single_file import settings_repository
+
+    file = Path(path).expanduser()
+    return settings_repository(file) if file.is_file() else None
 
 
 def _pipeline(repo: str, key: str) -> Path:

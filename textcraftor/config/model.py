@@ -114,6 +114,8 @@ class Model(Group):
     """A folder of diffusers, a single-file checkpoint or a hub id."""
     layout: str | None = typed_path(default=None)
     """By which dry_run=true predicts where the weights are not: a published layout, or a folder of configurations."""
+    config: str | None = typed_path(default=None)
+    """Of a single file: a folder or hub id in diffusers' format for the settings and tokenizers that it lacks."""
     load: dict[str, Any] = opens(Target)
     """What loads it."""
     judge: dict[str, Any] | None = opens(Target)

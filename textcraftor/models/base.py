@@ -91,7 +91,8 @@ class Family(ABC):
 
     Attributes:
         pipelines: how the names of its pipelines' classes in diffusers begin.
-        single_files: a tensor by which a single-file checkpoint of this family is known, and the pipeline for it.
+        single_files: a tensor by which a single-file checkpoint of this family is known, the pipeline for it, and the
+            published layout of what the file does not hold; without one it comes from the hub.
         denoiser: diffusers' name of the component: `unet` or `transformer`.
         text_encoders: diffusers' names of the components that read prompts.
         arguments: of a branch's tensors, the names that the pipeline's call gives them; for the negative branch they
@@ -107,7 +108,7 @@ class Family(ABC):
     """
 
     pipelines: ClassVar[str]
-    single_files: ClassVar[Mapping[str, str]] = {}
+    single_files: ClassVar[Mapping[str, tuple[str, str | None]]] = {}
     denoiser: ClassVar[str]
     text_encoders: ClassVar[tuple[str, ...]]
     arguments: ClassVar[Mapping[str, str]]

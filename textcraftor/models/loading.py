@@ -7,17 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 from omegaconf import DictConfig
-from safetensors import safe_open
 
 from textcraftor.assets import loading
 from textcraftor.config.making import made
 from textcraftor.errors import UsageError
-from textcraftor.models.model import ORIGINAL, Model, families, family_of
+from textcraftor.models.model import ORIGINAL, Model, family_of
+from textcraftor.models.single_file import load_single_file
 from textcraftor.models.tuning import cast_frozen
 
 INDEX = DiffusionPipeline.config_name
@@ -43,7 +42,8 @@ def load_pipeline(
 
     Args:
         dtypes: each part is read in its own at once, which spares the memory of a larger one.
-        config: of a single file, a folder or hub id in diffusers' layout for what it does not hold, as tokenizers.
+        config: of a single file, a folder or hub id in diffusers' layout for what it does not hold; null for what is
+            published of Stable Diffusion and SDXL, and the hub's for others.
 
     Raises:
         UsageError: a local path that is not there, a folder that is no pipeline, or one of no family that is known.
@@ -53,11 +53,12 @@ def load_pipeline(
         raise UsageError(f"model.path={path} has no model_index.json: it is not a diffusers pipeline folder")
     source = str(local) if local.exists() else path
     dtype: Any = {"default": torch.float32, **(dtypes or {})}
-    with loading(path, "model.path", "a diffusion pipeline"):
+    expected = "a diffusion pipeline"
+    if local.is_file():
+        expected += "; settings and tokenizers that a single file does not hold come from model.config=, a folder"
+    with loading(path, "model.path", expected):
         if local.is_file():
-            kind = getattr(diffusers, class_of_file(local))
-            options = {} if config is None else {"config": config}
-            pipeline = kind.from_single_file(source, dtype=dtype["default"], **options)
+            pipeline = load_single_file(local, dtype["default"], config)
         else:
             index = local / INDEX if local.is_dir() else Path(hf_hub_download(path, INDEX))
             family = family_of(json.loads(index.read_text())["_class_name"])
@@ -73,19 +74,6 @@ def local_path(path: str) -> Path:
     if looks_local and not local.exists():
         raise UsageError(f"model.path={path} does not exist: give a diffusers folder, a .safetensors file or a hub id")
     return local
-
-
-def class_of_file(file: Path) -> str:
-    """The pipeline that a single-file checkpoint is for, by the names of its tensors."""
-    if file.suffix != ".safetensors":
-        raise UsageError(f"model.path={file} is not a .safetensors file: convert it, pickles can run code")
-    with safe_open(file, "pt") as stored:
-        names = set(stored.keys())
-    kinds = {key: kind for family in families() for key, kind in family.single_files.items()}
-    known = next((kind for key, kind in kinds.items() if key in names), None)
-    if known is None:
-        raise UsageError(f"model.path={file} is a checkpoint of no family that is known here")
-    return known
 
 
 def frozen(pipeline: DiffusionPipeline) -> DiffusionPipeline:

@@ -19,8 +19,8 @@ class Flux(Flow):
 
     pipelines = "Flux"
     single_files = {
-        "double_blocks.0.img_attn.qkv.weight": "FluxPipeline",
-        "model.diffusion_model.double_blocks.0.img_attn.qkv.weight": "FluxPipeline",
+        "double_blocks.0.img_attn.qkv.weight": ("FluxPipeline", None),
+        "model.diffusion_model.double_blocks.0.img_attn.qkv.weight": ("FluxPipeline", None),
     }
     text_encoders = ("text_encoder", "text_encoder_2")
     arguments = {"encoder_hidden_states": "prompt_embeds", "pooled_projections": "pooled_prompt_embeds"}

@@ -15,7 +15,7 @@ class StableDiffusion3(Flow):
     """`StableDiffusion3Pipeline` and its siblings; without a T5 its tokens are zeros."""
 
     pipelines = "StableDiffusion3"
-    single_files = {"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": "StableDiffusion3Pipeline"}
+    single_files = {"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": ("StableDiffusion3Pipeline", None)}
     text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
     arguments = {"encoder_hidden_states": "prompt_embeds", "pooled_projections": "pooled_prompt_embeds"}
     switchable = arguments

@@ -20,7 +20,7 @@ class StableDiffusionXL(Diffusion):
     """
 
     pipelines = "StableDiffusionXL"
-    single_files = {"conditioner.embedders.1.model.ln_final.weight": "StableDiffusionXLPipeline"}
+    single_files = {"conditioner.embedders.1.model.ln_final.weight": ("StableDiffusionXLPipeline", "sdxl")}
     text_encoders = ("text_encoder", "text_encoder_2")
     arguments = {"encoder_hidden_states": "prompt_embeds", "text_embeds": "pooled_prompt_embeds"}
     switchable = {"encoder_hidden_states": "prompt_embeds", "text_embeds": "add_text_embeds"}

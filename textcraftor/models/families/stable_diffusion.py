@@ -16,8 +16,8 @@ class StableDiffusion(Diffusion):
 
     pipelines = "StableDiffusion"
     single_files = {
-        "cond_stage_model.transformer.text_model.final_layer_norm.weight": "StableDiffusionPipeline",
-        "cond_stage_model.model.ln_final.weight": "StableDiffusionPipeline",
+        "cond_stage_model.transformer.text_model.final_layer_norm.weight": ("StableDiffusionPipeline", "sd15"),
+        "cond_stage_model.model.ln_final.weight": ("StableDiffusionPipeline", "sd21"),
     }
     text_encoders = ("text_encoder",)
     arguments = {"encoder_hidden_states": "prompt_embeds"}

@@ -1,0 +1,138 @@
+"""Single-file checkpoints: the pipeline that one is for, and the settings and tokenizers that no file holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError, fetch_diffusers_config
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import CLIPTokenizer
+
+from textcraftor.errors import UsageError, one_line
+from textcraftor.models.layout import PART_FILES, read_layout
+from textcraftor.models.model import families
+
+MERGES = Path(__file__).with_name("clip_tokenizer") / "merges.txt"
+START, END = "<|startoftext|>", "<|endoftext|>"
+# What SDXL checkpoints such as NoobAI's say by empty tensors of these names, as ComfyUI reads them.
+V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
+
+
+def load_single_file(file: Path, dtype: torch.dtype, config: str | None = None) -> DiffusionPipeline:
+    """The pipeline of a `.safetensors` checkpoint, without any network for Stable Diffusion 1.x, 2.1 and SDXL.
+
+    Args:
+        config: a folder or hub id in diffusers' layout for what the file does not hold; null for what is published.
+
+    Raises:
+        UsageError: it is no checkpoint of a family that is known.
+    """
+    names = tensor_names(file)
+    class_name, layout = kind_of(file, names)
+    kind: Any = getattr(diffusers, class_name)
+    with ExitStack() as stack:
+        settings: dict[str, Any] = {} if config is None else {"config": config}
+        if config is None and layout is not None:
+            folder = stack.enter_context(settings_folder(layout, names))
+            settings = {"config": str(folder), "local_files_only": True}
+        try:
+            pipeline = kind.from_single_file(str(file), dtype=dtype, **settings)
+        except SingleFileComponentError as error:
+            raise UsageError(f"model.path={file}: {str(error).strip().splitlines()[0]}") from error
+        except NotImplementedError as error:  # of tensors that no weight was read for
+            raise UsageError(f"model.path={file} lacks tensors of the pipeline: take a whole checkpoint") from error
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module) and (key := next((k for k, t in part.state_dict().items() if t.is_meta), None)):
+            raise UsageError(f"model.path={file} lacks {name}'s {key}: take a whole checkpoint")
+    return pipeline
+
+
+def tensor_names(file: Path) -> frozenset[str]:
+    """The names of a checkpoint's tensors."""
+    if file.suffix.lower() != ".safetensors":
+        raise UsageError(f"model.path={file} is not a .safetensors file: convert it, pickles can run code")
+    try:
+        with safe_open(file, "pt") as stored:
+            return frozenset(stored.keys())
+    except (SafetensorError, OSError) as error:
+        raise UsageError(
+            f"model.path={file} is no whole safetensors file ({one_line(error)}): copy it again"
+        ) from error
+
+
+def kind_of(file: Path, names: frozenset[str]) -> tuple[str, str | None]:
+    """The pipeline and the published layout of a checkpoint with tensors of these names."""
+    kinds = {key: kind for family in families() for key, kind in family.single_files.items()}
+    known = next((kind for key, kind in kinds.items() if key in names), None)
+    if known is None:
+        raise UsageError(f"model.path={file} is a checkpoint of no family that is known here")
+    return known
+
+
+def settings_repository(file: Path) -> str | None:
+    """The hub repository from which diffusers takes what a file does not hold; null where it comes with us."""
+    if kind_of(file, tensor_names(file))[1] is not None:
+        return None
+    with safe_open(file, "pt") as stored:
+        shapes = {name: torch.empty(stored.get_slice(name).get_shape(), device="meta") for name in stored.keys()}  # noqa: SIM118
+    return fetch_diffusers_config(shapes)["pretrained_model_name_or_path"]
+
+
+@contextmanager
+def settings_folder(name: str, names: frozenset[str]) -> Iterator[Path]:
+    """A folder in diffusers' format with the settings of a layout, and CLIP's tokenizer, for as long as it is used."""
+    layout = read_layout(name)
+    scheduler = layout["scheduler"]
+    if V_PREDICTION in names:
+        scheduler["prediction_type"] = "v_prediction"
+    if ZERO_SNR in names:
+        scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    index = {"_class_name": layout["_class_name"], "_diffusers_version": diffusers.__version__}
+    with TemporaryDirectory(prefix="textcraftor-") as place:
+        folder = Path(place)
+        for part, config in layout.items():
+            if part.startswith("tokenizer"):
+                index[part] = ["transformers", config]
+                clip_tokenizer(layout[part.replace("tokenizer", "text_encoder")]).save_pretrained(folder / part)
+            elif isinstance(config, dict):
+                library = "diffusers" if hasattr(diffusers, config["_class_name"]) else "transformers"
+                index[part] = [library, config["_class_name"]]
+                (folder / part).mkdir()
+                settings = config | {"model_type": "clip_text_model"} if library == "transformers" else config
+                (folder / part / PART_FILES[part == "scheduler"]).write_text(json.dumps(settings))
+            elif part != "_class_name":
+                index[part] = config
+        (folder / "model_index.json").write_text(json.dumps(index))
+        yield folder
+
+
+def clip_tokenizer(text_encoder: dict[str, Any]) -> CLIPTokenizer:
+    """OpenAI's tokenizer for CLIP, which every CLIP text encoder of these layouts reads; OpenCLIP's pad with `!`."""
+    merges = [tuple(line.split()) for line in MERGES.read_text(encoding="utf-8").splitlines()[1:]]
+    signs = [*byte_signs()]
+    tokens = [*signs, *(f"{sign}</w>" for sign in signs), *("".join(pair) for pair in merges), START, END]
+    return CLIPTokenizer(
+        vocab={token: number for number, token in enumerate(tokens)},
+        merges=merges,
+        bos_token=START,
+        eos_token=END,
+        unk_token=END,
+        pad_token=END if text_encoder["hidden_act"] == "quick_gelu" else "!",
+        model_max_length=text_encoder["max_position_embeddings"],
+    )
+
+
+def byte_signs() -> Iterator[str]:
+    """The visible sign of every byte in the order of CLIP's vocabulary: the printable ones first, as they are."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    yield from map(chr, printable)
+    yield from (chr(256 + number) for number in range(256 - len(printable)))
