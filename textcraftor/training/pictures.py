@@ -19,7 +19,7 @@ from textcraftor.data.records import Records, check_records
 from textcraftor.errors import UsageError
 from textcraftor.models.model import Model
 from textcraftor.training.latents import Latents, bucket_sizes, encode_records
-from textcraftor.training.processes import say
+from textcraftor.training.processes import say, show
 
 
 def check_pictures(config: DictConfig) -> None:
@@ -54,7 +54,7 @@ class Pictures:
         blend = Blend(config.captions.p, config.captions.kind, config.captions.dropout, config.seed)
         records, count = Records.read(config.data.path, config.data.captions), config.data.held_out
         if config.prompts.held_out:
-            prompts = read_prompts(config.prompts.held_out, config.prompts.column, "prompts.held_out", say)
+            prompts = read_prompts(config.prompts.held_out, config.prompts.column, "prompts.held_out", show)
             records = records.only(
                 [i for i, record in enumerate(records.records) if record.caption not in set(prompts)]
             )

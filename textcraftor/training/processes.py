@@ -34,7 +34,13 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
+def show(line: str) -> None:
+    """One line of a command's results, from the first process alone."""
+    if processes_of_this_run().is_main_process:
+        print(line, flush=True)
+
+
 def say(line: str) -> None:
-    """One line to the terminal, from the first process alone."""
+    """One line about how the work goes, from the first process alone."""
     if processes_of_this_run().is_main_process:
         print(f"textcraftor: {line}", file=sys.stderr, flush=True)

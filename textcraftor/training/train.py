@@ -15,7 +15,7 @@ from textcraftor.training.job import Job, prepare
 from textcraftor.training.latents import PictureDraw
 from textcraftor.training.pictures import Pictures, kept_while_running
 from textcraftor.training.prediction import has_weights, prediction
-from textcraftor.training.processes import say
+from textcraftor.training.processes import show
 from textcraftor.training.reward_tuning import RewardTuning
 from textcraftor.training.run import run_job
 
@@ -28,7 +28,7 @@ def load(config: DictConfig, cache: Path | None = None) -> Job:
         pictures = Pictures.read(config)
         prompts, evaluated, watched = pictures.captions, pictures.evaluated, pictures.watched
     else:
-        prompts, evaluated, watched = split_prompts(config, say)
+        prompts, evaluated, watched = split_prompts(config, show)
 
     def objective_of(job: Job) -> RewardTuning:
         if from_pictures(config):
