@@ -22,6 +22,7 @@ from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.training.loop import Objective, Pace
 from textcraftor.training.memory import host_bytes, plan_memory
 from textcraftor.training.processes import processes_of_this_run
+from textcraftor.training.rates import share_of_rate
 from textcraftor.training.state import TrainingState
 
 # Of a parameter: its gradient and Adam's two moments; its moving average; its gradient on the way between processes.
@@ -85,9 +86,7 @@ class Job:
             self.rewards,
             plan,
             made(config.optim, lr=self.learners[0].lr),
-            training.lr_schedule,
-            training.warmup,
-            training.steps,
+            share_of_rate(training.lr_schedule, training.warmup, training.steps, training.lr_cycles),
             training.ema_decay,
             half,
             config.memory.budget,
