@@ -16,6 +16,7 @@ from textcraftor.inference.opening import BEGIN, open_model
 from textcraftor.models.compiling import compile_denoiser
 from textcraftor.models.loading import dtype_of
 from textcraftor.models.model import Model
+from textcraftor.models.seeds import global_seed
 from textcraftor.models.tuning import Learner
 from textcraftor.rewards.total import RewardSum, load_rewards
 from textcraftor.sampling.conditioning import ConditioningSchedule
@@ -110,7 +111,7 @@ def prepare(
     Args:
         prompts: to train on; the model and the scorers must know their words.
     """
-    torch.manual_seed(config.seed)
+    torch.manual_seed(global_seed(config.seed))
     begun = Mix(dict(zip([BEGIN], config.tuned.values(), strict=False)))
     opened = open_model(config, [begun], [*prompts, *evaluated, *watched])
     model, sampling, learners, (start,) = opened.model, opened.sampling, opened.learners, opened.schedules
