@@ -383,6 +383,27 @@ def test_what_cannot_work_is_refused_before_any_model_loads(configure, tmp_path,
         check(configure("train", *override.split("; ")), tmp_path)
 
 
+def test_one_evaluated_prompt_has_no_interval_in_summary_and_report(go):
+    folder = go("one", "evaluation.prompts=1", "training.steps=1", "rewards=aesthetic", "tracker=null")
+    change = json.loads((folder / "summary.json").read_text())["difference"]["aesthetic"]
+    assert (change["low"], change["high"]) == (None, None)
+    assert math.isfinite(change["mean"])
+    html = (folder / "report.html").read_text()
+    assert "<td>none</td>" in html
+    assert "nan" not in re.sub(r"data:image[^\"]*", "", html)
+
+
+def test_one_picture_cannot_normalise_rewards(configure, monkeypatch):
+    """Refused before any model loads; two pictures of one prompt can."""
+    monkeypatch.setattr("textcraftor.training.job.open_model", lambda *_: pytest.fail("a model loads"))
+    config = configure("train", *QUICK, "normalize_rewards=true", "evaluation.prompts=1", "evaluation.seeds=[4]")
+    with pytest.raises(UsageError, match=r"normalize_rewards=true .* raise evaluation.prompts"):
+        load(config)
+    monkeypatch.undo()
+    config.evaluation.seeds = [4, 5]
+    assert load(config).rewards.normalize
+
+
 def test_the_method_fits_on_a_page():
     """A reader finds the method in functions of at most 70 lines, in a file of at most 200."""
     import inspect

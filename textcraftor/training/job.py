@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from textcraftor.config.making import made
+from textcraftor.errors import UsageError
 from textcraftor.evaluation.evaluate import Evaluation, Judge, evaluate
 from textcraftor.inference.generate import Sampling
 from textcraftor.inference.mix import Mix
@@ -110,7 +111,15 @@ def prepare(
 
     Args:
         prompts: to train on; the model and the scorers must know their words.
+
+    Raises:
+        UsageError: rewards shall be normalised by a single picture.
     """
+    if config.normalize_rewards and len(evaluated) * len(config.evaluation.seeds) < 2:
+        raise UsageError(
+            "normalize_rewards=true divides by how far scores spread over the evaluated pictures, and here is one: "
+            "raise evaluation.prompts or name more evaluation.seeds, or leave normalize_rewards out"
+        )
     torch.manual_seed(global_seed(config.seed))
     begun = Mix(dict(zip([BEGIN], config.tuned.values(), strict=False)))
     opened = open_model(config, [begun], [*prompts, *evaluated, *watched])
