@@ -68,5 +68,10 @@ class Densities:
         if self.min_snr is None:
             return torch.ones_like(noise)
         snr = (signal / noise) ** 2
-        divisor = {"epsilon": snr, "v_prediction": snr + 1}.get(schedule.prediction, torch.ones_like(snr))
-        return snr.clamp(max=self.min_snr) / divisor
+        match schedule.prediction:
+            case "epsilon":
+                return (self.min_snr / snr).clamp(max=1)  # min(snr, gamma) / snr, which is 1 where there is no signal
+            case "v_prediction":
+                return snr.clamp(max=self.min_snr) / (snr + 1)
+            case _:
+                return snr.clamp(max=self.min_snr)
