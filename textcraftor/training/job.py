@@ -23,7 +23,7 @@ from textcraftor.rewards.total import RewardSum, load_rewards
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.training.loop import Objective, Pace
 from textcraftor.training.memory import host_bytes, plan_memory
-from textcraftor.training.processes import processes_of_this_run
+from textcraftor.training.processes import processes_of_this_run, say
 from textcraftor.training.rates import share_of_rate
 from textcraftor.training.state import TrainingState
 
@@ -119,6 +119,12 @@ def prepare(
         raise UsageError(
             "normalize_rewards=true divides by how far scores spread over the evaluated pictures, and here is one: "
             "raise evaluation.prompts or name more evaluation.seeds, or leave normalize_rewards out"
+        )
+    wanted = config.evaluation.prompts, config.watch.prompts
+    if (len(evaluated), len(watched)) != wanted:
+        say(
+            f"too few prompts are held out: {len(evaluated)} of evaluation.prompts={wanted[0]} and {len(watched)} of "
+            f"watch.prompts={wanted[1]} are there"
         )
     torch.manual_seed(global_seed(config.seed))
     begun = Mix(dict(zip([BEGIN], config.tuned.values(), strict=False)))
