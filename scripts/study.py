@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from textcraftor.cli import call
-from textcraftor.evaluation.statistics import paired_difference
+from textcraftor.evaluation.statistics import interval_text, paired_difference
 from textcraftor.evaluation.suite import measures_of, read_rows_of
 from textcraftor.files.writing import is_finished
 
@@ -105,4 +105,4 @@ def cell(before: np.ndarray, after: np.ndarray) -> str:
     told = paired_difference(*(np.concatenate(list(side), 1) for side in sides))
     means = np.nanmean(sides[1] - sides[0], (1, 2))
     spread = f" ({means.std(ddof=1):.3f})" if len(means) > 1 else ""
-    return "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**told) + spread
+    return f"{told['mean']:+.3f} {interval_text(told, 3)}{spread}"

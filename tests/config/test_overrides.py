@@ -94,6 +94,7 @@ def test_null_is_null_where_a_key_may_be_null(configure):
         ("train", "max_grad_norm", "training.max_grad_norm"),
         ("train", "lr_scheduler", "training.lr_schedule"),
         ("train", "lr_warmup_steps", "training.warmup"),
+        ("train", "lr_num_cycles", "training.lr_cycles"),
         ("train", "output_dir", "run_dir"),
         ("train", "pretrained_model_name_or_path", "model.path"),
         ("train", "use_8bit_adam", "optim._target_=bitsandbytes.optim.AdamW8bit"),

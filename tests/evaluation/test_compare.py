@@ -33,5 +33,9 @@ def test_the_table_holds_the_summaries_figures(configure, tmp_path):
     assert "| x/a | 0.5 | 60 | 12 | 1.5 | +1.000 [+0.900, +1.100] |" in said
     assert (tmp_path / "out" / "table.md").read_text().strip() in said
     assert (tmp_path / "out" / "pareto.png").stat().st_size > 1000
+    one_prompt = json.loads(summary(0.7, 0.1))
+    one_prompt["difference"]["total"] |= {"low": None, "high": None}
+    (tmp_path / "x" / "a" / "summary.json").write_text(json.dumps(one_prompt))
+    assert "| x/a | 0.1 | 60 | 12 | 1.5 | +0.700 none |" in run(config, tmp_path / "again")
     with pytest.raises(UsageError, match="no measure brightness in a run; there are held_out, seconds"):
         check(configure("compare", *overrides, "x=brightness"), tmp_path / "other")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from textcraftor.evaluation.evaluate import diversity
-from textcraftor.evaluation.statistics import paired_difference
+from textcraftor.evaluation.statistics import interval_text, paired_difference
 
 
 def test_the_interval_covers_the_true_difference_about_as_often_as_it_says():
@@ -38,6 +38,22 @@ def test_prompts_that_cannot_be_measured_are_left_out():
 def test_no_difference_is_no_difference():
     same = np.arange(6.0).reshape(3, 2)
     assert paired_difference(same, same) == {"mean": 0.0, "low": 0.0, "high": 0.0, "win_rate": 0.5}
+
+
+@pytest.mark.parametrize("before", [[[0.0, 1.0]], [[np.nan, 0.0], [2.0, 3.0]]])
+def test_one_prompt_has_a_difference_and_no_interval(before):
+    """However many seeds it has: prompts are what is resampled. Two that agree have one of no width."""
+    before = np.array(before)
+    change = paired_difference(before, before + 0.5)
+    assert (change["mean"], change["win_rate"]) == (0.5, 1.0)
+    assert np.isnan([change["low"], change["high"]]).all()
+    assert interval_text(change, 3) == "none"
+    both = paired_difference(np.zeros((2, 1)), np.full((2, 1), 0.5))
+    assert interval_text(both, 3) == "[+0.500, +0.500]"
+
+
+def test_what_no_prompt_can_be_measured_by_has_no_figure():
+    assert all(np.isnan(one) for one in paired_difference(np.full((2, 1), np.nan), np.zeros((2, 1))).values())
 
 
 def test_diversity_is_the_root_mean_square_between_pictures():

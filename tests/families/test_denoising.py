@@ -17,6 +17,7 @@ from tests.conftest import PROMPTS
 from tests.families.conftest import small_keys
 from textcraftor.data.blend import Example
 from textcraftor.models.model import Model
+from textcraftor.models.seeds import unit_noise
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.training.caption_tuning import CaptionTuning
 from textcraftor.training.densities import Densities
@@ -61,7 +62,7 @@ def test_the_loss_of_a_flow_is_the_published_one(scheme):
     for example in EXAMPLES:
         t = noise_levels[int(drawn(scheme, example) * 1000)]
         s, clean = t / 1000, kept[example.index][None]
-        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(example.noise_seed))
+        noise = unit_noise(tuple(clean.shape), example.noise_seed)
         embeds, _, pooled, _ = model.pipeline.encode_prompt(
             example.caption, None, None, do_classifier_free_guidance=False
         )

@@ -148,6 +148,7 @@ def test_the_download_is_the_mix_as_one_encoder(configure, runs, tmp_path):
         (("a red circle", None, 3, 1.0, 0.0), "seed=None must be a whole number from 0 on"),
         (("a red circle", 1e30, 3, 1.0, 0.0), r"seed=1e\+30 must be a whole number from 0 on"),
         (("a red circle", -1, 3, 1.0, 0.0), "seed=-1 must be a whole number from 0 on"),
+        (("a red circle", 2**64, 3, 1.0, 0.0), "seed=18446744073709551616 must be .* at most 18446744073709551615"),
         (("a red circle", 0, 99, 1.0, 0.0), "the mix in the last 99 steps: must lie between 1 and 3"),
         (("a red circle", 0, 3, float("nan"), 0.0), "bold=nan must be a number between -10 and 10"),
         (("a red elephant", 0, 3, 1.0, 0.0), "does not know elephant"),

@@ -73,6 +73,23 @@ def test_every_quoted_text_is_wanted_and_apostrophes_are_none():
     assert quoted("the cat's 'hat' and 12\" of snow") == []
 
 
+@pytest.mark.parametrize(
+    ("prompt", "wanted"),
+    [
+        ('a 12" record that says "KKQ"', ["KKQ"]),
+        ('"KKQ" on a 12" record', ["KKQ"]),
+        ('a 7" and a 12" record, "KKQ" and "AB 12"', ["KKQ", "AB 12"]),
+        ('a 12" by 8½" print', []),
+        ('a 3½" disk:"KKQ"', ["KKQ"]),
+        ("a 12” record that says “KKQ”", ["KKQ"]),
+        ('a door 12 "EXIT"', ["EXIT"]),
+        ('"12"', ["12"]),
+    ],
+)
+def test_an_inch_mark_is_no_quote(prompt, wanted):
+    assert quoted(prompt) == wanted
+
+
 def test_windows_overlap_by_half_and_cover_the_picture():
     boxes = windows(64, 64, [[4, 1]])
     assert [box[0] for box in boxes] == [0, 8, 16, 24, 32, 40, 48]
@@ -159,8 +176,32 @@ def test_ppocr_passes_a_gradient_and_refuses_what_it_cannot_read(ppocr):
     assert images.grad.abs().max() > 0
     with pytest.raises(UsageError, match="'q', which this recogniser cannot read"):
         reward.check(['"Kq"'])
-    with pytest.raises(UsageError, match="longer than the 40 places"):
-        reward(picture("KQX"), [f'"{"A" * 50}"'])
+    assert ppocr.places == ppocr.encode(ppocr.pixels(picture("KQX"))).shape[1] == 40
+    reward.check([f'"{"AB" * 20}"', f'"{"A" * 20}"'])
+    for text in ("AB" * 20 + "C", "A" * 21):  # a blank parts two that are equal
+        with pytest.raises(UsageError, match=rf"prompt 'x \"{text}\"': .* longer than the 40 places"):
+            reward.check([f'x "{text}"'])
+        with pytest.raises(UsageError, match="longer than the 40 places"):
+            reward(picture("KQX"), [f'"{text}"'])
+
+
+@pytest.mark.parametrize(("text", "letter"), [("kkq", "k"), ("KKq", "q"), ("K Q", " "), ("K7", "7"), ("Ä", "Ä")])
+def test_trocr_refuses_letters_that_it_does_not_know(ocr, text, letter):
+    """All of them were one token, so that other texts of that length had one score."""
+    for refused in (lambda prompts: ocr.check(prompts), lambda prompts: ocr(picture("KKQ"), prompts)):
+        with pytest.raises(UsageError, match=rf"{text!r} holds {letter!r}, which this recogniser cannot read"):
+            refused([f'a sign that says "{text}"'])
+
+
+def test_trocr_refuses_what_is_longer_than_it_can_read_and_names_the_prompt(ocr):
+    """Eight positions, one of them the end."""
+    prompts = [f'"{"ABCDEFG"[:length]}"' for length in range(1, 8)]
+    ocr.check(prompts)
+    assert ocr(picture("KQX").expand(7, -1, -1, -1), prompts).isfinite().all()
+    with pytest.raises(UsageError, match=r"prompt 'says \"ABCDEFGH\"': .* 8 tokens, longer than the 7 tokens"):
+        ocr.check(["a red circle", 'says "ABCDEFGH"'])
+    with pytest.raises(UsageError, match="longer than the 7 tokens"):
+        ocr(picture("KQX"), ['says "ABCDEFGH"'])
 
 
 def test_ppocrs_logits_are_those_behind_the_models_own_softmax(ppocr):

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.conftest import QUICK
 from tests.conftest import load as load_base
 from textcraftor.cli import config_dir
-from textcraftor.data.prompts import PromptDraw
+from textcraftor.data.prompts import PromptDraw, split_held_out
 from textcraftor.errors import UsageError
 from textcraftor.inference.generate import generate
 from textcraftor.models.loading import load_model
@@ -359,6 +359,44 @@ def test_training_and_held_out_prompts_never_overlap(configure, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("there", "asked", "given"),
+    [
+        (26, (2, 24), (2, 24)),
+        (90, (2, 24), (2, 24)),
+        (64, (48, 16), (48, 16)),
+        (4, (1, 3), (1, 3)),
+        (20, (2, 24), (2, 18)),
+        (20, (48, 16), (10, 10)),
+        (20, (48, 3), (17, 3)),
+        (2, (48, 16), (1, 1)),
+        (2, (1, 9), (1, 1)),
+    ],
+)
+def test_as_many_prompts_are_evaluated_and_watched_as_are_asked_for(there, asked, given):
+    """Where there are so many; else neither gets more than it asked for, and nothing is left over."""
+    prompts = [f"prompt {number}" for number in range(there)]
+    evaluated, watched = split_held_out(prompts, *asked)
+    assert (len(evaluated), len(watched)) == given
+    assert evaluated + watched == prompts[: sum(given)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [((2, 4), ""), ((2, 24), "too few prompts are held out: 2 of evaluation.prompts=2 and 4 of watch.prompts=24")],
+)
+def test_too_few_held_out_prompts_are_told_in_one_line(configure, tmp_path, capsys, asked, told):
+    (tmp_path / "six.txt").write_text(
+        "\n".join(f"a {color} circle" for color in ["red", "blue", "pink", "gray", "green", "teal"])
+    )
+    numbers = [f"evaluation.prompts={asked[0]}", f"watch.prompts={asked[1]}"]
+    loaded = load(configure("train", *QUICK, *numbers, "rewards=aesthetic", f"prompts.held_out={tmp_path / 'six.txt'}"))
+    assert (len(loaded.evaluated), len(loaded.watched)) == (2, 4)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "held out" in line]
+    assert len(lines) == bool(told)
+    assert told in "".join(lines)
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("gradient.k=16", r"gradient.k=16 .* training.sampling.steps=5"),
@@ -381,6 +419,27 @@ def test_training_and_held_out_prompts_never_overlap(configure, tmp_path):
 def test_what_cannot_work_is_refused_before_any_model_loads(configure, tmp_path, override, message):
     with pytest.raises(UsageError, match=message):
         check(configure("train", *override.split("; ")), tmp_path)
+
+
+def test_one_evaluated_prompt_has_no_interval_in_summary_and_report(go):
+    folder = go("one", "evaluation.prompts=1", "training.steps=1", "rewards=aesthetic", "tracker=null")
+    change = json.loads((folder / "summary.json").read_text())["difference"]["aesthetic"]
+    assert (change["low"], change["high"]) == (None, None)
+    assert math.isfinite(change["mean"])
+    html = (folder / "report.html").read_text()
+    assert "<td>none</td>" in html
+    assert "nan" not in re.sub(r"data:image[^\"]*", "", html)
+
+
+def test_one_picture_cannot_normalise_rewards(configure, monkeypatch):
+    """Refused before any model loads; two pictures of one prompt can."""
+    monkeypatch.setattr("textcraftor.training.job.open_model", lambda *_: pytest.fail("a model loads"))
+    config = configure("train", *QUICK, "normalize_rewards=true", "evaluation.prompts=1", "evaluation.seeds=[4]")
+    with pytest.raises(UsageError, match=r"normalize_rewards=true .* raise evaluation.prompts"):
+        load(config)
+    monkeypatch.undo()
+    config.evaluation.seeds = [4, 5]
+    assert load(config).rewards.normalize
 
 
 def test_the_method_fits_on_a_page():

@@ -7,7 +7,7 @@ from typing import Any
 
 from textcraftor.config.command import Computing, Named
 from textcraftor.config.data import Captioned, Captioner, File, NewCaptioner, PromptFile
-from textcraftor.config.fields import MOST_BATCH, group, groups_by_name, opens, whole, word
+from textcraftor.config.fields import MOST_BATCH, group, groups_by_name, one_seed, opens, whole, word
 from textcraftor.config.model import Model
 from textcraftor.config.training import Stage
 
@@ -26,7 +26,7 @@ class TrainCaptioner(Computing):
     """Pictures a step, all processes together."""
     warmup: int = whole(least=0)
     """Steps in which the learning rate rises."""
-    seed: int = whole(least=0)
+    seed: int = one_seed()
     """Of all that is drawn."""
 
 
@@ -52,7 +52,7 @@ class Letters(Named):
     """What writes, and how."""
     count: int = whole(least=1)
     """How many pictures."""
-    seed: int = whole(least=0)
+    seed: int = one_seed()
     """Of all that is drawn."""
 
 

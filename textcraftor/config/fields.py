@@ -16,6 +16,7 @@ from textcraftor.config.rules import FINITE, Limit, Rule, is_number, limits
 
 # More than anybody means, so that a slip or a stranger asks for no terabytes.
 MOST_BATCH, MOST_PIXELS, MOST_RANK = 100_000, 16_384, 16_384
+MOST_SEED = 2**64 - 1
 
 
 def ruled(rule: Rule, default: Any = MISSING) -> Any:
@@ -96,6 +97,11 @@ def word_list() -> Any:
     return ruled(Rule("a list, as {key}=[{value}]"))
 
 
+def one_seed() -> Any:
+    """A seed."""
+    return whole(least=0, most=MOST_SEED)
+
+
 def seed_list() -> Any:
     """A list of seeds."""
     kind = "a list of whole numbers from 0 on, as {key}=[0,1]"
@@ -103,7 +109,11 @@ def seed_list() -> Any:
         "a list of at least one seed, each named once",
         lambda value: 0 < len(value) == len({*value}),
     )
-    return ruled(Rule(kind, ((kind, lambda value: all(seed >= 0 for seed in value)), at_least_one)))
+    in_64_bits: Limit = (
+        f"a list of seeds of at most {MOST_SEED}",
+        lambda value: all(seed <= MOST_SEED for seed in value),
+    )
+    return ruled(Rule(kind, ((kind, lambda value: all(seed >= 0 for seed in value)), in_64_bits, at_least_one)))
 
 
 def number_list(kind: str, holds: Callable[[Any], bool], default: Sequence[float] | None = None) -> Any:

@@ -30,6 +30,8 @@ class Training(Group):
     """Prompts or pictures a step, all processes together."""
     lr_schedule: str = word()
     """Of the learning rate, as diffusers names it."""
+    lr_cycles: int = whole(least=1, default=1)
+    """Of cosine_with_restarts: how often it falls from the whole rate."""
     warmup: int = whole(least=0)
     """Steps in which the learning rate rises."""
     max_grad_norm: float = number(above=0)

@@ -11,11 +11,11 @@ from textcraftor.config.fields import (
     flag,
     group,
     groups_by_name,
+    one_seed,
     opens,
     paths_by_name,
     typed_path,
     typed_text,
-    whole,
     word,
     word_list,
 )
@@ -53,7 +53,7 @@ class Tuning(Computing):
     """The folder of a run to go on with."""
     dry_run: bool = flag()
     """Forecast memory and time, write nothing."""
-    seed: int = whole(least=0)
+    seed: int = one_seed()
     """Of all that is drawn."""
     dtype: str = word()
     """Of the frozen parts: float32, bfloat16, float16 or auto; what learns is always float32."""

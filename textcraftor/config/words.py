@@ -31,6 +31,8 @@ WORDS: dict[str, tuple[str, ...]] = {
     "lr_scheduler": ("training.lr_schedule",),
     "lr_scheduler_type": ("training.lr_schedule",),
     "lr_warmup_steps": ("training.warmup",),
+    "lr_num_cycles": ("training.lr_cycles",),
+    "lr_scheduler_num_cycles": ("training.lr_cycles",),
     "warmup_steps": ("training.warmup", "warmup"),
     "num_inference_steps": ("sampling.steps",),
     "num_steps": ("sampling.steps",),

@@ -11,9 +11,10 @@ COLUMNS = ("prompt", "text", "caption")  # the names under which tables keep pro
 
 
 def split_held_out(prompts: Sequence[str], evaluated: int, watched: int) -> tuple[list[str], list[str]]:
-    """Of prompts that are not trained on, so many to evaluate with and so many to watch; of too few, half at most."""
+    """Of prompts that are not trained on, so many to evaluate with and so many to watch; of too few, neither gets more
+    than it asks for, and those watched at most half, unless that leaves more than are to be evaluated."""
     prompts = list(prompts[: evaluated + watched])
-    watched = max(1, min(watched, len(prompts) // 2))
+    watched = max(1, min(watched, max(len(prompts) - evaluated, len(prompts) // 2)))
     return prompts[:-watched], prompts[-watched:]
 
 

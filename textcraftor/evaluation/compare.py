@@ -9,6 +9,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from textcraftor.errors import UsageError
+from textcraftor.evaluation.statistics import interval_text
 from textcraftor.files.reading import read_json, shaped
 from textcraftor.files.writing import check_unfinished, finish, locked, replacing, write_text
 
@@ -72,7 +73,7 @@ def table(summaries: dict[str, dict]) -> str:
         cells = [f"{figure(summary, name):.4g}" for name in costs]
         for name in measures:
             change = summary["difference"][name]
-            cells.append(f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]")
+            cells.append(f"{change['mean']:+.3f} {interval_text(change, 3)}")
         lines.append(f"| {run} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

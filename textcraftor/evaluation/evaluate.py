@@ -42,10 +42,11 @@ class Evaluation:
         return means(self.measures)
 
     def save(self, file: Path) -> None:
-        figures = {f"measures/{name}": values for name, values in self.measures.items()}
         """Write everything, uncompressed."""
+        figures = {f"measures/{name}": values for name, values in self.measures.items()}
+        seeds = np.array(self.seeds, np.uint64)  # beside small ones numpy would round those of 64 bits
         with replacing(file) as partial:
-            np.savez(partial, prompts=self.prompts, seeds=self.seeds, images=self.images.numpy(), **figures)  # type: ignore[arg-type]
+            np.savez(partial, prompts=self.prompts, seeds=seeds, images=self.images.numpy(), **figures)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, file: Path) -> Evaluation:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from textcraftor.evaluation.evaluate import Evaluation
+from textcraftor.evaluation.statistics import interval_text
 from textcraftor.files.reading import open_picture
 from textcraftor.files.writing import write_text
 from textcraftor.inference.pictures import contact_sheet, to_pil
@@ -75,7 +76,7 @@ def _render(template: str, **values) -> str:
     return (
         jinja2.Environment(loader=TEMPLATES, autoescape=True, trim_blocks=True, lstrip_blocks=True)
         .get_template(template)
-        .render(**values)
+        .render(interval_text=interval_text, **values)
     )
 
 

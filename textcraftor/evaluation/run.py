@@ -16,6 +16,7 @@ from textcraftor.config.making import made
 from textcraftor.errors import UsageError
 from textcraftor.evaluation.evaluate import compare_measures, means, measure
 from textcraftor.evaluation.report import write_evaluation
+from textcraftor.evaluation.statistics import interval_text
 from textcraftor.evaluation.suite import Store, Suite, measures_of, read_rows_of
 from textcraftor.files.reading import read_yaml, shaped
 from textcraftor.files.writing import check_unfinished, is_finished, locked, write_json, write_text
@@ -215,6 +216,6 @@ def table(summary: Mapping) -> str:
     ]
     for name, change in summary["difference"].items():
         sides = f"{summary['base'][name]:.4f} | {summary['means'][name]:.4f} | {change['mean']:+.4f}"
-        interval = f"[{change['low']:+.4f}, {change['high']:+.4f}] | {change['win_rate']:.0%}"
+        interval = f"{interval_text(change, 4)} | {change['win_rate']:.0%}"
         lines.append(f"| {name}{marks.get(name, '')} | {sides} | {interval} |")
     return "\n".join(lines) + "\n"

@@ -104,7 +104,8 @@ class Store:
                 for row in group:
                     row["diversity"] = spread
         names = list(dict.fromkeys(name for row in rows for name in row))
-        table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
+        columns = {name: [row.get(name) for row in rows] for name in names}
+        table = pyarrow.table({**columns, "seed": pyarrow.array(columns["seed"], pyarrow.uint64())})
         with replacing(self.folder / ROWS) as partial:
             pyarrow.parquet.write_table(table, partial)
 

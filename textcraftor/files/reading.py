@@ -26,7 +26,7 @@ MOST_YAML = MB // 8  # which takes some seconds to read
 MOST_PICTURE = 256 * MB
 MOST_PIXELS = 2**27  # of a picture: 134 million, 11,585 squared
 MOST_FILES = 100_000  # in a run's folder
-MOST_NUMBER = 2**63
+MOST_NUMBER = 2**64  # seeds have 64 bits
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow starts programs for some others
 
 

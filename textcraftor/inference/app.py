@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
+from textcraftor.config.fields import MOST_SEED
 from textcraftor.config.rules import is_number
 from textcraftor.errors import UsageError, one_line
 from textcraftor.files.writing import write_json
@@ -176,8 +177,8 @@ class Studio:
             raise UsageError("the prompt is empty: say what the picture shall show")
         if prompt is not None and len(prompt) > LONGEST_PROMPT:
             raise UsageError(f"the prompt has {len(prompt):,} characters; it may have {LONGEST_PROMPT:,}")
-        if not (is_number(seed) and 0 <= seed < 2**63 and seed == int(seed)):
-            raise UsageError(f"seed={seed} must be a whole number from 0 on, below 2^63")
+        if not (is_number(seed) and 0 <= seed <= MOST_SEED and seed == int(seed)):
+            raise UsageError(f"seed={seed} must be a whole number from 0 on, at most {MOST_SEED}")
         if not (is_number(last) and 1 <= last <= steps):
             raise UsageError(f"the mix in the last {last} steps: must lie between 1 and {steps}")
         for name, weight in zip(self.tuned, weights, strict=True):

@@ -22,6 +22,7 @@ from textcraftor.models import families as package
 from textcraftor.models.base import Branch, Conditioning, Family, Size
 from textcraftor.models.remembering import Remembered
 from textcraftor.models.sampler import Sampler
+from textcraftor.models.seeds import unit_noise
 
 ORIGINAL = "original"  # the name of the pipeline's own text encoders
 
@@ -173,13 +174,14 @@ class Model:
         return Branch({name: choose(absent.mixed[name], one) for name, one in negative.mixed.items()}, negative.fixed)
 
     def noise(self, seeds: Sequence[int], height: int, width: int) -> Float[Tensor, "batch channels h w"]:
-        """The noise that the stock pipeline draws from `[torch.Generator().manual_seed(s) for s in seeds]`."""
+        """The noise that the stock pipeline draws from `[torch.Generator().manual_seed(s) for s in seeds]`; for seeds
+        from 2^32 on, which torch would not tell from smaller ones, see `unit_noise`."""
         multiple = self.family.multiple(self.pipeline)
         if height % multiple or width % multiple:
             raise UsageError(f"size {height}x{width}: both must be multiples of {multiple}")
         shape = self.family.latent_shape(self.pipeline, (height, width))
-        drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return torch.stack(drawn).to(self.device, torch.promote_types(self.denoiser.dtype, torch.float32))
+        drawn = torch.stack([unit_noise(shape, seed) for seed in seeds])
+        return drawn.to(self.device, torch.promote_types(self.denoiser.dtype, torch.float32))
 
     def sampler(self, name: str, steps: int, size: Size) -> Sampler:
         """A fresh sampler of that name, ready for its first step; a flow's timesteps depend on the size."""

@@ -13,6 +13,9 @@ from torch import Tensor
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "velocity"]
 Level = float | Tensor  # of one timestep, or (batch, 1, 1, 1)
+LEAST_SIGNAL = (
+    2.0**-12
+)  # that a prediction of noise is divided by; where there is none, diffusers' samplers in sigma too
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class NoiseSchedule:
         signal, noise = self.levels(t)
         match self.prediction:
             case "epsilon":
-                return (latents - noise * output) / signal, output
+                divisor = signal.clamp(min=LEAST_SIGNAL) if isinstance(signal, Tensor) else max(signal, LEAST_SIGNAL)
+                return (latents - noise * output) / divisor, output
             case "v_prediction":
                 return signal * latents - noise * output, noise * latents + signal * output
             case "sample":

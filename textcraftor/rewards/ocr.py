@@ -24,11 +24,12 @@ from textcraftor.rewards.preprocessing import normalize, resize
 from textcraftor.rewards.recognisers import Recogniser, load_recogniser, read_json
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right, in pixels
-_QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”')
+_QUOTED = re.compile(r'(?<![\d¼½¾])"([^"]+)"|“([^”]+)”')
 
 
 def quoted(prompt: str) -> list[str]:
-    """The texts that a prompt wants written: those in double quotes, straight or curly."""
+    """The texts that a prompt wants written: those in double quotes, straight or curly. A straight one right after
+    a number opens none: it is an inch mark."""
     return [text for pair in _QUOTED.findall(prompt) for text in (part.strip() for part in pair) if text]
 
 
@@ -132,8 +133,12 @@ class OcrLegibility(Reward):
         return cls(load_recogniser(recogniser), grid, Detector.load(detector) if detector else None, unwanted)
 
     def check(self, prompts: Sequence[str]) -> None:
-        for text in (text for prompt in prompts for text in quoted(prompt)):
-            self.recogniser.check(text)
+        for prompt in prompts:
+            for text in quoted(prompt):
+                try:
+                    self.recogniser.check(text)
+                except UsageError as error:
+                    raise UsageError(f"prompt {prompt!r}: {error}") from error
 
     def boxes(self, images: Float[Tensor, "batch 3 height width"]) -> list[list[Box]]:
         """Where to read in each picture."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,11 @@ class Recogniser(nn.Module):
     """A frozen reader of single lines. Crops are float (crops, 3, height, width) in [0, 1]."""
 
     def check(self, text: str) -> None:
-        """Refuse a text that this recogniser cannot write."""
+        """Refuse a text that this recogniser cannot read.
+
+        Raises:
+            UsageError: it has a character that is not known, or is too long.
+        """
 
     def pixels(self, crops: Float[Tensor, "crops 3 height width"]) -> Tensor:
         """The published preprocessing: one size for all crops, so that those of several sizes can be joined."""
@@ -46,7 +51,11 @@ class Recogniser(nn.Module):
     def log_likelihood(
         self, seen: Float[Tensor, "pairs positions features"], texts: Sequence[str]
     ) -> Float[Tensor, " pairs"]:
-        """log P(text | crop) per character, one text for each crop; `""` asks for P(no text)."""
+        """log P(text | crop) per character, one text for each crop; `""` asks for P(no text).
+
+        Raises:
+            UsageError: see `check`.
+        """
         raise NotImplementedError
 
     def read(self, seen: Float[Tensor, "crops positions features"]) -> list[str]:
@@ -80,6 +89,18 @@ class TrOCR(Recogniser):
         model = load_pretrained(VisionEncoderDecoderModel, path, "recogniser", unused="pooler")
         return cls(model, load_tokenizer(AutoTokenizer, path), read_json(path, "preprocessor_config.json"))
 
+    def check(self, text: str) -> None:
+        strange = self.tokenizer.all_special_ids  # what stands for anything unknown is among them
+        if any(token in strange for token in self._tokens(text)):
+            letters = (letter for letter in text if any(token in strange for token in self._tokens(letter)))
+            raise unreadable(text, next(letters, text))
+        tokens, most = len(self._tokens(text)), self.model.config.decoder.max_position_embeddings - 1
+        if tokens > most:
+            raise too_long(text, f"has {tokens} tokens", f"{most} tokens")
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
     def pixels(self, crops: Float[Tensor, "crops 3 height width"]) -> Tensor:
         size, said = self.processing["size"], self.processing
         height, width = (size["height"], size["width"]) if isinstance(size, Mapping) else (size, size)
@@ -92,7 +113,9 @@ class TrOCR(Recogniser):
     def log_likelihood(
         self, seen: Float[Tensor, "pairs positions features"], texts: Sequence[str]
     ) -> Float[Tensor, " pairs"]:
-        ids = [[*self.tokenizer(text, add_special_tokens=False).input_ids, self.end] for text in texts]
+        for text in dict.fromkeys(texts):
+            self.check(text)
+        ids = [[*self._tokens(text), self.end] for text in texts]
         longest = max(map(len, ids))
         said = torch.tensor([row + [self.end] * (longest - len(row)) for row in ids], device=seen.device)
         real = torch.tensor([[1.0] * len(row) + [0.0] * (longest - len(row)) for row in ids]).to(seen)
@@ -140,7 +163,17 @@ class PPOCR(Recogniser):
     def check(self, text: str) -> None:
         strange = [character for character in text if character not in self.index]
         if strange:
-            raise UsageError(f"the wanted text {text!r} holds {strange[0]!r}, which this recogniser cannot read")
+            raise unreadable(text, strange[0])
+        places = len(text) + sum(a == b for a, b in pairwise(text))  # CTC parts equal neighbours by a blank
+        if places > self.places:
+            raise too_long(text, f"needs {places} places", f"{self.places} places")
+
+    @cached_property
+    @torch.no_grad()
+    def places(self) -> int:
+        """How many characters and blanks it says of a crop, of whatever size: all are padded to one width."""
+        height, width = (self.processing["pad_size"][side] for side in ("height", "width"))
+        return self.encode(torch.zeros(1, 3, height, width, device=self.model.device)).shape[1]
 
     def pixels(self, crops: Float[Tensor, "crops 3 height width"]) -> Tensor:
         """As high as the model wants, as wide as the crop is then; narrower ones are padded with zeros."""
@@ -159,17 +192,13 @@ class PPOCR(Recogniser):
     def log_likelihood(
         self, seen: Float[Tensor, "pairs positions features"], texts: Sequence[str]
     ) -> Float[Tensor, " pairs"]:
-        for text in texts:
+        for text in dict.fromkeys(texts):
             self.check(text)
         targets = [torch.tensor([self.index[character] for character in text], dtype=torch.long) for text in texts]
-        places = seen.shape[1]
-        for text in texts:
-            if len(text) + sum(a == b for a, b in pairwise(text)) > places:
-                raise UsageError(f"the wanted text {text!r} is longer than the {places} places that are read at once")
         losses = nn.functional.ctc_loss(
             seen.log_softmax(-1).transpose(0, 1),
             nn.utils.rnn.pad_sequence(targets, batch_first=True).to(seen.device),
-            torch.full((len(texts),), places),
+            torch.full((len(texts),), seen.shape[1]),
             torch.tensor([len(target) for target in targets]),
             reduction="none",
         )
@@ -186,6 +215,21 @@ class PPOCR(Recogniser):
 
 
 FAMILIES: dict[str, type[TrOCR] | type[PPOCR]] = {"vision-encoder-decoder": TrOCR, "pp_ocrv5_server_rec": PPOCR}
+
+
+def unreadable(text: str, what: str) -> UsageError:
+    """What to answer for a text that a recogniser has no letters for."""
+    return UsageError(
+        f"the wanted text {text!r} holds {what!r}, which this recogniser cannot read: write it otherwise, such as in "
+        "capitals, or take the prompt out"
+    )
+
+
+def too_long(text: str, needs: str, most: str) -> UsageError:
+    """What to answer for a text that no recogniser's answer can hold."""
+    return UsageError(
+        f"the wanted text {text!r} {needs}, longer than the {most} that this recogniser reads: quote it in parts"
+    )
 
 
 def characters(texts: Sequence[str]) -> Tensor:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from textcraftor.models.base import Branch, Conditioning
 from textcraftor.models.model import Model
 from textcraftor.models.sampler import Sampler
+from textcraftor.models.seeds import seed_of_32_bits
 
 ConditioningAt = Callable[[Tensor], Conditioning]
 
@@ -64,8 +65,8 @@ class Chain:
 
 
 def _seed_of(seed: int, copy: int) -> int:
-    """Torch's CPU generator takes the lower 32 bits alone, so that seeds cannot be told apart by adding to them."""
-    return int(np.random.SeedSequence((seed, copy)).generate_state(1)[0]) if copy else seed
+    """Neighbouring seeds stay independent: what one adds up to is not what another begins with."""
+    return seed_of_32_bits(seed, copy) if copy else seed
 
 
 def guided(

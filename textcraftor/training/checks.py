@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from accelerate.tracking import get_available_trackers
-from diffusers.optimization import SchedulerType
 from omegaconf import DictConfig
 
 from textcraftor.config.making import made
@@ -20,8 +19,7 @@ from textcraftor.rewards.total import check_rewards, parts_of
 from textcraftor.sampling.needs import needs_of
 from textcraftor.training.checkpoint import Checkpoints
 from textcraftor.training.pictures import check_pictures
-
-LR_SCHEDULES = [one.value for one in SchedulerType if one is not SchedulerType.PIECEWISE_CONSTANT]
+from textcraftor.training.rates import SCHEDULES, WITH_CYCLES
 
 
 def split_prompts(config: DictConfig, say: Say | None = None) -> tuple[list[str], list[str], list[str]]:
@@ -74,8 +72,7 @@ def check_tuning(config: DictConfig, folder: Path) -> None:
     """What every tuning run needs, whatever it learns from."""
     Sampling(**config.sampling)
     _check_tune(config)
-    if config.training.lr_schedule not in LR_SCHEDULES:
-        raise UsageError(f"training.lr_schedule={config.training.lr_schedule} must be one of {', '.join(LR_SCHEDULES)}")
+    _check_rates(config.training)
     alarms = [name for name, limits in config.watch.alarms.items() if limits is not None]
     if unknown := sorted(set(config.stop_on) - set(alarms)):
         raise UsageError(f"stop_on={unknown[0]} names no alarm; watch.alarms has {', '.join(alarms)}")
@@ -118,6 +115,19 @@ def _check_gradient(config: DictConfig) -> None:
             f"conditioning.n={n}: gradient={name} may put its gradient where the tuned encoder has no say; "
             f"conditioning.n must be at least {least} here"
         )
+
+
+def _check_rates(training: DictConfig) -> None:
+    schedule, cycles = training.lr_schedule, training.lr_cycles
+    if schedule not in SCHEDULES:
+        raise UsageError(f"training.lr_schedule={schedule} must be one of {', '.join(SCHEDULES)}")
+    if cycles > 1 and schedule != WITH_CYCLES:
+        raise UsageError(
+            f"training.lr_cycles={cycles}: training.lr_schedule={schedule} has no cycles; {WITH_CYCLES} has"
+        )
+    falling = max(1, training.steps - training.warmup)
+    if cycles > falling:
+        raise UsageError(f"training.lr_cycles={cycles} must be at most {falling}, the steps after training.warmup")
 
 
 def _check_tune(config: DictConfig) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
@@ -15,6 +14,7 @@ from torch import Tensor
 from textcraftor.data.blend import Example
 from textcraftor.models.model import Model
 from textcraftor.models.noise import NoiseSchedule
+from textcraftor.models.seeds import seed_of_32_bits
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Densities:
             self.logit_mean,
             self.logit_std,
             self.mode_scale,
-            generator=torch.Generator().manual_seed(int(np.random.SeedSequence((seed, 7)).generate_state(1)[0])),
+            generator=torch.Generator().manual_seed(seed_of_32_bits(seed, 7)),
         )
 
     def weights(self, schedule: NoiseSchedule, timesteps: Tensor) -> Float[Tensor, " batch"]:
@@ -68,5 +68,10 @@ class Densities:
         if self.min_snr is None:
             return torch.ones_like(noise)
         snr = (signal / noise) ** 2
-        divisor = {"epsilon": snr, "v_prediction": snr + 1}.get(schedule.prediction, torch.ones_like(snr))
-        return snr.clamp(max=self.min_snr) / divisor
+        match schedule.prediction:
+            case "epsilon":
+                return (self.min_snr / snr).clamp(max=1)  # min(snr, gamma) / snr, which is 1 where there is no signal
+            case "v_prediction":
+                return snr.clamp(max=self.min_snr) / (snr + 1)
+            case _:
+                return snr.clamp(max=self.min_snr)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from textcraftor.files.writing import replacing
 from textcraftor.training.processes import average_gradients, processes_of_this_run
+from textcraftor.training.rates import LearningRates, share_of_rate
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class FitSettings:
     Args:
         steps: optimiser steps in all, at least 1.
         learning_rate: peak of the schedule.
-        schedule: any name that `diffusers.optimization.get_scheduler` knows.
+        schedule: one of `rates.SCHEDULES`.
         warmup: steps of linear warm-up.
         max_grad_norm: gradients are clipped to this norm.
         ema_decay: 0 keeps the last weights, otherwise the returned weights are this moving average.
@@ -54,16 +54,13 @@ def fit(
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99), fused=True
     )
-    schedule = get_scheduler(
-        settings.schedule, optimizer, num_warmup_steps=settings.warmup, num_training_steps=settings.steps
-    )
+    rates = LearningRates(optimizer, share_of_rate(settings.schedule, settings.warmup, settings.steps))
     ema = new_ema(parameters, settings.ema_decay)
     checkpoint, start = folder / f"{name}.checkpoint.pt", 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location="cpu")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
         if ema:
             ema.load_state_dict(state["ema"])
         start = state["step"]
@@ -77,8 +74,8 @@ def fit(
         sum(parts.values(), torch.zeros((), device=parameters[0].device)).backward()
         average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        rates.set(step)
         optimizer.step()
-        schedule.step()
         if ema:
             ema.step(parameters)
         for key, value in parts.items():
@@ -93,7 +90,6 @@ def fit(
             state = {
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
                 "step": done,
             } | ({"ema": ema.state_dict()} if ema else {})
             with replacing(checkpoint) as partial:

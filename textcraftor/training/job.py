@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from textcraftor.config.making import made
+from textcraftor.errors import UsageError
 from textcraftor.evaluation.evaluate import Evaluation, Judge, evaluate
 from textcraftor.inference.generate import Sampling
 from textcraftor.inference.mix import Mix
@@ -16,12 +17,14 @@ from textcraftor.inference.opening import BEGIN, open_model
 from textcraftor.models.compiling import compile_denoiser
 from textcraftor.models.loading import dtype_of
 from textcraftor.models.model import Model
+from textcraftor.models.seeds import global_seed
 from textcraftor.models.tuning import Learner
 from textcraftor.rewards.total import RewardSum, load_rewards
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.training.loop import Objective, Pace
 from textcraftor.training.memory import host_bytes, plan_memory
-from textcraftor.training.processes import processes_of_this_run
+from textcraftor.training.processes import processes_of_this_run, say
+from textcraftor.training.rates import share_of_rate
 from textcraftor.training.state import TrainingState
 
 # Of a parameter: its gradient and Adam's two moments; its moving average; its gradient on the way between processes.
@@ -85,9 +88,7 @@ class Job:
             self.rewards,
             plan,
             made(config.optim, lr=self.learners[0].lr),
-            training.lr_schedule,
-            training.warmup,
-            training.steps,
+            share_of_rate(training.lr_schedule, training.warmup, training.steps, training.lr_cycles),
             training.ema_decay,
             half,
             config.memory.budget,
@@ -110,8 +111,22 @@ def prepare(
 
     Args:
         prompts: to train on; the model and the scorers must know their words.
+
+    Raises:
+        UsageError: rewards shall be normalised by a single picture.
     """
-    torch.manual_seed(config.seed)
+    if config.normalize_rewards and len(evaluated) * len(config.evaluation.seeds) < 2:
+        raise UsageError(
+            "normalize_rewards=true divides by how far scores spread over the evaluated pictures, and here is one: "
+            "raise evaluation.prompts or name more evaluation.seeds, or leave normalize_rewards out"
+        )
+    wanted = config.evaluation.prompts, config.watch.prompts
+    if (len(evaluated), len(watched)) != wanted:
+        say(
+            f"too few prompts are held out: {len(evaluated)} of evaluation.prompts={wanted[0]} and {len(watched)} of "
+            f"watch.prompts={wanted[1]} are there"
+        )
+    torch.manual_seed(global_seed(config.seed))
     begun = Mix(dict(zip([BEGIN], config.tuned.values(), strict=False)))
     opened = open_model(config, [begun], [*prompts, *evaluated, *watched])
     model, sampling, learners, (start,) = opened.model, opened.sampling, opened.learners, opened.schedules

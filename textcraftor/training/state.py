@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -21,6 +20,7 @@ from textcraftor.rewards.total import RewardSum
 from textcraftor.training.fitting import new_ema
 from textcraftor.training.memory import Plan
 from textcraftor.training.processes import average_gradients
+from textcraftor.training.rates import LearningRates
 
 WATCHED = {"points": [{"step": int, "held_out": float}], "stopped_by": [str], "best": object}
 HALF_SCALE = 2.0**16  # of gradients where float16 would lose small ones
@@ -35,7 +35,7 @@ class TrainingState:
         learners: the networks that learn.
         plan: what is kept for the backward pass; changes once where memory runs out all the same.
         new_optimizer: called with parameter groups.
-        lr_schedule: any name that `diffusers.optimization.get_scheduler` knows.
+        share_of_rate: of each learner's learning rate, by step.
         ema_decay: 0 keeps the last weights, otherwise those that are watched and saved are this moving average.
         half: whether gradients pass through float16, and so need scaling.
         budget: that the plan is for.
@@ -47,9 +47,7 @@ class TrainingState:
         rewards: RewardSum,
         plan: Plan,
         new_optimizer: Callable[..., torch.optim.Optimizer],
-        lr_schedule: str,
-        warmup: int,
-        steps: int,
+        share_of_rate: Callable[[int], float],
         ema_decay: float = 0.0,
         half: bool = False,
         budget: str | float = "auto",
@@ -57,7 +55,7 @@ class TrainingState:
         self.budget = budget
         self.learners, self.rewards, self.plan, self.half = list(learners), rewards, plan, half
         self.optimizer = new_optimizer([{"params": one.parameters, "lr": one.lr} for one in learners])
-        self.lr_schedule = get_scheduler(lr_schedule, self.optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+        self.learning_rates = LearningRates(self.optimizer, share_of_rate)
         # Skips the update on the device where a gradient is not finite; scaling by 1 changes no number.
         scale, interval = (HALF_SCALE, HALF_INTERVAL) if half else (1.0, NEVER)
         self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, init_scale=scale, growth_interval=interval)
@@ -71,8 +69,9 @@ class TrainingState:
         return [parameter for learner in self.learners for parameter in learner.parameters]
 
     def learn(self, progress: float) -> None:
-        """Switch gradients on for what learns at this point of the training."""
+        """Switch gradients on for what learns at this point of the training, at this step's learning rate."""
         self.optimizer.zero_grad()
+        self.learning_rates.set(self.step)
         for learner in self.learners:
             learner.learn(progress)
 
@@ -86,7 +85,6 @@ class TrainingState:
         nn.utils.clip_grads_with_norm_(learning, max_grad_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.lr_schedule.step()
         if self.ema:
             for parameter in self.parameters:  # diffusers' average would jump to whatever does not learn just now
                 parameter.requires_grad_(True)
@@ -112,8 +110,8 @@ class TrainingState:
 
     @property
     def rates(self) -> list[float]:
-        """The learners' present learning rates."""
-        return self.lr_schedule.get_last_lr()
+        """The learners' learning rates in the present step."""
+        return [group["lr"] for group in self.optimizer.param_groups]
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -133,7 +131,6 @@ class TrainingState:
         return {
             "learned": state_of(self.learners),
             "optimizer": self.optimizer.state_dict(),
-            "lr_schedule": self.lr_schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.state_dict() if self.ema else {},
             "rewards": {name: value.clone() for name, value in self.rewards.named_buffers(recurse=False)},
@@ -171,7 +168,6 @@ class TrainingState:
         shaped("watched", state["watched"], WATCHED)
         load_state(self.learners, state["learned"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.lr_schedule.load_state_dict(state["lr_schedule"])
         self.scaler.load_state_dict(state["scaler"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])

@@ -17,6 +17,7 @@ from textcraftor.data.records import Records, check_records
 from textcraftor.errors import UsageError
 from textcraftor.files.writing import check_unfinished, finish, locked, write_text
 from textcraftor.models.loading import device_of
+from textcraftor.models.seeds import global_seed
 from textcraftor.training.fitting import FitSettings, fit
 from textcraftor.training.processes import processes_of_this_run
 
@@ -51,7 +52,7 @@ def run(config: DictConfig, folder: Path) -> str:
 def make(config: DictConfig, folder: Path, records: Records) -> None:
     """Train the stages that are not there yet."""
     processes = processes_of_this_run()
-    set_seed(config.seed)
+    set_seed(global_seed(config.seed))
     embeds: dict[int, Tensor] = {}
     for name, stage in config.stages.items():
         if (folder / name / "captioner.json").exists():

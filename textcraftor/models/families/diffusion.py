@@ -62,6 +62,12 @@ class Diffusion(Family):
         kind, options = self.schedulers[name]
         scheduler = kind.from_config(settings_of(pipe.scheduler), **options)
         self.set_timesteps(pipe, scheduler, steps, size)
+        divides = name == "ddim" and scheduler.config.prediction_type == "epsilon"
+        if divides and (scheduler.alphas_cumprod[scheduler.timesteps] == 0).any():
+            raise UsageError(
+                f"sampling.scheduler={name} divides by the signal, and this model, which predicts noise, starts "
+                "without any: take sampling.scheduler=euler"
+            )
         return Sampler(scheduler)
 
     def set_timesteps(self, pipe: DiffusionPipeline, scheduler: SchedulerMixin, steps: int, size: Size) -> None:
