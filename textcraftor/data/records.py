@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from textcraftor.data.prompts import COLUMNS
 from textcraftor.errors import UsageError
-from textcraftor.files.reading import PICTURE_FORMATS, open_picture
+from textcraftor.files.pictures import to_rgb
+from textcraftor.files.reading import open_picture
 
 PICTURES = ("image", "png", "jpg", "jpeg", "webp", "file_name")  # columns that hold a picture or the path of one
 CAPTIONS = (*COLUMNS, "txt")  # columns that hold the ground-truth caption
@@ -95,7 +95,7 @@ class Records:
         return len(self.records)
 
     def picture(self, index: int) -> Image.Image:
-        """A record's picture, in RGB.
+        """A record's picture, in RGB and upright, see `to_rgb`.
 
         Raises:
             OSError: it cannot be read.
@@ -103,14 +103,13 @@ class Records:
         row = self.table[self.rows[index]]
         value = next(row[name] for name in PICTURES if row.get(name) is not None)
         if isinstance(value, dict):
-            value = io.BytesIO(value["bytes"]) if value["bytes"] else self.folder / value["path"]
+            file, stored = self.folder / (value["path"] or self.records[index].key), value["bytes"]
         else:
-            value = self.folder / value
+            file, stored = self.folder / value, None
         try:
-            opened = open_picture(value) if isinstance(value, Path) else Image.open(value, formats=PICTURE_FORMATS)
-            with opened as picture:
-                return picture.convert("RGB")
-        except (UsageError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+            with open_picture(file, stored) as picture:
+                return to_rgb(picture, upright=True)
+        except (ValueError, SyntaxError) as error:
             raise OSError(str(error)) from error
 
     def only(self, kept: Sequence[int], skipped: Mapping[int, str] | None = None) -> Records:
