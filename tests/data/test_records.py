@@ -48,7 +48,7 @@ def as_table(folder: Path, to: Path, kind: str) -> Path:
     """The same rows in another layout."""
     columns = {name: [row[name] for row in ROWS] for name in ("caption", "synthetic", "quoted")}
     columns["key"] = [row["file_name"] for row in ROWS]
-    columns["image"] = [str(folder / row["file_name"]) for row in ROWS]
+    columns["image"] = [{"bytes": (folder / row["file_name"]).read_bytes()} for row in ROWS]
     table = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
     to.mkdir()
     match kind:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from textcraftor.config.fields import anything, group, number, path_list, paths_by_name, typed_path, whole, word
+from textcraftor.config.fields import anything, choice, group, number, path_list, paths_by_name, typed_path, whole, word
 from textcraftor.config.rules import Group
+
+CHOICES = ("random", "all", "first")
 
 
 @dataclass
 class File(Group):
-    """`prompts` or `data` of commands that read one file or folder."""
+    """`prompts` of commands that read one file or folder."""
 
     path: str | None = typed_path()
     """Where it is."""
@@ -38,11 +40,19 @@ class Letters(Group):
 
 
 @dataclass
-class Captioned(Group):
-    """`data` of train-captioner: captioned pictures."""
+class DataSet(Group):
+    """`data` of recaption: captioned pictures."""
 
     path: str | None = typed_path()
-    """A folder of pictures with metadata.jsonl or .parquet, of webdataset .tar shards, or of `datasets`."""
+    """A folder of captioned pictures in any layout of docs/captions.md."""
+    split: str = word()
+    """Where the data set has several."""
+
+
+@dataclass
+class Captioned(DataSet):
+    """`data` of train-captioner: captioned pictures."""
+
     captions: list[str] = path_list()
     """Files of further captions, as recaption writes them."""
 
@@ -65,6 +75,8 @@ class Captions(Group):
 
     p: float = number(least=0, most=1)
     """The probability of a synthetic caption instead of the ground truth."""
+    choose: str = choice(CHOICES)
+    """Of several captions of one picture: random, another each epoch; all in turn, one an epoch; or first."""
     kind: str = word()
     """Of the synthetic captions."""
     dropout: float = number(least=0, most=1)

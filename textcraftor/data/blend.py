@@ -19,7 +19,8 @@ class Blend:
 
     Args:
         p: in [0, 1], of the synthetic caption.
-        kind: of the synthetic captions; one of several is drawn evenly.
+        kind: of the synthetic captions.
+        choose: of several captions of one kind: `random`, `all` (in turn, one an epoch), `first`.
         dropout: share of captions left empty, so that guidance has a second branch.
         seed: with the epoch and the record's index it decides the draw.
     """
@@ -28,15 +29,16 @@ class Blend:
     kind: str = "descriptive"
     dropout: float = 0.0
     seed: int = 0
+    choose: str = "random"
 
     def __call__(self, record: Record, epoch: int, index: int) -> str:
         drop, blend, which = np.random.default_rng((self.seed, epoch, index, 3)).random(3)
         if drop < self.dropout:
             return ""
         synthetic = record.synthetic.get(self.kind, ())
-        if blend < self.p and synthetic:
-            return synthetic[int(which * len(synthetic))]
-        return record.caption
+        captions = synthetic if blend < self.p and synthetic else record.captions
+        place = {"first": 0, "all": (epoch + index) % len(captions), "random": int(which * len(captions))}
+        return captions[place[self.choose]]
 
     def check(self, records: Sequence[Record]) -> None:
         """Refuse a kind that no record has."""

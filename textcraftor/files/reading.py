@@ -24,6 +24,7 @@ from textcraftor.errors import UsageError, one_line
 
 MB = 2**20
 MOST_TEXT = 64 * MB  # of a file of settings, figures or rows
+MOST_TABLE = 64 * 1024 * MB  # of a data set
 MOST_YAML = MB // 8  # which takes some seconds to read
 MOST_PICTURE = 256 * MB
 MOST_PIXELS = 2**27  # of a picture: 134 million, 11,585 squared
@@ -117,6 +118,18 @@ def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(row, dict):
             yield row
+
+
+def parse_json(place: Path | str, text: str) -> Any:
+    """What a text in JSON holds.
+
+    Args:
+        place: where it stands, for people.
+
+    Raises:
+        UsageError: it is no JSON, or holds numbers that are not finite.
+    """
+    return parsed(place, text, "JSON", _json)
 
 
 def parsed(place: Path | str, text: str, what: str, parse: Callable[[str], Any]) -> Any:

@@ -50,13 +50,13 @@ class Pictures:
     def read(cls, config: DictConfig) -> Pictures:
         """Prompts are those of `prompts.held_out`, else the captions of `data.held_out` records, drawn by the seed,
         that are not learned from."""
-        blend = Blend(config.captions.p, config.captions.kind, config.captions.dropout, config.seed)
-        records, count = Records.read(config.data.path, config.data.captions), config.data.held_out
+        blend = Blend(**config.captions, seed=config.seed)
+        data, count = config.data, config.data.held_out
+        records = Records.read(data.path, data.captions, data.split)
         if config.prompts.held_out:
             prompts = list(dict.fromkeys(read_prompts(config.prompts.held_out)))
-            records = records.only(
-                [i for i, record in enumerate(records.records) if record.caption not in set(prompts)]
-            )
+            apart = set(prompts)
+            records = records.only([i for i, one in enumerate(records.records) if apart.isdisjoint(one.captions)])
         elif len(records) <= count:
             raise UsageError(f"data.path holds {len(records)} pictures: not more than data.held_out={count}")
         else:
