@@ -73,11 +73,16 @@ class Pictures:
         """Every caption that may be drawn."""
         return [caption for one in (self.records, self.letters) if one for caption in one.captions]
 
-    def encode(self, model: Model, cache: Path) -> tuple[RecordDraw, Latents]:
-        """The latents of every picture that can be read, and what draws them; says what was found."""
+    def encode(self, model: Model, cache: Path, shapes: bool = True) -> tuple[RecordDraw, Latents]:
+        """The latents of every picture that can be read, and what draws them; says what was found.
+
+        Args:
+            shapes: whether pictures keep their shape, instead of that of `sampling`.
+        """
         config, parts = self.config, list[tuple[Records, Latents]]()
         step = model.family.bucket_step(model.pipeline)
-        sizes = bucket_sizes(config.sampling.height, config.sampling.width, step, config.data.aspect_ratio)
+        height, width = config.sampling.height, config.sampling.width
+        sizes = bucket_sizes(height, width, step, config.data.aspect_ratio) if shapes else [(height, width)]
         for name, records in (("main", self.records), ("letters", self.letters)):
             if records is not None:
                 parts.append(encode_records(model, records, sizes, cache / name))
