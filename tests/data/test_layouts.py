@@ -279,7 +279,7 @@ REFUSED: dict[str, tuple[dict[str, str | bytes], str]] = {
         jsonl('{"file_name": "01.png", "caption": {"a": 1}}'),
         "line 1: caption=.* must be text",
     ),
-    "a caption is NaN": (jsonl('{"file_name": "01.png", "caption": NaN}'), "line 1 cannot be read as JSON .NaN"),
+    "a caption is NaN": (jsonl('{"file_name": "01.png", "caption": NaN}'), "line 1: caption=nan must be text"),
     "a caption is half a sign": (
         jsonl('{"file_name": "01.png", "caption": "\\ud800"}'),
         "line 1: caption holds half a sign",
@@ -322,6 +322,10 @@ REFUSED: dict[str, tuple[dict[str, str | bytes], str]] = {
     "a path out": (jsonl('{"file_name": "../secret.png", "caption": "x"}'), r"line 1: ../secret.png leads out of"),
     "a path out and in again by name": (jsonl('{"file_name": "a/../../secret.png", "caption": "x"}'), "leads out of"),
     "a path from the root": (jsonl('{"file_name": "/etc/passwd", "caption": "x"}'), "/etc/passwd leads out of"),
+    "no picture is there": (
+        jsonl('{"file_name": "nowhere.png", "caption": "x"}'),
+        "none of its pictures is there, as .*nowhere.png",
+    ),
     "addresses": (
         jsonl('{"image": "https://host/a.png", "caption": "x"}'),
         "https://host/a.png is an address, .* img2dataset",
@@ -357,6 +361,14 @@ def test_what_strangers_write_is_refused_in_one_line(fault, tmp_path):
     assert "\n" not in str(refused.value)
 
 
+def test_nan_in_fields_that_are_not_read_does_no_harm(tmp_path):
+    """As pandas writes what is missing, into JSON lines and into the JSON of shards."""
+    rows = '{"file_name": "00.png", "caption": "x", "similarity": NaN}'
+    assert len(Records.read(put(tmp_path / "lines", jsonl(rows)))) == 1
+    members = [("00.png", picture(0)), ("00.json", b'{"caption": "x", "punsafe": NaN}')]
+    assert len(Records.read(put(tmp_path / "shards", {"0.tar": archive(members)}))) == 1
+
+
 def test_numbers_instead_of_captions_in_parquet_are_refused(tmp_path):
     rows = {"image": [picture(0)], "caption": [float("nan")]}
     pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
@@ -389,7 +401,10 @@ def test_links_out_of_the_folder_are_not_followed(leave: Callable[[Path], None],
     folder = put(tmp_path / "set", {**pictures(), "metadata.jsonl": lines()})
     leave(folder)
     (folder / "03.png").unlink()
-    (folder / "03.png").symlink_to(folder / "04.png")
+    (folder / "other").mkdir()
+    (folder / "04.png").rename(folder / "other" / "4.png")
+    (folder / "04.png").symlink_to(folder / "other" / "4.png")
+    (folder / "03.png").symlink_to(folder / "other" / "4.png")
     records = Records.read(folder)
     with pytest.raises(OSError, match="leads out of"):
         records.picture(2)

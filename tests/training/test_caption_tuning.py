@@ -218,7 +218,6 @@ def test_rewards_from_pictures_crop_them_to_the_size_of_sampling(configure, tmp_
     ("override", "message"),
     [
         ("captions.choose=best", r"captions.choose=best must be one of random, all, first"),
-        ("data.split=", r"data.split"),
         ("captions.p=1.2", r"captions.p=1.2 must be at most 1"),
         ("captions.dropout=-1", r"captions.dropout=-1 must be at least 0"),
         ("data.path=nowhere", r"data.path=nowhere does not exist: give a folder"),

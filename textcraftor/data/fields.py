@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import reprlib
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -41,7 +42,7 @@ def texts_of(at: str, name: str, value: Any) -> list[str]:
     parts = _listed(value) if isinstance(value, str) else value if isinstance(value, list) else [value]
     for part in parts:
         if part is not None and not isinstance(part, str):
-            raise UsageError(f"{at}: {name}={value!s:.60} must be text or a list of texts")
+            raise UsageError(f"{at}: {name}={reprlib.repr(value)} must be text or a list of texts")
         if part and any("\ud800" <= sign <= "\udfff" for sign in part):
             raise UsageError(f"{at}: {name} holds half a sign (a lone surrogate): write it again")
     return [part.strip() for part in parts if part and part.strip()]
@@ -66,5 +67,5 @@ def synthetic_of(at: str, value: Any) -> list[tuple[str, str]]:
     rows = value if isinstance(value, list) else [] if value is None else [value]
     for row in rows:
         if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
-            raise UsageError(f'{at}: synthetic={value!s:.60} must be a list of {{"kind": ..., "text": ...}}')
+            raise UsageError(f'{at}: synthetic={reprlib.repr(value)} must be a list of {{"kind": ..., "text": ...}}')
     return [(row["kind"], text) for row in rows for text in texts_of(at, "synthetic", row.get("text"))]

@@ -12,7 +12,7 @@ from PIL import Image
 from textcraftor.data.fields import CAPTIONS, captions_of, is_caption, synthetic_of, texts_of
 from textcraftor.data.layouts import WHERE, Layout, layout_of
 from textcraftor.data.shards import rows_of_shard
-from textcraftor.data.sources import Row, Source
+from textcraftor.data.sources import InFile, Row, Source
 from textcraftor.data.tables import rows_of_tables
 from textcraftor.data.texts import PICTURES, json_rows, rows_of_pairs, rows_of_texts
 from textcraftor.errors import UsageError, one_line
@@ -98,6 +98,8 @@ class Records:
             raise _without(path, names, CAPTIONS)
         if not records:
             raise UsageError(f"data.path={path}: every caption is empty: write some")
+        if all(isinstance(one, InFile) and not one.file.exists() for one in pictures):
+            raise UsageError(f"data.path={path}: none of its pictures is there, as {pictures[0]}: put them there")
         if unknown := set(written) - keys:
             raise UsageError(f"data.captions: {len(unknown)} keys are not in {path}, as {min(unknown)}")
         return cls(records, pictures, skipped, layout.unread)
@@ -148,7 +150,7 @@ class Records:
         several = sum(len(record.captions) > 1 for record in self.records)
         line += f", {several} with several captions as found" if several else ""
         if self.skipped:
-            named = "; ".join(f"{key}: {reason}" for key, reason in list(self.skipped.items())[:3])
+            named = "; ".join(f"{' '.join(key.split())}: {reason}" for key, reason in list(self.skipped.items())[:3])
             line += f"; {len(self.skipped)} skipped ({named}{'; …' if len(self.skipped) > 3 else ''})"
         if self.unread:
             line += f"; not read: {', '.join(self.unread[:3])}{', …' if len(self.unread) > 3 else ''}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,10 +52,14 @@ class InFile:
     root: Path
     file: Path
 
+    def __str__(self) -> str:
+        return str(self.file)
+
     def read(self) -> tuple[Path, None]:
-        if not self.file.resolve().is_relative_to(root_of(self.root)):
+        target = self.file.resolve()
+        if not target.is_relative_to(root_of(self.root)):
             raise UsageError(f"{self.file} leads out of {self.root}: put the picture there")
-        return self.file, None
+        return target if self.file.is_symlink() else self.file, None
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class InTable:
         if isinstance(value, bytes):
             return self.folder / at, value
         if not isinstance(value, str):
-            raise UsageError(f"{at} has no picture, but {value!s:.60}")
+            raise UsageError(f"{at} has no picture, but {reprlib.repr(value)}")
         return in_file(at, self.root, self.folder, value).read()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def naming(at: str, key: str, root: Path, folder: Path, fields: dict[str, Any]) 
     if name is None:
         return Row(at, key, fields, None)
     if not isinstance(fields[name], str):
-        raise UsageError(f"{at}: {name}={fields[name]!s:.60} must be the name of a picture's file")
+        raise UsageError(f"{at}: {name}={reprlib.repr(fields[name])} must be the name of a picture's file")
     return Row(at, key, fields, in_file(at, root, folder, fields[name]))
 
 

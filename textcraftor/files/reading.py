@@ -121,15 +121,18 @@ def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def parse_json(place: Path | str, text: str) -> Any:
-    """What a text in JSON holds.
+    """What a text in JSON holds; numbers may be NaN, as pandas writes them.
 
     Args:
         place: where it stands, for people.
 
     Raises:
-        UsageError: it is no JSON, or holds numbers that are not finite.
+        UsageError: it is no JSON.
     """
-    return parsed(place, text, "JSON", _json)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{place} cannot be read as JSON ({one_line(error) or type(error).__name__})") from error
 
 
 def parsed(place: Path | str, text: str, what: str, parse: Callable[[str], Any]) -> Any:
