@@ -198,6 +198,22 @@ def test_what_has_no_picture_or_no_caption_is_counted_and_named(tmp_path):
     assert records.skipped == {"3": "it has no picture", "05.png": "its caption is empty"}
 
 
+def test_texts_beside_pictures_that_a_table_names_are_told(tmp_path):
+    records = Records.read(put(tmp_path, {**pictures(), **texts(".txt", range(2)), "metadata.csv": table(",")}))
+    assert records.told().endswith("; not read: the texts beside 2 pictures")
+
+
+def test_names_that_no_file_can_have_are_told(tmp_path):
+    rows = [["file_name", "caption"], ["00.png", "x"], ["a" * 999, "x"], ["a\0b", "x"]]
+    records = Records.read(put(tmp_path, {**pictures(), "metadata.csv": delimited(",", rows)}))
+    for index in (1, 2):
+        with pytest.raises(OSError, match=r"too long|null|cannot be read"):
+            records.picture(index)
+    rows.pop(1)
+    with pytest.raises(UsageError, match="none of its pictures is there"):
+        Records.read(put(tmp_path / "again", {"metadata.csv": delimited(",", rows)}))
+
+
 def test_pictures_of_one_name_in_two_shards_are_two_pictures(tmp_path):
     records = Records.read(put(tmp_path, {"a.tar": shard(range(2)), "b.tar": shard(range(2))}))
     assert [record.key for record in records.records] == ["00", "01", "00 (2)", "01 (2)"]

@@ -107,7 +107,9 @@ def _kind(path: str | Path, place: Path, files: list[Path]) -> tuple[str, list[P
     else:
         raise UsageError(f"data.path={path} holds no table: {WHERE}")
     taken = set(chosen)
-    return kind, chosen, [str(file.relative_to(place)) for file in (*shards, *tables) if file not in taken]
+    ignored = [str(file.relative_to(place)) for file in (*shards, *tables) if file not in taken]
+    beside = sum(picture.with_suffix("") in captioned for picture in pictures) if kind != "pairs" else 0
+    return kind, chosen, [*ignored, *([f"the texts beside {beside} pictures"] if beside else [])]
 
 
 def _of_first_suffix(tables: list[Path]) -> tuple[str, list[Path]]:

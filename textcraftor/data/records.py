@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +99,7 @@ class Records:
             raise _without(path, names, CAPTIONS)
         if not records:
             raise UsageError(f"data.path={path}: every caption is empty: write some")
-        if all(isinstance(one, InFile) and not one.file.exists() for one in pictures):
+        if all(isinstance(one, InFile) and not os.path.exists(one.file) for one in pictures):
             raise UsageError(f"data.path={path}: none of its pictures is there, as {pictures[0]}: put them there")
         if unknown := set(written) - keys:
             raise UsageError(f"data.captions: {len(unknown)} keys are not in {path}, as {min(unknown)}")
