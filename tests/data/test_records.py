@@ -48,7 +48,7 @@ def as_table(folder: Path, to: Path, kind: str) -> Path:
     """The same rows in another layout."""
     columns = {name: [row[name] for row in ROWS] for name in ("caption", "synthetic", "quoted")}
     columns["key"] = [row["file_name"] for row in ROWS]
-    columns["image"] = [str(folder / row["file_name"]) for row in ROWS]
+    columns["image"] = [{"bytes": (folder / row["file_name"]).read_bytes()} for row in ROWS]
     table = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
     to.mkdir()
     match kind:
@@ -161,8 +161,41 @@ def test_an_epoch_shows_every_record_once_in_batches_of_one_size():
     assert {example.index for step in range(3) for example in odd(step, 4)} == set(range(10))
 
 
+def counts(draw: RecordDraw, steps: range, batch_size: int) -> np.ndarray:
+    shown = [example.index for step in steps for example in draw(step, batch_size)]
+    return np.bincount(shown, minlength=len(draw.records))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch_size"), [((32, 1), 32), ((20, 9, 3, 1), 8), ((5,), 32), ((3, 2), 16), ((7, 5, 1), 1), ((40,), 7)]
+)
+def test_every_picture_is_drawn_equally_often_whatever_its_shape(sizes, batch_size):
+    """Exactly once an epoch: the odd one of 33 pictures is not half of what is seen. A batch size of 1 divides all."""
+    total, ends = sum(sizes), np.cumsum(sizes).tolist()
+    buckets = [list(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
+    draw = RecordDraw([Record(str(i), f"plain {i}") for i in range(total)], buckets, Blend(0.0), seed=3)
+    assert counts(draw, range(total), batch_size).tolist() == [batch_size] * total
+    for steps in (1, 2, 5, 11):
+        shown = counts(draw, range(steps), batch_size)
+        assert shown.max() - shown.min() <= 1
+    first = [[example.index for example in draw(step, batch_size)] for step in range(40)]
+    again = RecordDraw(draw.records, buckets, Blend(0.0), seed=3)
+    assert [[example.index for example in again(step, batch_size)] for step in reversed(range(40))] == first[::-1]
+
+
+def test_batches_of_mixed_shapes_are_few():
+    """At most two an epoch here: what is left of three shapes, and the batch that the next epoch fills up."""
+    buckets = [list(range(0, 20)), list(range(20, 33)), list(range(33, 40))]
+    draw = RecordDraw(RECORDS, buckets, Blend(0.0), seed=1)
+    bucket_of = {index: number for number, bucket in enumerate(buckets) for index in bucket}
+    mixed = [len({bucket_of[example.index] for example in draw(step, 4)}) > 1 for step in range(100)]
+    assert sum(mixed) <= 20
+
+
 def test_extra_records_make_up_their_share_of_every_epoch():
     draw = RecordDraw(RECORDS, [list(range(40))], Blend(0.0), 2, extra=range(36, 40), share=0.19)
     shown = [example.index for step in range(11) for example in draw(step, 4)]
     assert sum(index >= 36 for index in shown) / len(shown) == pytest.approx(0.19, abs=0.02)
     assert set(shown) == set(range(40))
+    few = RecordDraw(RECORDS, [list(range(40))], Blend(0.0), 2, extra=range(10, 40), share=0.5)
+    assert counts(few, range(15), 4).tolist() == [3] * 10 + [1] * 30, "they take turns from epoch to epoch"

@@ -182,9 +182,42 @@ def test_pictures_fall_into_the_bucket_of_their_shape_and_broken_ones_are_skippe
         load(config, tmp_path / "again")
 
 
+def test_a_batch_of_several_shapes_has_the_gradient_of_its_pictures(configure, tmp_path):
+    """Together as one by one, to rounding; and no picture is drawn more often than another."""
+    folder = tmp_path / "mixed"
+    write_records(folder, 5, seed=6)
+    for name, size in (("00001.png", (120, 60)), ("00003.png", (60, 120))):
+        Image.open(folder / name).resize(size).save(folder / name)
+    job = load(configure("tune-captions", *SMALL, f"data.path={folder}"), tmp_path / "latents")
+    objective = job.objective
+    batches = [[example.index for example in objective.draw(step, 4)] for step in range(5)]
+    assert np.bincount(np.ravel(batches)).tolist() == [4] * 5
+    assert len({objective.latents.size_of(index) for index in batches[0]}) > 1, "one shape alone proves nothing"
+    state = job.state()
+    begin(job, state)
+    learn(job, state)
+    whole = gradients(state)
+    begin(job, state)
+    for row in range(4):
+        objective.gradient(state, [row], 4, Phases(job.model.device))
+    torch.testing.assert_close(gradients(state), whole, rtol=1e-3, atol=1e-4 * whole.abs().max().item())
+
+
+def test_rewards_from_pictures_crop_them_to_the_size_of_sampling(configure, tmp_path):
+    """Latents of another shape would not fit the noise."""
+    folder = tmp_path / "mixed"
+    write_records(folder, 5, seed=6)
+    Image.open(folder / "00001.png").resize((120, 60)).save(folder / "00001.png")
+    config = configure("train", *SMALL, "gradient=direct", f"data.path={folder}")
+    assert {
+        tuple(one.shape[1:]) for one in train.load(config, tmp_path / "cache").objective.draw.latents.stored.values()
+    } == {(4, 16, 16)}
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("captions.choose=best", r"captions.choose=best must be one of random, all, first"),
         ("captions.p=1.2", r"captions.p=1.2 must be at most 1"),
         ("captions.dropout=-1", r"captions.dropout=-1 must be at least 0"),
         ("data.path=nowhere", r"data.path=nowhere does not exist: give a folder"),

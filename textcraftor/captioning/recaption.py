@@ -41,7 +41,7 @@ def run(config: DictConfig, folder: Path) -> str:
     Pictures that cannot be read and captions that come out empty are counted and named in `skipped.json`.
     """
     check(config, folder)
-    records, processes = Records.read(config.data.path), PartialState()
+    records, processes = Records.read(config.data.path, split=config.data.split), PartialState()
     captioner = made(config.captioner, device=device_of(config.device))
     with locked(folder, str(processes.process_index)):
         make(config, folder, records, captioner)

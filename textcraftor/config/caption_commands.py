@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from textcraftor.config.command import Computing, Named
-from textcraftor.config.data import Captioned, Captioner, File, NewCaptioner, PromptFile
+from textcraftor.config.data import Captioned, Captioner, DataSet, NewCaptioner, PromptFile
 from textcraftor.config.fields import MOST_BATCH, group, groups_by_name, one_seed, opens, whole, word
 from textcraftor.config.model import Model
 from textcraftor.config.training import Stage
@@ -36,8 +36,8 @@ class Recaption(Computing):
 
     captioner: dict[str, Any] = opens(Captioner)
     """What describes pictures."""
-    data: File = group()
-    """A folder of pictures."""
+    data: DataSet = group()
+    """A folder of captioned pictures."""
     style: str = word()
     """The kind of caption: descriptive, short, or another."""
     batch_size: int = whole(least=1, most=MOST_BATCH)

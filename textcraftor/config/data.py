@@ -7,6 +7,7 @@ from typing import Any
 
 from textcraftor.config.fields import (
     anything,
+    choice,
     group,
     number,
     path_list,
@@ -18,13 +19,7 @@ from textcraftor.config.fields import (
 )
 from textcraftor.config.rules import Group
 
-
-@dataclass
-class File(Group):
-    """`data` of commands that read one folder."""
-
-    path: str | None = typed_path()
-    """Where it is."""
+CHOICES = ("random", "all", "first")
 
 
 @dataclass
@@ -38,15 +33,11 @@ class PromptFile(Group):
 
 
 @dataclass
-class Prompts(Group):
+class Prompts(PromptFile):
     """`prompts`: what is trained on, and what is held out."""
 
-    path: str | None = typed_path()
-    """Text, one prompt a line, or .csv, .tsv, .json, .jsonl or .parquet, perhaps .gz."""
     held_out: str | None = typed_path()
     """Prompts that are not trained on; null holds out the end of path."""
-    column: str | None = typed_text(default=None)
-    """Of tables: the column of prompts; null finds prompt, text or caption."""
 
 
 @dataclass
@@ -60,11 +51,19 @@ class Letters(Group):
 
 
 @dataclass
-class Captioned(Group):
-    """`data` of train-captioner: captioned pictures."""
+class DataSet(Group):
+    """`data` of recaption: captioned pictures."""
 
     path: str | None = typed_path()
-    """A folder of pictures with metadata.jsonl or .parquet, of webdataset .tar shards, or of `datasets`."""
+    """A folder of captioned pictures in any layout of docs/captions.md."""
+    split: str = word()
+    """Where the data set has several."""
+
+
+@dataclass
+class Captioned(DataSet):
+    """`data` of train-captioner: captioned pictures."""
+
     captions: list[str] = path_list()
     """Files of further captions, as recaption writes them."""
 
@@ -87,6 +86,8 @@ class Captions(Group):
 
     p: float = number(least=0, most=1)
     """The probability of a synthetic caption instead of the ground truth."""
+    choose: str = choice(CHOICES)
+    """Of several captions of one picture: random, another each epoch; all in turn, one an epoch; or first."""
     kind: str = word()
     """Of the synthetic captions."""
     dropout: float = number(least=0, most=1)

@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 from textcraftor.config.making import made
 from textcraftor.errors import UsageError
+from textcraftor.files.pictures import to_rgb
+from textcraftor.files.reading import open_picture
 from textcraftor.files.writing import check_unfinished, finish, locked, replacing, write_json, write_text
 
 Painter = Callable[[str, str, np.random.Generator], tuple[Image.Image, str, str]]
@@ -122,8 +124,8 @@ class FontPainter:
         picture = Image.new("RGB", (self.width, self.height), COLORS[ground])
         where = f"a plain {ground} background"
         if self.pictures and rng.random() < self.found:
-            with Image.open(self.pictures[int(rng.integers(len(self.pictures)))]) as found:
-                picture = ImageOps.fit(found.convert("RGB"), picture.size)
+            with open_picture(self.pictures[int(rng.integers(len(self.pictures)))]) as found:
+                picture = ImageOps.fit(to_rgb(found, upright=True), picture.size)
             where = "a photo"
         path = str(rng.choice(list(self.fonts))) if self.fonts else None
         font, style = self._font(path, text, SIZES[size] * self.width)

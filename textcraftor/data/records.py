@@ -1,24 +1,24 @@
-"""Captioned pictures: a folder with a table, webdataset shards, or a folder of `datasets`."""
+"""Captioned pictures, whatever layout they come in: see `layouts`."""
 
 from __future__ import annotations
 
-import io
-import json
+import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from textcraftor.data.prompts import COLUMNS
-from textcraftor.errors import UsageError
-from textcraftor.files.reading import PICTURE_FORMATS, open_picture
-
-PICTURES = ("image", "png", "jpg", "jpeg", "webp", "file_name")  # columns that hold a picture or the path of one
-CAPTIONS = (*COLUMNS, "txt")  # columns that hold the ground-truth caption
-TABLES = ("metadata.jsonl", "metadata.parquet", "*.jsonl", "*.parquet")
-WHERE = "give a folder of pictures with metadata.jsonl or .parquet, of webdataset .tar shards, or of datasets"
+from textcraftor.data.fields import CAPTIONS, captions_of, is_caption, synthetic_of, texts_of
+from textcraftor.data.layouts import WHERE, Layout, layout_of
+from textcraftor.data.shards import rows_of_shard
+from textcraftor.data.sources import InFile, Row, Source
+from textcraftor.data.tables import rows_of_tables
+from textcraftor.data.texts import PICTURES, json_rows, rows_of_pairs, rows_of_texts
+from textcraftor.errors import UsageError, one_line
+from textcraftor.files.pictures import to_rgb
+from textcraftor.files.reading import open_picture
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,22 @@ class Record:
 
     Args:
         key: names the picture within its data set.
-        caption: the ground truth, as it was found.
+        caption: the ground truth, as it was found; of several the first.
         synthetic: captions that a model wrote, by their kind.
         quoted: texts that the picture shows.
+        others: further ground truths.
     """
 
     key: str
     caption: str
     synthetic: Mapping[str, Sequence[str]] = field(default_factory=dict)
     quoted: Sequence[str] = ()
+    others: Sequence[str] = ()
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """Every ground truth."""
+        return (self.caption, *self.others)
 
 
 @dataclass
@@ -43,81 +50,81 @@ class Records:
     """A data set.
 
     Args:
-        table: a `datasets.Dataset`, a row for each of `records` and `skipped`.
-        rows: of the table, one for each record.
+        records: whose pictures are those of `pictures`.
         skipped: what is wrong with a picture or its caption, by key.
+        unread: what else lies in its folder, other splits among it.
     """
 
-    table: Any
-    folder: Path
     records: list[Record]
-    rows: list[int]
+    pictures: list[Source]
     skipped: dict[str, str] = field(default_factory=dict)
+    unread: Sequence[str] = ()
 
     @classmethod
-    def read(cls, path: str | Path, captions: Iterable[str | Path] = ()) -> Records:
-        """Read the table; pictures are opened when they are asked for.
+    def read(cls, path: str | Path, captions: Iterable[str | Path] = (), split: str = "train") -> Records:
+        """Read the captions; pictures are opened when they are asked for.
 
         Args:
             captions: files of further synthetic captions, JSON lines with key, kind and text, as `recaption` writes.
+            split: where the data set has several.
 
         Raises:
-            UsageError: no such folder, no table in it, no column of pictures or of captions, no caption at all.
+            UsageError: no data set, not this split, a damaged file, a field of the wrong type, no column of pictures
+                or of captions, no caption at all.
         """
-        import datasets  # seconds at start-up, for commands that read no pictures too
-
-        folder, table = _open(path)
-        picture, caption = _column(path, table.features, PICTURES), _column(path, _fields(table), CAPTIONS)
-        stored = not isinstance(table.features[picture], datasets.Value)  # beside its path, perhaps instead of it
-        plain = table.cast_column(picture, datasets.Image(decode=False)) if stored else table
-        written = _read_captions(captions)
-        found, rows, skipped = [], [], dict[str, str]()
-        for number, row in enumerate(plain.remove_columns(picture) if stored else plain):
-            fields = {**(row.get("json") or {}), **row}
-            key = str(fields.get("__key__") or fields.get("key") or fields.get("file_name") or number)
-            text = str(fields.get(caption) or "").strip()
-            if not text:
-                skipped[key] = "its caption is empty"
-                continue
-            synthetic: dict[str, list[str]] = {}
-            for kind, said in [*_synthetic(fields), *written.get(key, [])]:
-                synthetic.setdefault(kind, []).append(said)
-            found.append(Record(key, text, synthetic, tuple(fields.get("quoted") or ())))
-            rows.append(number)
-        if not found:
-            raise UsageError(f"data.path={path}: every caption is empty: fill the column {caption}")
-        unknown = set(written) - {record.key for record in found} - set(skipped)
-        if unknown:
+        check_records(path)
+        layout, written = layout_of(path, split), _read_captions(captions)
+        records, pictures, skipped = [], [], dict[str, str]()
+        names, keys, described = set[str](), set[str](), False
+        for row in rows_of(layout):
+            names |= row.fields.keys()
+            key = _key(row, keys)
+            keys.add(key)
+            texts = captions_of(row.at, row.fields)
+            described = described or row.picture is not None
+            if row.picture is None:
+                skipped[key] = "it has no picture"
+            elif not texts:
+                skipped[key] = "its caption is empty" if layout.kind != "pairs" else "it has no caption beside it"
+            else:
+                synthetic: dict[str, list[str]] = {}
+                for kind, text in [*synthetic_of(row.at, row.fields.get("synthetic")), *written.get(key, [])]:
+                    synthetic.setdefault(kind, []).append(text)
+                quoted = texts_of(row.at, "quoted", row.fields.get("quoted"))
+                records.append(Record(key, texts[0], synthetic, tuple(quoted), tuple(texts[1:])))
+                pictures.append(row.picture)
+        if not described:
+            raise _without(path, names, PICTURES)
+        if not any(is_caption(name) for name in names):
+            raise _without(path, names, CAPTIONS)
+        if not records:
+            raise UsageError(f"data.path={path}: every caption is empty: write some")
+        if all(isinstance(one, InFile) and not os.path.exists(one.file) for one in pictures):
+            raise UsageError(f"data.path={path}: none of its pictures is there, as {pictures[0]}: put them there")
+        if unknown := set(written) - keys:
             raise UsageError(f"data.captions: {len(unknown)} keys are not in {path}, as {min(unknown)}")
-        return cls(plain, folder, found, rows, skipped)
+        return cls(records, pictures, skipped, layout.unread)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def picture(self, index: int) -> Image.Image:
-        """A record's picture, in RGB.
+        """A record's picture, in RGB and upright, see `to_rgb`.
 
         Raises:
             OSError: it cannot be read.
         """
-        row = self.table[self.rows[index]]
-        value = next(row[name] for name in PICTURES if row.get(name) is not None)
-        if isinstance(value, dict):
-            value = io.BytesIO(value["bytes"]) if value["bytes"] else self.folder / value["path"]
-        else:
-            value = self.folder / value
         try:
-            opened = open_picture(value) if isinstance(value, Path) else Image.open(value, formats=PICTURE_FORMATS)
-            with opened as picture:
-                return picture.convert("RGB")
-        except (UsageError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-            raise OSError(str(error)) from error
+            with open_picture(*self.pictures[index].read()) as picture:
+                return to_rgb(picture, upright=True)
+        except (ValueError, SyntaxError) as error:
+            raise OSError(one_line(error)) from error
 
     def only(self, kept: Sequence[int], skipped: Mapping[int, str] | None = None) -> Records:
         """Some of the records; why others were skipped is told by their index."""
         more = {self.records[index].key: reason for index, reason in (skipped or {}).items()}
-        records, rows = [self.records[index] for index in kept], [self.rows[index] for index in kept]
-        return Records(self.table, self.folder, records, rows, self.skipped | more)
+        records, pictures = [self.records[index] for index in kept], [self.pictures[index] for index in kept]
+        return Records(records, pictures, self.skipped | more, self.unread)
 
     @property
     def captions(self) -> list[str]:
@@ -125,7 +132,7 @@ class Records:
         return [
             caption
             for record in self.records
-            for caption in (record.caption, *(text for texts in record.synthetic.values() for text in texts))
+            for caption in (*record.captions, *itertools.chain(*record.synthetic.values()))
         ]
 
     @property
@@ -141,9 +148,13 @@ class Records:
         """What was read and what was skipped, in one line."""
         kinds = ", ".join(f"{count} with {kind} captions" for kind, count in self.kinds.items()) or "none with others"
         line = f"data: {len(self)} captioned pictures, {kinds}"
+        several = sum(len(record.captions) > 1 for record in self.records)
+        line += f", {several} with several captions as found" if several else ""
         if self.skipped:
-            named = "; ".join(f"{key}: {reason}" for key, reason in list(self.skipped.items())[:3])
+            named = "; ".join(f"{' '.join(key.split())}: {reason}" for key, reason in list(self.skipped.items())[:3])
             line += f"; {len(self.skipped)} skipped ({named}{'; …' if len(self.skipped) > 3 else ''})"
+        if self.unread:
+            line += f"; not read: {', '.join(self.unread[:3])}{', …' if len(self.unread) > 3 else ''}"
         return line
 
 
@@ -158,64 +169,44 @@ def check_records(path: str | Path | None, captions: Iterable[str | Path] = ()) 
             raise UsageError(f"data.captions={file} does not exist: give the captions.jsonl that recaption wrote")
 
 
-def _open(path: str | Path) -> tuple[Path, Any]:
-    """The folder that paths in the table are relative to, and the table."""
-    import datasets
-
-    check_records(path)
-    place = Path(path).expanduser()
-    folder = place if place.is_dir() else place.parent
-    datasets.disable_progress_bars()
-    try:
-        if (place / "state.json").exists() or (place / "dataset_dict.json").exists():
-            loaded = datasets.load_from_disk(str(place))
-            return folder, loaded if isinstance(loaded, datasets.Dataset) else loaded[next(iter(loaded))]
-        shards = [place] if place.suffix == ".tar" else sorted(place.glob("*.tar"))
-        tables = [place] if place.is_file() else [f for pattern in TABLES for f in sorted(place.glob(pattern))][:1]
-        if shards:
-            builder, files = "webdataset", shards
-        elif tables:
-            builder, files = {".jsonl": "json", ".parquet": "parquet"}.get(tables[0].suffix, ""), tables
-        else:
-            builder, files = "", []
-        if not builder:
-            raise UsageError(f"data.path={path} holds no table: {WHERE}")
-        return folder, datasets.load_dataset(builder, data_files=[str(file) for file in files], split="train")
-    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
-        raise UsageError(f"data.path={path} cannot be read: {error.__cause__ or error}") from error
+def rows_of(layout: Layout) -> Iterator[Row]:
+    """Every row of a data set's split."""
+    match layout.kind:
+        case "pairs":
+            return rows_of_pairs(layout)
+        case ".tar":
+            return itertools.chain.from_iterable(map(rows_of_shard, layout.files))
+        case ".jsonl" | ".csv" | ".tsv":
+            return rows_of_texts(layout)
+        case _:
+            return rows_of_tables(layout)
 
 
-def _fields(table: Any) -> dict[str, Any]:
-    """The table's columns, and what webdataset's JSON files hold."""
-    return {**(table.features.get("json") or {}), **table.features}
+def _key(row: Row, taken: set[str]) -> str:
+    """A row's own name; where others have it, with a number."""
+    fields = row.fields
+    key = str(fields.get("__key__") or fields.get("key") or fields.get("file_name") or row.key)
+    if key not in taken:
+        return key
+    return next(other for number in itertools.count(2) if (other := f"{key} ({number})") not in taken)
 
 
-def _column(path: str | Path, columns: Mapping[str, Any], names: Sequence[str]) -> str:
-    for name in names:
-        if name in columns:
-            return name
-    raise UsageError(f"data.path={path} has the columns {', '.join(columns)}, but none of {', '.join(names)}")
-
-
-def _synthetic(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(kind, caption) of a row's own synthetic captions."""
-    for one in row.get("synthetic") or []:
-        if (one.get("text") or "").strip():
-            yield str(one.get("kind")), one["text"].strip()
+def _without(path: str | Path, names: set[str], wanted: Sequence[str]) -> UsageError:
+    """Why a data set without these columns cannot be read."""
+    told = f"data.path={path} has the columns {', '.join(sorted(names))}, but none of {', '.join(wanted)}"
+    if wanted is PICTURES and any("url" in name for name in names):
+        told += ": download the pictures first, for instance with img2dataset, and give the folder that it writes"
+    return UsageError(told)
 
 
 def _read_captions(files: Iterable[str | Path]) -> dict[str, list[tuple[str, str]]]:
     """(kind, caption) by key."""
-    found: dict[str, list[tuple[str, str]]] = {}
+    written: dict[str, list[tuple[str, str]]] = {}
     for file in files:
-        for number, line in enumerate(Path(file).expanduser().read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                row = json.loads(line)
-                key, kind, text = str(row["key"]), str(row["kind"]), str(row["text"]).strip()
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise UsageError(
-                    f"data.captions={file}, line {number}: key, kind and text are needed: {error}"
-                ) from error
-            if text:
-                found.setdefault(key, []).append((kind, text))
-    return found
+        for number, row in json_rows(Path(file).expanduser()):
+            at = f"data.captions={file}, line {number}"
+            if not all(isinstance(row.get(name), str) for name in ("key", "kind", "text")):
+                raise UsageError(f"{at}: key, kind and text are needed, each a text")
+            for text in texts_of(at, "text", row["text"]):
+                written.setdefault(row["key"], []).append((row["kind"], text))
+    return written

@@ -18,6 +18,7 @@ from torch import Tensor
 from textcraftor.data.prompt_files import Say, read_rows
 from textcraftor.errors import UsageError, one_line
 from textcraftor.evaluation.evaluate import diversity
+from textcraftor.files.pictures import to_rgb
 from textcraftor.files.reading import check_confined, check_file, check_plain, open_picture, read_json_lines, shaped
 from textcraftor.files.writing import append, finish, replacing
 from textcraftor.inference.pictures import save_png
@@ -118,7 +119,7 @@ class Store:
 
     def picture(self, row: Mapping) -> UInt8[Tensor, "3 height width"]:
         with open_picture(self._picture_file(row)) as picture:
-            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+            return torch.from_numpy(np.array(to_rgb(picture))).permute(2, 0, 1)
 
     def _picture_file(self, row: Mapping) -> Path:
         return self.folder / PICTURES / Path(str(row.get("picture"))).name

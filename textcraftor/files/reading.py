@@ -5,10 +5,12 @@ Nothing here runs, resolves or follows what a file says: no interpolation, no al
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import stat
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +24,7 @@ from textcraftor.errors import UsageError, one_line
 
 MB = 2**20
 MOST_TEXT = 64 * MB  # of a file of settings, figures or rows
+MOST_TABLE = 64 * 1024 * MB  # of a data set
 MOST_YAML = MB // 8  # which takes some seconds to read
 MOST_PICTURE = 256 * MB
 MOST_PIXELS = 2**27  # of a picture: 134 million, 11,585 squared
@@ -117,6 +120,21 @@ def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
+def parse_json(place: Path | str, text: str) -> Any:
+    """What a text in JSON holds; numbers may be NaN, as pandas writes them.
+
+    Args:
+        place: where it stands, for people.
+
+    Raises:
+        UsageError: it is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{place} cannot be read as JSON ({one_line(error) or type(error).__name__})") from error
+
+
 def parsed(place: Path | str, text: str, what: str, parse: Callable[[str], Any]) -> Any:
     """A text's value, made of plain values alone."""
     try:
@@ -201,21 +219,44 @@ def shaped(place: object, value: Any, shape: Any, key: str = "") -> Any:
     return float(value) if shape is float else value
 
 
-def open_picture(file: Path) -> Image.Image:
-    """A picture's file, opened; its pixels are read when they are asked for.
+def open_picture(file: Path, stored: bytes | None = None) -> Image.Image:
+    """A picture, its pixels and texts read.
+
+    Args:
+        file: where it is.
+        stored: its bytes, if they stand somewhere else than in a file; then `file` only names it.
 
     Raises:
-        UsageError: it is no picture, or has more pixels than any that can be meant.
+        UsageError: it is no picture, is damaged, or has more pixels or longer texts than any that can be meant.
     """
-    try:
-        picture = Image.open(check_file(file, MOST_PICTURE), formats=PICTURE_FORMATS)
-    except UsageError:
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UsageError(f"{file} is no picture that can be read: mend it or take it out of the folder") from error
+    source = check_file(file, MOST_PICTURE) if stored is None else io.BytesIO(stored)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, on large pictures and on metadata
+        try:
+            picture = Image.open(source, formats=PICTURE_FORMATS)
+        except Image.DecompressionBombError as error:
+            raise UsageError(f"{file} has more than {MOST_PIXELS:,} pixels: shrink it") from error
+        except Exception as error:  # Pillow raises a dozen kinds over a damaged file
+            why = f" ({one_line(error)})" if type(error) is ValueError else ""  # too long a text
+            raise UsageError(
+                f"{file} is no picture that can be read{why}: mend it or take it out of the folder"
+            ) from error
+        try:
+            _load(file, picture)
+        except UsageError:
+            picture.close()
+            raise
+    return picture
+
+
+def _load(file: Path, picture: Image.Image) -> None:
     if picture.width * picture.height > MOST_PIXELS:
         raise UsageError(f"{file} has {picture.width} x {picture.height} pixels, more than {MOST_PIXELS:,}: shrink it")
-    return picture
+    try:
+        picture.load()
+    except Exception as error:
+        why = one_line(error) or type(error).__name__
+        raise UsageError(f"{file} is damaged ({why}): mend it or take it out of the folder") from error
 
 
 def read_arrays(file: Path) -> Mapping[str, np.ndarray]:

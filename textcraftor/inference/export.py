@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from textcraftor.assets import HUB_ID, is_address
 from textcraftor.errors import UsageError
+from textcraftor.files.pictures import to_rgb
 from textcraftor.files.reading import open_picture, read_json, read_yaml, shaped
 from textcraftor.files.writing import finish, replacing_folder, write_text
 from textcraftor.inference.mix import Mix
@@ -288,7 +289,7 @@ def sheet_of(mix: Mix) -> Image.Image | None:
     if file is None or not file.exists():
         return None
     with open_picture(file) as picture:
-        return picture.convert("RGB")
+        return to_rgb(picture)
 
 
 def write_card(

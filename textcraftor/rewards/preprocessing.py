@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from textcraftor.files.pictures import to_rgb
+
 PILLOW_PRECISION = 2**22  # Pillow resamples 8-bit pictures with coefficients rounded to this fraction
 
 
@@ -75,8 +77,8 @@ def normalize(
 
 
 def from_pil(picture: Image.Image) -> Float[Tensor, "3 height width"]:
-    """A picture as floats in [0, 1]."""
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
+    """A picture as floats in [0, 1], see `to_rgb`."""
+    return torch.from_numpy(np.array(to_rgb(picture))).permute(2, 0, 1).float() / 255
 
 
 def clip_pixels(

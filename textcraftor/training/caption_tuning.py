@@ -47,7 +47,8 @@ class CaptionTuning:
         """
         examples = self.draw(state.step, batch_size)
         sums = torch.zeros(2, dtype=torch.float64, device=self.model.device)
-        for part in state.plan.micro_batches(rows):
+        alike = self.latents.by_size(examples, rows)
+        for part in (part for group in alike for part in state.plan.micro_batches(group)):
             losses, errors = self.losses([examples[row] for row in part], phases)
             share = processes_of_this_run().num_processes / batch_size
             with phases("backward"):
@@ -58,7 +59,7 @@ class CaptionTuning:
     def losses(
         self, examples: Sequence[Example], phases: Phases
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """Each example's weighted loss, and its squared error without the weight."""
+        """The weighted loss of each example, all of one size, and its squared error without the weight."""
         model, schedule = self.model, self.model.noise_schedule
         latents = torch.stack([self.latents[example.index] for example in examples]).to(model.device)
         size = self.latents.size_of(examples[0].index)

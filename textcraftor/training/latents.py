@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from textcraftor.data.blend import RecordDraw
+from textcraftor.data.blend import Example, RecordDraw
 from textcraftor.data.prompts import step_rng
 from textcraftor.data.records import Records
 from textcraftor.errors import UsageError
@@ -89,6 +89,13 @@ class Latents:
         sizes = dict.fromkeys([*self.stored, *other.stored])
         stored = {size: torch.cat([one.stored[size] for one in (self, other) if size in one.stored]) for size in sizes}
         return Latents(stored, [*self.place, *((size, row + rows.get(size, 0)) for size, row in other.place)])
+
+    def by_size(self, examples: Sequence[Example], rows: Sequence[int]) -> list[list[int]]:
+        """A batch's rows, those of one size together."""
+        groups: dict[Size, list[int]] = {}
+        for row in rows:
+            groups.setdefault(self.size_of(examples[row].index), []).append(row)
+        return list(groups.values())
 
     def told(self) -> str:
         return "latents: " + ", ".join(f"{len(rows)} of {size}" for size, rows in self.stored.items())

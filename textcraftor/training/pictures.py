@@ -51,13 +51,13 @@ class Pictures:
     def read(cls, config: DictConfig) -> Pictures:
         """Prompts are those of `prompts.held_out`, else the captions of `data.held_out` records, drawn by the seed,
         that are not learned from."""
-        blend = Blend(config.captions.p, config.captions.kind, config.captions.dropout, config.seed)
-        records, count = Records.read(config.data.path, config.data.captions), config.data.held_out
+        blend = Blend(**config.captions, seed=config.seed)
+        data, count = config.data, config.data.held_out
+        records = Records.read(data.path, data.captions, data.split)
         if config.prompts.held_out:
             prompts = read_prompts(config.prompts.held_out, config.prompts.column, "prompts.held_out", show)
-            records = records.only(
-                [i for i, record in enumerate(records.records) if record.caption not in set(prompts)]
-            )
+            apart = set(prompts)
+            records = records.only([i for i, one in enumerate(records.records) if apart.isdisjoint(one.captions)])
         elif len(records) <= count:
             raise UsageError(f"data.path holds {len(records)} pictures: not more than data.held_out={count}")
         else:
@@ -74,11 +74,16 @@ class Pictures:
         """Every caption that may be drawn."""
         return [caption for one in (self.records, self.letters) if one for caption in one.captions]
 
-    def encode(self, model: Model, cache: Path) -> tuple[RecordDraw, Latents]:
-        """The latents of every picture that can be read, and what draws them; says what was found."""
+    def encode(self, model: Model, cache: Path, shapes: bool = True) -> tuple[RecordDraw, Latents]:
+        """The latents of every picture that can be read, and what draws them; says what was found.
+
+        Args:
+            shapes: whether pictures keep their shape, instead of that of `sampling`.
+        """
         config, parts = self.config, list[tuple[Records, Latents]]()
         step = model.family.bucket_step(model.pipeline)
-        sizes = bucket_sizes(config.sampling.height, config.sampling.width, step, config.data.aspect_ratio)
+        height, width = config.sampling.height, config.sampling.width
+        sizes = bucket_sizes(height, width, step, config.data.aspect_ratio) if shapes else [(height, width)]
         for name, records in (("main", self.records), ("letters", self.letters)):
             if records is not None:
                 parts.append(encode_records(model, records, sizes, cache / name))

@@ -33,7 +33,7 @@ def load(config: DictConfig, cache: Path | None = None) -> Job:
     def objective_of(job: Job) -> RewardTuning:
         if from_pictures(config):
             assert cache is not None
-            draw: PromptDraw | PictureDraw = PictureDraw(*pictures.encode(job.model, cache))
+            draw: PromptDraw | PictureDraw = PictureDraw(*pictures.encode(job.model, cache, shapes=False))
         else:
             draw = PromptDraw(prompts, config.seed)
         detach_negative = config.conditioning.detach_negative

@@ -39,7 +39,7 @@ def check(config: DictConfig, folder: Path) -> None:
 def run(config: DictConfig, folder: Path) -> str:
     """Write one captioner a stage; a run that was interrupted goes on where the same command is given again."""
     check(config, folder)
-    records, processes = Records.read(config.data.path, config.data.captions), processes_of_this_run()
+    records, processes = Records.read(**config.data), processes_of_this_run()
     for name, stage in config.stages.items():
         if stage.kind is not None and stage.kind not in records.kinds:
             there = ", ".join(records.kinds) or "none"
@@ -99,7 +99,7 @@ def embed(captioner: PrefixCaptioner, records: Records, batch_size: int = 32) ->
 
 def captions_of(records: Records, index: int, kind: str | None) -> tuple[str, ...]:
     record = records.records[index]
-    return (record.caption,) if kind is None else tuple(record.synthetic.get(kind, ()))
+    return record.captions if kind is None else tuple(record.synthetic.get(kind, ()))
 
 
 def fit_stage(
