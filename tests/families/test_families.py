@@ -297,6 +297,31 @@ def test_a_stock_pipeline_loads_what_its_loader_takes(case):
     assert (ours - untuned).abs().max() > 1e-2
 
 
+WIDE = {  # layers that the families' own choice of adapters leaves out
+    "text_encoder": ["fc1"],
+    "text_encoder_2": ["q_proj", "fc2", "text_projection"],
+    "denoiser": ["to_q", "to_k", "to_v", "to_out.0", "ff.net.2", "conv1", "linear_1"],
+}
+
+
+def test_a_stock_pipeline_loads_every_tensor_of_adapters_on_any_layers(case):
+    """Each part's folder into a fresh stock pipeline: as many tensors as learned, none as they begin."""
+    made = []
+    for part, targets in WIDE.items():
+        lora = {"rank": 2, "alpha": 4.0, "target_modules": targets, "layers": None}
+        if case.kind_of(part) not in ("clip_text_model", "denoiser"):
+            continue  # peft's layout
+        component = case.model().component(part)
+        folder = case.make_run(f"wide_{part}", {part: lora}) / f"{component}_lora"
+        pipe, (file,) = case.pipeline(), folder.glob("*.safetensors")
+        pipe.load_lora_weights(folder)
+        loaded = {name: one for name, one in getattr(pipe, component).named_parameters() if "lora_" in name}
+        assert len(loaded) == len(load_file(file)) > 0
+        assert all(one.abs().max() > 0 for one in loaded.values())
+        made.append(part)
+    assert made, "no part has such adapters: this proves nothing"
+
+
 def test_an_old_folder_without_steps_offset_gets_the_stock_pipelines_timesteps(tmp_path):
     """diffusers corrects it when the folder is loaded; another sampler made from its settings keeps the correction."""
     from random_models import make_pipeline

@@ -22,6 +22,7 @@ from textcraftor.models.run_record import Base, RunRecord, is_run
 from textcraftor.models.tuned import (
     DENOISERS,
     TEXT_ENCODERS,
+    check_adapters,
     load_denoiser,
     load_text_encoders,
     merge_text_encoders,
@@ -74,6 +75,7 @@ class Mix:
             if not is_run(Path(run)):
                 raise UsageError(f"tuned.{name}={run} holds no run.json: give the folder of a finished run")
             check_confined(Path(run))
+            check_adapters(Path(run), TEXT_ENCODERS)
         encoders = self.encoders
         for name, weight in self.weights.items():
             if name not in (ORIGINAL, *encoders):
@@ -96,7 +98,8 @@ class Mix:
         if self.weights and not any(self.all_weights.values()):
             raise UsageError("every weight of the mix is 0: nothing would condition the picture")
         self._switch()
-        self._denoiser_folder()
+        if (folder := self._denoiser_folder()) is not None:
+            check_adapters(folder, DENOISERS)
 
     @classmethod
     def of(cls, config: DictConfig, **weights: float) -> Mix:
