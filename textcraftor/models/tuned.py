@@ -97,9 +97,12 @@ def load_text_encoders(model: Model, run: Path, name: str, strength: float = 1.0
             raise UsageError(f"{run} tuned a {part}, which this model does not have: another base model?")
         original = encoders.get(part, originals[part])
         if folder.name == part:
-            encoder = copy.deepcopy(original).float()
+            encoder: Any = copy.deepcopy(original).float()
             own = {published(key, encoder): key for key in weights_of(encoder)}
-            stored = read_like({key: encoder.state_dict()[own[key]] for key in own}, folder, STEMS[part])
+            wanted = {key: encoder.state_dict()[own[key]] for key in own}
+            words = encoder.get_input_embeddings().weight
+            names = [published(key, encoder) for key, one in encoder.named_parameters() if one is words]
+            stored = read_like(wanted, folder, STEMS[part], dict.fromkeys(names, len(new_words(model)[part])))
             encoder.load_state_dict({own[key]: value for key, value in stored.items()}, strict=False)
         else:
             encoder = sharing(original)
@@ -107,6 +110,20 @@ def load_text_encoders(model: Model, run: Path, name: str, strength: float = 1.0
             scale_lora_layers(encoder, strength)
         encoders[part] = encoder.to(model.device).eval().requires_grad_(False)
     model.add_reader(name, encoders)
+
+
+def new_words(model: Model) -> dict[str, Tensor]:
+    """By text encoder, the last rows of its word embeddings, of words that were added to its tokenizer, as textual
+    inversion does (Gal et al. 2022): (words, width)."""
+    rows = {}
+    originals: dict[str, Any] = model.encoders(ORIGINAL)
+    for part, encoder in originals.items():
+        words = encoder.get_input_embeddings().weight
+        tokenizer = getattr(model.pipeline, part.replace("text_encoder", "tokenizer"))
+        added = {*tokenizer.get_added_vocab().values()} - {*tokenizer.all_special_ids}
+        count = next(n for n in range(len(words) + 1) if len(words) - 1 - n not in added)
+        rows[part] = words[len(words) - count :].detach().clone()
+    return rows
 
 
 def copy_part(model: Model, path: Path, folder: Path) -> None:
@@ -175,9 +192,14 @@ def load_denoiser(model: Model, folder: Path, strength: float = 1.0) -> None:
     model.tuned_denoiser = True
 
 
-def read_like(wanted: dict[str, Tensor], folder: Path, stem: str) -> dict[str, Tensor]:
+def read_like(
+    wanted: dict[str, Tensor], folder: Path, stem: str, added: Mapping[str, int] | None = None
+) -> dict[str, Tensor]:
     """The tensors of a folder's safetensors files, in float32, under the names and in the shapes of those wanted. Of
     several that share their weights, as the embeddings of a T5 do, files hold one.
+
+    Args:
+        added: by name, how many of the last rows wanted files may lack; those stay as they are.
 
     Raises:
         UsageError: no file, a damaged one, a tensor that is missing, or one of another shape.
@@ -192,13 +214,16 @@ def read_like(wanted: dict[str, Tensor], folder: Path, stem: str) -> dict[str, T
                 names = {PREFIX + key if PREFIX + key in wanted else key: key for key in stored.keys()}  # noqa: SIM118
                 for name in names.keys() & wanted.keys():
                     shape = tuple(stored.get_slice(names[name]).get_shape())
-                    if shape != wanted[name].shape:
+                    own = tuple(wanted[name].shape)
+                    lacking = own[0] - shape[0] if shape and shape[1:] == own[1:] else 0
+                    if shape != own and not 0 < lacking <= (added or {}).get(name, 0):
                         raise UsageError(
-                            f"{file}: {name} has the shape {shape} but the model's own {tuple(wanted[name].shape)}: "
+                            f"{file}: {name} has the shape {shape} but the model's own {own}: "
                             "this was tuned for another base model"
                         )
                 tensors = {name: stored.get_tensor(names[name]) for name in names.keys() & wanted.keys()}
-                found |= {name: checked(file, name, tensor).float() for name, tensor in tensors.items()}
+                tensors = {name: checked(file, name, tensor).float() for name, tensor in tensors.items()}
+                found |= {name: _filled(tensor, wanted[name]) for name, tensor in tensors.items()}
         except SafetensorError as error:
             raise UsageError(f"{file} is no whole safetensors file ({error}): copy it again") from error
     places = {wanted[name].data_ptr() for name in found}
@@ -206,6 +231,11 @@ def read_like(wanted: dict[str, Tensor], folder: Path, stem: str) -> dict[str, T
     if missing:
         raise UsageError(f"{folder}: key {missing[0]} is missing; this was tuned for another base model, or is damaged")
     return found
+
+
+def _filled(tensor: Tensor, own: Tensor) -> Tensor:
+    """A tensor with the last rows of the model's own, where it has fewer."""
+    return tensor if tensor.shape == own.shape else torch.cat([tensor, own[len(tensor) :].float().cpu()])
 
 
 def checked(file: Path, name: str, tensor: Tensor) -> Tensor:
