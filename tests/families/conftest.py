@@ -79,6 +79,11 @@ class Case:
     def denoiser(self) -> Path:
         return self.make_run("denoiser", {"denoiser": LORA})
 
+    def kind_of(self, part: str) -> str:
+        """What a part is to transformers, or `denoiser`."""
+        module = getattr(self.pipeline(), part, None)
+        return part if part == "denoiser" else getattr(getattr(module, "config", None), "model_type", "")
+
     def make_run(self, name: str, tune: dict, schedule: dict | None = None) -> Path:
         folder, model = self.folder / name, self.model()
         if folder.exists():

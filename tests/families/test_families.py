@@ -102,6 +102,34 @@ def test_a_mix_in_the_stock_pipeline_makes_our_pictures(case, options):
     assert all(torch.equal(value, before[name]) for name, value in pipe.text_encoder.state_dict().items())
 
 
+READING = {
+    "sdxl": {"clip_skip": 1},
+    "sd35_medium": {"clip_skip": 1, "max_sequence_length": 7},
+    "flux1_dev": {"max_sequence_length": 7},
+    "flux2_klein": {"max_sequence_length": 16, "text_encoder_out_layers": (9, 18, 18)},
+}
+
+
+def test_how_prompts_are_read_is_as_the_stock_pipeline_means_it(case):
+    """By arguments that change the embeddings: as if the tuned encoders stood in the pipeline itself."""
+    if case.name not in READING:
+        pytest.skip("diffusers' own reading is broken with transformers 5; see the tests of the stock pipeline")
+    pipe, model, mix = case.pipeline(), case.model(), Mix({"a": case.run})
+    asked = READING[case.name] | {"num_inference_steps": 4, "guidance_scale": 3.0}
+    ours, plain = (mix.inputs(pipe, TEXTS, **one) for one in (asked, {"num_inference_steps": 4, "guidance_scale": 3.0}))
+    pictures = stock(pipe, **ours)
+    mix.schedule(model)
+    for part, encoder in model.encoders("a").items():
+        setattr(pipe, part, encoder)
+    assert_same(pictures, stock(pipe, prompt=TEXTS, **asked))
+    assert plain["prompt_embeds"].shape != ours["prompt_embeds"].shape or not torch.equal(
+        plain["prompt_embeds"], ours["prompt_embeds"]
+    )
+    if len(model.text_encoders) > 1:
+        with pytest.raises(UsageError, match="prompt_2=x: all text encoders of a mix read the same prompt"):
+            mix.inputs(pipe, TEXTS, prompt_2="x")
+
+
 def test_switching_by_noise_level_in_the_stock_pipeline(case):
     """Where its callback can change what the encoders say; where it cannot, that is refused by name."""
     mix, model, pipe = Mix({"a": case.late}), case.model(), case.pipeline()
@@ -295,6 +323,31 @@ def test_a_stock_pipeline_loads_what_its_loader_takes(case):
     assert_same(ours, stock(pipe, prompt=TEXTS))
     untuned = generate(case.model(), JOBS, ConditioningSchedule.original(), case.sampling)
     assert (ours - untuned).abs().max() > 1e-2
+
+
+WIDE = {  # layers that the families' own choice of adapters leaves out
+    "text_encoder": ["fc1"],
+    "text_encoder_2": ["q_proj", "fc2", "text_projection"],
+    "denoiser": ["to_q", "to_k", "to_v", "to_out.0", "ff.net.2", "conv1", "linear_1"],
+}
+
+
+def test_a_stock_pipeline_loads_every_tensor_of_adapters_on_any_layers(case):
+    """Each part's folder into a fresh stock pipeline: as many tensors as learned, none as they begin."""
+    made = []
+    for part, targets in WIDE.items():
+        lora = {"rank": 2, "alpha": 4.0, "target_modules": targets, "layers": None}
+        if case.kind_of(part) not in ("clip_text_model", "denoiser"):
+            continue  # peft's layout
+        component = case.model().component(part)
+        folder = case.make_run(f"wide_{part}", {part: lora}) / f"{component}_lora"
+        pipe, (file,) = case.pipeline(), folder.glob("*.safetensors")
+        pipe.load_lora_weights(folder)
+        loaded = {name: one for name, one in getattr(pipe, component).named_parameters() if "lora_" in name}
+        assert len(loaded) == len(load_file(file)) > 0
+        assert all(one.abs().max() > 0 for one in loaded.values())
+        made.append(part)
+    assert made, "no part has such adapters: this proves nothing"
 
 
 def test_an_old_folder_without_steps_offset_gets_the_stock_pipelines_timesteps(tmp_path):

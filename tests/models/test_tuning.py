@@ -104,6 +104,13 @@ def test_layers_and_targets_choose_what_learns(adapted):
         add_learners(load(), {"denoiser": wrong_target()})
 
 
+def test_adapters_of_embeddings_are_refused_before_training():
+    options = copy.deepcopy(TUNE["text_encoder"])
+    options["lora"] |= {"target_modules": ["token_embedding"], "layers": None}
+    with pytest.raises(UsageError, match=r"tune.text_encoder.lora: .* means .*token_embedding, an embedding"):
+        add_learners(load(), {"text_encoder": options})
+
+
 def wrong_target() -> dict:
     options = copy.deepcopy(TUNE["denoiser"])
     options["lora"]["target_modules"] = ["q_projection"]

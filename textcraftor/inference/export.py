@@ -6,7 +6,7 @@ import copy
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,12 +31,23 @@ from textcraftor.inference.mix import Mix
 from textcraftor.inference.opening import open_model
 from textcraftor.models.model import ORIGINAL, Model
 from textcraftor.models.run_record import TUNED, Base, RunRecord, parts_in
-from textcraftor.models.saving import PEFT_FILE, is_clip, plain_state, published, save_whole, sharing
+from textcraftor.models.saving import (
+    LORA_FILE,
+    PEFT_FILE,
+    check_same,
+    is_clip,
+    plain_state,
+    published,
+    save_whole,
+    sharing,
+    stock_adapters,
+)
 from textcraftor.models.tuned import (
     add_adapters,
     component_of,
     copy_part,
     downs_of,
+    fitted,
     lora_file,
     read_lora,
     tuned_folders,
@@ -150,6 +161,8 @@ def write_diffusers(model: Model, mix: Mix, encoder: str, folder: Path) -> None:
     if run_folder is not None:
         for path in tuned_folders(run_folder):
             copy_part(model, path, folder)
+            if (folder / path.name / LORA_FILE).exists():
+                read_adapters_back(model, folder / path.name)
     else:
         write_text_encoders(model, encoder, folder)
         if model.tuned_denoiser:
@@ -183,6 +196,14 @@ def read_back(model: Model, encoder: str, part: str, folder: Path) -> None:
         raise RuntimeError(f"{folder}: {len(lost)} keys do not come back as they were, {lost[0]} among them")
 
 
+def read_adapters_back(model: Model, folder: Path) -> None:
+    """Load a folder of adapters as others will, and refuse any tensor that is lost or changed."""
+    part = component_of(folder)
+    network = model.denoiser if part == model.family.denoiser else model.encoders(ORIGINAL)[part]
+    wanted, _ = fitted(network, *read_lora(lora_file(folder), part, model))
+    check_same(folder, stock_adapters(network, part, type(model.pipeline), folder), wanted)
+
+
 def write_webui(model: Model, mix: Mix, encoder: str, folder: Path) -> None:
     for part, tuned in tuned_parts(model, encoder).items():
         stored = plain_state(tuned).items()
@@ -214,24 +235,25 @@ def write_kohya(model: Model, mix: Mix, encoder: str, folder: Path) -> None:
         part = component_of(path)
         network = model.denoiser if part == model.family.denoiser else model.encoders(ORIGINAL)[part]
         if part in model.family.kohya_readers:
-            read = [changes_of(read_again(network, model, one, part), "again") for one in (file, path)]
+            others = [component_of(one) for one in folders if one != path]
+            read = [
+                changes_of(read_again(network, model, one, part, beside), "again")
+                for one, beside in ((file, others), (path, []))
+            ]
             check_keys(read[0], read[1], file, exactly=False)
 
 
-def read_again(network: nn.Module, model: Model, path: Path, part: str) -> nn.Module:
-    """A network with the adapters that a file or folder holds for it."""
+def read_again(network: nn.Module, model: Model, path: Path, part: str, others: Sequence[str]) -> nn.Module:
+    """A network with the adapters that a file or folder holds for it, and perhaps for others."""
     shared = sharing(network)
-    add_adapters(shared, model, path, part, "again")
+    add_adapters(shared, model, path, part, "again", others)
     return shared
 
 
 def changes_of(network: nn.Module, name: str) -> dict[str, Tensor]:
     """What a network's adapters of that name add to each layer's weights."""
     layers = {key: layer for key, layer in network.named_modules() if name in getattr(layer, "scaling", {})}
-    return {
-        key: layer.scaling[name] * layer.lora_B[name].weight @ layer.lora_A[name].weight
-        for key, layer in layers.items()
-    }
+    return {key: layer.get_delta_weight(name) for key, layer in layers.items()}
 
 
 def write_pipeline(model: Model, mix: Mix, encoder: str, folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
+import torch
 from diffusers import DiffusionPipeline
 from omegaconf import DictConfig
 from torch import Tensor
@@ -22,9 +23,11 @@ from textcraftor.models.run_record import Base, RunRecord, is_run
 from textcraftor.models.tuned import (
     DENOISERS,
     TEXT_ENCODERS,
+    check_adapters,
     load_denoiser,
     load_text_encoders,
     merge_text_encoders,
+    new_words,
     tuned_folders,
 )
 from textcraftor.sampling.conditioning import ConditioningSchedule
@@ -74,6 +77,7 @@ class Mix:
             if not is_run(Path(run)):
                 raise UsageError(f"tuned.{name}={run} holds no run.json: give the folder of a finished run")
             check_confined(Path(run))
+            check_adapters(Path(run), TEXT_ENCODERS)
         encoders = self.encoders
         for name, weight in self.weights.items():
             if name not in (ORIGINAL, *encoders):
@@ -96,7 +100,8 @@ class Mix:
         if self.weights and not any(self.all_weights.values()):
             raise UsageError("every weight of the mix is 0: nothing would condition the picture")
         self._switch()
-        self._denoiser_folder()
+        if (folder := self._denoiser_folder()) is not None:
+            check_adapters(folder, DENOISERS)
 
     @classmethod
     def of(cls, config: DictConfig, **weights: float) -> Mix:
@@ -201,21 +206,33 @@ class Mix:
         Args:
             prompt, negative_prompt: one, or one each.
             arguments: the pipeline's own; the number of steps, the size and the strength belong here, for the first
-                step's conditioning depends on them. They are returned with the rest.
+                step's conditioning depends on them, and `clip_skip` and `max_sequence_length`, which say how prompts
+                are read. They are returned with the rest.
 
         Raises:
-            UsageError: the mix switches encoders, and this pipeline cannot change between steps what they say.
+            UsageError: an argument that a mix cannot follow, adapters on the pipeline's own text encoders, or a mix
+                that switches encoders where this pipeline cannot change between steps what they say.
         """
         model = Model(pipe)
-        for name, encoders in self._loaded.get(pipe, {}).items():
-            model.add_reader(name, {part: encoder.to(model.device) for part, encoder in encoders.items()})
-        found = stock_inputs(model, self.schedule, prompt, negative_prompt, arguments)
-        self._loaded[pipe] = {
-            name: {part: one for part, one in model.encoders(name).items() if one is not getattr(pipe, part)}
+        originals: dict[str, Any] = model.encoders(ORIGINAL)
+        begun, loaded = self._loaded.get(pipe, (None, {}))
+        words = new_words(model)
+        if begun is not None and all(torch.equal(begun[part], words[part]) for part in words):
+            for name, encoders in loaded.items():
+                model.add_reader(name, {part: encoder.to(model.device) for part, encoder in encoders.items()})
+        learns = [(one, one.requires_grad) for encoder in originals.values() for one in encoder.parameters()]
+        try:
+            given = stock_inputs(model, self.schedule, prompt, negative_prompt, arguments)
+        finally:
+            for parameter, learned in learns:  # adapters share them
+                parameter.requires_grad_(learned)
+        loaded = {
+            name: {part: one for part, one in model.encoders(name).items() if one is not originals[part]}
             for name in model.readers
             if name != ORIGINAL
         }
-        return found
+        self._loaded[pipe] = words, loaded
+        return given
 
 
 def check_base(tuned: Mapping[str, str], config: DictConfig) -> None:

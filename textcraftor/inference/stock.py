@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from textcraftor.errors import UsageError
@@ -17,6 +19,9 @@ from textcraftor.models.model import Model
 from textcraftor.sampling.conditioning import ConditioningSchedule
 
 CALLBACK, CHANGED = "callback_on_step_end", "callback_on_step_end_tensor_inputs"
+OLD_CALLBACK = ("callback", "callback_steps")  # which some pipelines still take without naming them
+READING = ("clip_skip", "max_sequence_length", "text_encoder_out_layers")  # how prompts are read
+CLOSE = 1e-2  # how far rounding may take embeddings from those that were given, as a share of the largest
 
 
 @torch.no_grad()
@@ -33,16 +38,25 @@ def stock_inputs(
         schedule_of: which encoder conditions which noise level, from the timesteps of a number of steps.
     """
     pipe, family = model.pipeline, model.family
+    arguments = {name: value for name, value in arguments.items() if value is not None}
     defaults = {name: given.default for name, given in inspect.signature(pipe.__call__).parameters.items()}
+    _check(model, arguments, defaults)
     chosen = {**defaults, **arguments}
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     one = negative_prompt is None or isinstance(negative_prompt, str)
     negatives: list[Any] = [negative_prompt] * len(prompts) if one else list(negative_prompt or ())
+    model.check_prompts([*prompts, *negatives])
     guided = model.guided(chosen.get("guidance_scale") or 1.0) or negative_prompt is not None
     size = _size_of(pipe, chosen)
-    schedule = schedule_of(model, lambda steps: _timesteps(model, size, {"num_inference_steps": steps}))
-    encoded = {name: model.encode(prompts, negatives if guided else None, name, size) for name in schedule.encoders}
-    first = schedule.at(encoded, _first_timestep(model, size, chosen))
+    schedule = schedule_of(model, partial(_starts, model, size))
+    texts = negatives if guided else None
+    encoded = {name: _asked(model, arguments).encode(prompts, texts, name, size) for name in schedule.encoders}
+    if texts is not None and "clip_skip" in arguments:  # which pipelines keep to the prompt
+        usual = _asked(model, {name: value for name, value in arguments.items() if name != "clip_skip"})
+        read = {name: usual.encode(prompts, texts, name, size).negative for name in encoded}
+        encoded = {name: Conditioning(one.prompt, read[name]) for name, one in encoded.items()}
+    first_timestep = _first_timestep(model, size, chosen)
+    first = schedule.at(encoded, first_timestep)
     found = dict(arguments)
     for prefix, branch in (("", first.prompt), ("negative_", first.negative)):
         for name, argument in family.arguments.items() if branch is not None else ():
@@ -54,9 +68,64 @@ def stock_inputs(
     if schedule.early == schedule.late:
         return found
     changed = _changed(model, [schedule.at(encoded, t) for t in (0, model.noise_schedule.timesteps)])
-    wanted = dict.fromkeys([*changed.values(), *arguments.get(CHANGED, ["latents"])])
-    switch = partial(_switch, partial(schedule.at, encoded), changed, family.joined, arguments.get(CALLBACK))
-    return found | {CALLBACK: switch, CHANGED: list(wanted)}
+    theirs = arguments.get(CALLBACK)
+    asked = getattr(theirs, "tensor_inputs", arguments.get(CHANGED, ["latents"]))
+    switch = partial(_switch, schedule, encoded, changed, first_timestep, theirs)
+    return found | {CALLBACK: switch, CHANGED: list(dict.fromkeys([*changed.values(), *asked]))}
+
+
+def _check(model: Model, arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuse arguments that would not do what they say, and a pipeline whose text encoders are not its own alone."""
+    pipe = model.pipeline
+    kind, known = type(pipe).__name__, {*defaults, *(OLD_CALLBACK if "kwargs" in defaults else ())}
+    made = {prefix + name for name in model.family.arguments.values() for prefix in ("", "negative_")}
+    for name, value in arguments.items():
+        if name not in known or name == "kwargs":
+            raise UsageError(f"{name}={value}: {kind} takes no such argument; see its __call__")
+        if name in made:
+            raise UsageError(
+                f"{name} is what the mix makes of the prompt: leave it out, or give it to the pipeline without a mix"
+            )
+        if re.fullmatch(r"(negative_)?prompt_\d", name):
+            raise UsageError(f"{name}={value}: all text encoders of a mix read the same prompt; leave {name} out")
+    for part in model.text_encoders:
+        if any(isinstance(layer, BaseTunerLayer) for layer in getattr(pipe, part).modules()):
+            raise UsageError(
+                f"the pipeline's {part} has adapters loaded, and a mix is of the base model's own encoder and tuned "
+                "ones: take them off with pipe.unload_lora_weights(), and load a LoRA for the denoiser alone"
+            )
+
+
+def _asked(model: Model, arguments: Mapping[str, Any]) -> Model:
+    """The same model, whose readers follow the arguments that say how prompts are read."""
+    known = inspect.signature(model.pipeline.encode_prompt).parameters
+    asked = {name: arguments[name] for name in READING if name in arguments and name in known}
+    asking = copy.copy(model)
+    asking.readers = {name: copy.copy(reader) for name, reader in model.readers.items()}
+    for reader in asking.readers.values() if asked else ():
+        vars(reader).update({part: _Named(getattr(reader, part)) for part in model.text_encoders})
+        reader.encode_prompt = partial(reader.encode_prompt, **asked)
+    return asking
+
+
+class _Named:
+    """A text encoder with the name by which diffusers finds a CLIP's last layer, which transformers 5 leaves out."""
+
+    def __init__(self, encoder: Any) -> None:
+        self._encoder = encoder
+        self.text_model = getattr(encoder, "text_model", encoder)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self._encoder(*arguments, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+
+def _starts(model: Model, size: Size, steps: int) -> Tensor:
+    """The timestep at which each of so many steps begins; some samplers call the denoiser again within a step."""
+    timesteps = _timesteps(model, size, {"num_inference_steps": steps})
+    return timesteps[:: getattr(model.pipeline.scheduler, "order", 1)]
 
 
 def _changed(model: Model, ends: Sequence[Conditioning]) -> dict[str, str]:
@@ -73,7 +142,7 @@ def _changed(model: Model, ends: Sequence[Conditioning]) -> dict[str, str]:
                 continue
             seen = family.switchable.get(name, "")
             negative = branches[0] is ends[0].negative
-            if seen not in pipe._callback_tensor_inputs or (negative and not family.joined):
+            if seen not in getattr(pipe, "_callback_tensor_inputs", ()) or (negative and not family.joined):
                 what = ("negative_" if negative else "") + family.arguments[name]
                 raise UsageError(
                     f"{type(pipe).__name__} cannot change {what} between steps, and this mix switches encoders: let it "
@@ -111,13 +180,15 @@ def _first_timestep(model: Model, size: Size, chosen: Mapping[str, Any]) -> Tens
         return timesteps[0]
     own = any(chosen.get(name) is not None for name in ("timesteps", "sigmas"))
     steps = len(timesteps) if own else chosen["num_inference_steps"]
-    return pipe.get_timesteps(steps, chosen["strength"], "cpu")[0][0]
+    cut = {name: chosen[name] for name in ("denoising_start",) if chosen.get(name) is not None}
+    return pipe.get_timesteps(steps, chosen["strength"], "cpu", **cut)[0][0]
 
 
 def _switch(
-    conditioning_at: Callable[[Tensor], Conditioning],
+    schedule: ConditioningSchedule,
+    encoded: Mapping[str, Conditioning],
     changed: Mapping[str, str],
-    joined: bool,
+    first: Tensor,
     theirs: Callable | None,
     pipe: Any,
     step: int,
@@ -125,13 +196,43 @@ def _switch(
     tensors: dict[str, Tensor],
 ) -> dict[str, Tensor]:
     """A pipeline's `callback_on_step_end`: the embeddings for the step that comes next."""
+    if step == 0 and schedule.weights(t) != schedule.weights(first):
+        raise UsageError(
+            f"the pipeline began at timestep {int(t)}, and the mix was made for a beginning at {int(first)}, with "
+            "another encoder: give num_inference_steps, strength, timesteps and sigmas to inputs(), not to the pipeline"
+        )
     tensors = theirs(pipe, step, t, tensors) if theirs else tensors
-    steps = pipe.scheduler.timesteps[-pipe.num_timesteps :]
-    if step + 1 == len(steps):
+    following = _following(pipe, step, t)
+    if following is None or (step > 0 and schedule.weights(t) == schedule.weights(following)):
         return tensors
-    prompt, negative = conditioning_at(steps[step + 1]).branches
-    both = [negative, prompt] if joined and pipe.do_classifier_free_guidance else [prompt]
-    for name, seen in changed.items():
-        said = torch.cat([branch.mixed[name] for branch in both]).to(tensors[seen])  # type: ignore[union-attr]
-        tensors[seen] = said.repeat_interleave(len(tensors[seen]) // len(said), 0)
-    return tensors
+    now, then = schedule.at(encoded, t), schedule.at(encoded, following)
+    return tensors | {seen: _exchanged(pipe, seen, tensors[seen], name, now, then) for name, seen in changed.items()}
+
+
+def _following(pipe: Any, step: int, t: Tensor) -> Tensor | None:
+    """The timestep after that of a step; a pipeline may take not all of its scheduler's, from the first to the last."""
+    steps, taken = pipe.scheduler.timesteps, pipe.num_timesteps
+    if step + 1 == taken:
+        return None
+    skipped = (steps[step : len(steps) - taken + step + 1] == t).nonzero()
+    return steps[(int(skipped[-1]) if len(skipped) else len(steps) - taken) + step + 1]
+
+
+def _exchanged(pipe: Any, seen: str, held: Tensor, name: str, now: Conditioning, then: Conditioning) -> Tensor:
+    """Each row of what a pipeline holds, which may be any branch's and several times there, as the next step wants it.
+
+    Raises:
+        UsageError: a row is of no branch.
+    """
+    before, after = (
+        torch.cat([branch.mixed[name] for branch in one.branches if branch is not None]).to(held) for one in (now, then)
+    )
+    if held.shape[1:] == before.shape[1:]:
+        apart = torch.stack([(held - row).abs().flatten(1).amax(1) for row in before], 1)
+        nearest = apart.min(1)
+        if nearest.values.max() <= CLOSE * before.abs().max():
+            return after[nearest.indices]
+    raise UsageError(
+        f"{type(pipe).__name__} has changed {seen}, and this mix switches encoders: let it hold in all steps, "
+        "last=(steps, steps), or generate with TextCraftor's own sampler"
+    )

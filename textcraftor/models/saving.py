@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 PREFIX = "text_model."  # of a CLIP's weights as published
 LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
 PEFT_FILE = "adapter_model.safetensors"  # as peft does, for what diffusers cannot load
+ADAPTER = "again"  # names adapters that are read back
 
 
 def save_whole(module: Any, folder: Path) -> None:
@@ -48,20 +52,64 @@ def published(key: str, module: Any) -> str:
 
 
 def save_lora(module: Any, component: str, lora: LoraConfig, pipeline: Any, folder: Path) -> None:
-    """Write a network's adapters so that its pipelines' `load_lora_weights` takes them; peft's layout where it would
-    not.
+    """Write a network's adapters so that its pipelines' `load_lora_weights` takes all of them; peft's layout where it
+    would take none.
 
     Args:
         component: diffusers' name of the network.
         pipeline: the class.
+
+    Raises:
+        RuntimeError: the stock loader does not read all of them back.
     """
+    stored = get_peft_model_state_dict(module)
     taken = f"{component}_lora_layers"
     if taken not in inspect.signature(pipeline.save_lora_weights).parameters:
         module.save_pretrained(folder)
+        written = load_file(folder / PEFT_FILE)
+        check_same(folder, {key.removeprefix("base_model.model."): one for key, one in written.items()}, stored)
         return
-    stored = get_peft_model_state_dict(module).items()
-    state = {published(key, module): value.detach().cpu() for key, value in stored}
-    pipeline.save_lora_weights(folder, **{taken: state, f"{component}_lora_adapter_metadata": lora.to_dict()})
+    state = {published(key, module): value.detach().cpu() for key, value in stored.items()}
+    metadata = {f"{component}_lora_adapter_metadata": lora.to_dict()}
+    pipeline.save_lora_weights(folder, **{taken: stock_names(state, component)}, **metadata)
+    check_same(folder, stock_adapters(module, component, pipeline, folder), stored)
+
+
+def stock_names(state: Mapping[str, Tensor], component: str) -> dict[str, Tensor]:
+    """Adapters under names by which the stock loader knows all of them: peft's, but of a text encoder without adapters
+    on its attention diffusers' older ones, as the loader tells peft's names by those layers."""
+    told = any(re.search(r"\.(q|k|v|out)_proj\.lora_", key) for key in state)
+    if told or not component.startswith("text_encoder"):
+        return dict(state)
+    older = {".lora_A.": ".lora_linear_layer.down.", ".lora_B.": ".lora_linear_layer.up."}
+    return {re.sub(r"\.lora_[AB]\.", lambda match: older[match[0]], key): value for key, value in state.items()}
+
+
+def stock_adapters(network: Any, component: str, pipeline: Any, folder: Path) -> dict[str, Tensor]:
+    """What the stock loader puts into a network of this kind from a folder of adapters, under peft's names."""
+    is_text = component.startswith("text_encoder")
+    with torch.device("meta"):
+        bare = type(network)(network.config) if is_text else type(network).from_config(network.config)
+    bare.to(network.dtype).to_empty(device="cpu")  # its weights are never written, so they take no memory
+    load = getattr(pipeline, f"load_lora_into_{'text_encoder' if is_text else component}")
+    state, *about = pipeline.lora_state_dict(folder, return_lora_metadata=True, use_safetensors=True)
+    given = {"text_encoder" if is_text else component: bare, "metadata": about[-1], "adapter_name": ADAPTER}
+    given |= {"network_alphas": None, "prefix": component, "low_cpu_mem_usage": True}
+    known = inspect.signature(load).parameters
+    load(state, **{name: one for name, one in given.items() if name in known})
+    return get_peft_model_state_dict(bare, adapter_name=ADAPTER)
+
+
+def check_same(folder: Path, loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Refuse, loudly, adapters of which one was lost or changed on their way through a folder."""
+    lost = sorted(loaded.keys() ^ wanted.keys())
+    lost += [key for key in wanted if key in loaded and not _same(loaded[key], wanted[key])]
+    if lost:
+        raise RuntimeError(f"{folder}: {len(lost)} of {len(wanted)} tensors do not come back, {lost[0]} among them")
+
+
+def _same(loaded: Tensor, wanted: Tensor) -> bool:
+    return loaded.device.type != "meta" and torch.equal(loaded.detach().cpu(), wanted.detach().cpu().to(loaded.dtype))
 
 
 def sharing(module: Any) -> Any:

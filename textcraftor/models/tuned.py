@@ -19,11 +19,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from textcraftor.errors import UsageError
-from textcraftor.files.reading import MB, check_confined, check_file, read_json, shaped
+from textcraftor.errors import UsageError, one_line
+from textcraftor.files.reading import MB, check_confined, check_file, read_json
 from textcraftor.files.writing import write_json
+from textcraftor.models.lora_file import check_names, check_parts, layer_alphas, tensor_names
 from textcraftor.models.model import ORIGINAL, Model
-from textcraftor.models.saving import LORA_FILE, PEFT_FILE, PREFIX, plain_state, published, sharing, weights_of
+from textcraftor.models.saving import (
+    LORA_FILE,
+    PEFT_FILE,
+    PREFIX,
+    plain_state,
+    published,
+    sharing,
+    stock_names,
+    weights_of,
+)
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 DENOISERS = ("unet", "transformer")
@@ -57,6 +67,20 @@ def component_of(folder: Path) -> str:
     return folder.name.removesuffix("_lora")
 
 
+def check_adapters(folder: Path, components: Sequence[str]) -> None:
+    """Refuse adapters that would not be applied in full, from the names in the files' headers.
+
+    Args:
+        folder: a run, a folder of adapters, or a LoRA's file.
+        components: diffusers' names of the networks that what is there may be for.
+    """
+    for path in tuned_folders(folder, components) or [folder]:
+        file = next((file for file in lora_places(path) if file.is_file()), None)
+        if file is not None:
+            part = component_of(path) if component_of(path) in components else components[0]
+            check_names(file, tensor_names(check_file(file, MOST_WEIGHTS)), part)
+
+
 def load_text_encoders(model: Model, run: Path, name: str, strength: float = 1.0) -> None:
     """Add a run's text encoders, whole or as adapters, to a model under a name, frozen, in float32.
 
@@ -73,9 +97,12 @@ def load_text_encoders(model: Model, run: Path, name: str, strength: float = 1.0
             raise UsageError(f"{run} tuned a {part}, which this model does not have: another base model?")
         original = encoders.get(part, originals[part])
         if folder.name == part:
-            encoder = copy.deepcopy(original).float()
+            encoder: Any = copy.deepcopy(original).float()
             own = {published(key, encoder): key for key in weights_of(encoder)}
-            stored = read_like({key: encoder.state_dict()[own[key]] for key in own}, folder, STEMS[part])
+            wanted = {key: encoder.state_dict()[own[key]] for key in own}
+            words = encoder.get_input_embeddings().weight
+            names = [published(key, encoder) for key, one in encoder.named_parameters() if one is words]
+            stored = read_like(wanted, folder, STEMS[part], dict.fromkeys(names, len(new_words(model)[part])))
             encoder.load_state_dict({own[key]: value for key, value in stored.items()}, strict=False)
         else:
             encoder = sharing(original)
@@ -83,6 +110,20 @@ def load_text_encoders(model: Model, run: Path, name: str, strength: float = 1.0
             scale_lora_layers(encoder, strength)
         encoders[part] = encoder.to(model.device).eval().requires_grad_(False)
     model.add_reader(name, encoders)
+
+
+def new_words(model: Model) -> dict[str, Tensor]:
+    """By text encoder, the last rows of its word embeddings, of words that were added to its tokenizer, as textual
+    inversion does (Gal et al. 2022): (words, width)."""
+    rows = {}
+    originals: dict[str, Any] = model.encoders(ORIGINAL)
+    for part, encoder in originals.items():
+        words = encoder.get_input_embeddings().weight
+        tokenizer = getattr(model.pipeline, part.replace("text_encoder", "tokenizer"))
+        added = {*tokenizer.get_added_vocab().values()} - {*tokenizer.all_special_ids}
+        count = next(n for n in range(len(words) + 1) if len(words) - 1 - n not in added)
+        rows[part] = words[len(words) - count :].detach().clone()
+    return rows
 
 
 def copy_part(model: Model, path: Path, folder: Path) -> None:
@@ -95,11 +136,13 @@ def copy_part(model: Model, path: Path, folder: Path) -> None:
     place = folder / path.name
     place.mkdir(parents=True)
     if path.name != part:
-        file = lora_file(path)
-        shutil.copyfile(check_file(file, MOST_WEIGHTS), place / file.name)
+        file = check_file(lora_file(path), MOST_WEIGHTS)
         if file.name == PEFT_FILE:
+            shutil.copyfile(file, place / file.name)
             settings = read_json(file.with_name(ADAPTER_CONFIG))
             write_json(place / ADAPTER_CONFIG, {name: settings[name] for name in ADAPTER_SETTINGS if name in settings})
+        else:
+            copy_adapters(file, place, part)
         return
     if part == model.family.denoiser:
         model.denoiser.save_config(place)
@@ -110,6 +153,18 @@ def copy_part(model: Model, path: Path, folder: Path) -> None:
         own = original.state_dict()
         state = read_like({published(key, original): own[key] for key in weights_of(original)}, path, STEMS[part])
     save_file(state, place / f"{STEMS[part]}.safetensors", metadata={"format": "pt"})
+
+
+def copy_adapters(file: Path, place: Path, component: str) -> None:
+    """Copy a file of adapters, with names by which the stock loader knows all of them."""
+    names = tensor_names(file)
+    check_names(file, names, component)
+    if list(stock_names(dict.fromkeys(names, torch.empty(0)), component)) == names:
+        shutil.copyfile(file, place / LORA_FILE)
+        return
+    with safe_open(file, "pt") as stored:
+        state = {name: stored.get_tensor(name) for name in names}
+        save_file(stock_names(state, component), place / LORA_FILE, metadata=stored.metadata())
 
 
 def load_denoiser(model: Model, folder: Path, strength: float = 1.0) -> None:
@@ -137,9 +192,14 @@ def load_denoiser(model: Model, folder: Path, strength: float = 1.0) -> None:
     model.tuned_denoiser = True
 
 
-def read_like(wanted: dict[str, Tensor], folder: Path, stem: str) -> dict[str, Tensor]:
+def read_like(
+    wanted: dict[str, Tensor], folder: Path, stem: str, added: Mapping[str, int] | None = None
+) -> dict[str, Tensor]:
     """The tensors of a folder's safetensors files, in float32, under the names and in the shapes of those wanted. Of
     several that share their weights, as the embeddings of a T5 do, files hold one.
+
+    Args:
+        added: by name, how many of the last rows wanted files may lack; those stay as they are.
 
     Raises:
         UsageError: no file, a damaged one, a tensor that is missing, or one of another shape.
@@ -154,13 +214,16 @@ def read_like(wanted: dict[str, Tensor], folder: Path, stem: str) -> dict[str, T
                 names = {PREFIX + key if PREFIX + key in wanted else key: key for key in stored.keys()}  # noqa: SIM118
                 for name in names.keys() & wanted.keys():
                     shape = tuple(stored.get_slice(names[name]).get_shape())
-                    if shape != wanted[name].shape:
+                    own = tuple(wanted[name].shape)
+                    lacking = own[0] - shape[0] if shape and shape[1:] == own[1:] else 0
+                    if shape != own and not 0 < lacking <= (added or {}).get(name, 0):
                         raise UsageError(
-                            f"{file}: {name} has the shape {shape} but the model's own {tuple(wanted[name].shape)}: "
+                            f"{file}: {name} has the shape {shape} but the model's own {own}: "
                             "this was tuned for another base model"
                         )
                 tensors = {name: stored.get_tensor(names[name]) for name in names.keys() & wanted.keys()}
-                found |= {name: checked(file, name, tensor).float() for name, tensor in tensors.items()}
+                tensors = {name: checked(file, name, tensor).float() for name, tensor in tensors.items()}
+                found |= {name: _filled(tensor, wanted[name]) for name, tensor in tensors.items()}
         except SafetensorError as error:
             raise UsageError(f"{file} is no whole safetensors file ({error}): copy it again") from error
     places = {wanted[name].data_ptr() for name in found}
@@ -168,6 +231,11 @@ def read_like(wanted: dict[str, Tensor], folder: Path, stem: str) -> dict[str, T
     if missing:
         raise UsageError(f"{folder}: key {missing[0]} is missing; this was tuned for another base model, or is damaged")
     return found
+
+
+def _filled(tensor: Tensor, own: Tensor) -> Tensor:
+    """A tensor with the last rows of the model's own, where it has fewer."""
+    return tensor if tensor.shape == own.shape else torch.cat([tensor, own[len(tensor) :].float().cpu()])
 
 
 def checked(file: Path, name: str, tensor: Tensor) -> Tensor:
@@ -184,8 +252,11 @@ def checked(file: Path, name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def add_adapters(module: Any, model: Model, path: Path, component: str, name: str) -> None:
+def add_adapters(module: Any, model: Model, path: Path, component: str, name: str, others: Sequence[str] = ()) -> None:
     """Add LoRA weights, in any layout that diffusers reads or in peft's, to one of a model's networks.
+
+    Args:
+        others: parts for which the file may hold adapters too, which are left to whoever reads it for them.
 
     Raises:
         UsageError: no such file, adapters that do not fit, or none for this part.
@@ -193,7 +264,7 @@ def add_adapters(module: Any, model: Model, path: Path, component: str, name: st
     file = check_file(lora_file(path), MOST_WEIGHTS)
     if file.stat().st_size > sum(parameter.nbytes for parameter in module.parameters()):
         raise UsageError(f"{file} is larger than the network that it adapts: another base model?")
-    stored, alphas = read_lora(file, component, model)
+    stored, alphas = fitted(module, *read_lora(file, component, model, others))
     for key in stored:
         checked(file, key, stored[key])
         twin = key.replace(".lora_A.", ".lora_B.") if ".lora_A." in key else key.replace(".lora_B.", ".lora_A.")
@@ -203,10 +274,7 @@ def add_adapters(module: Any, model: Model, path: Path, component: str, name: st
         raise UsageError(
             f"{file}: the alpha of {wrong} is {alphas[wrong]:g}; it must be finite and at most {LARGEST:g}"
         )
-    known = {layer for layer, _ in module.named_modules()}
-    state = {key if key.rpartition(".lora_")[0] in known else key.removeprefix(PREFIX): stored[key] for key in stored}
-    alphas = {key if key in known else key.removeprefix(PREFIX): alpha for key, alpha in alphas.items()}
-    ranks = {key.rpartition(".lora_")[0]: len(state[key]) for key in downs_of(state)}
+    ranks, known = ranks_of(stored), {layer for layer, _ in module.named_modules()}
     if strangers := [layer for layer in ranks if layer not in known]:
         raise UsageError(
             f"{file}: {len(strangers)} of {len(ranks)} adapters do not fit this model, {strangers[0]} among them: "
@@ -221,15 +289,31 @@ def add_adapters(module: Any, model: Model, path: Path, component: str, name: st
     )
     try:
         module.add_adapter(config, adapter_name=name)
-        set_peft_model_state_dict(module, state, adapter_name=name)
+        result: Any = set_peft_model_state_dict(module, stored, adapter_name=name)
     except (ValueError, RuntimeError, KeyError) as error:
         raise UsageError(f"{file}: its adapters do not fit this model ({str(error).splitlines()[0]})") from error
+    if left := result.unexpected_keys:
+        raise UsageError(f"{file}: {left[0]} does not fit this model: another base model?")
+
+
+def fitted(
+    module: nn.Module, state: Mapping[str, Tensor], alphas: Mapping[str, float]
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Adapters and alphas under the names that the network itself has for its layers."""
+    known = {layer for layer, _ in module.named_modules()}
+    named = {key if key.rpartition(".lora_")[0] in known else key.removeprefix(PREFIX): state[key] for key in state}
+    return named, {key if key in known else key.removeprefix(PREFIX): alpha for key, alpha in alphas.items()}
+
+
+def lora_places(path: Path) -> list[Path]:
+    """Where a folder's adapters may be; a file is its own place."""
+    files = [path / LORA_FILE, path / PEFT_FILE] if path.is_dir() else [path]
+    return [file for file in files if file.suffix == ".safetensors"]
 
 
 def lora_file(path: Path) -> Path:
     """The file of adapters in a folder, or that file itself."""
-    files = [path / LORA_FILE, path / PEFT_FILE] if path.is_dir() else [path]
-    found = next((file for file in files if file.is_file() and file.suffix == ".safetensors"), None)
+    found = next((file for file in lora_places(path) if file.is_file()), None)
     if found is None:
         raise UsageError(f"{path} holds no {LORA_FILE}: give the folder of a finished run")
     return found
@@ -240,14 +324,22 @@ def downs_of(state: Mapping[str, Tensor]) -> list[str]:
     return [key for key in state if ".lora_A." in key]
 
 
-def read_lora(file: Path, component: str, model: Model) -> tuple[dict[str, Tensor], dict[str, float]]:
+def read_lora(
+    file: Path, component: str, model: Model, others: Sequence[str] = ()
+) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The adapters of one network in a LoRA's file under peft's names, and each layer's alpha where the file says it.
 
-    Of a file's metadata the alphas alone are used: ranks and layers are those of the tensors.
+    Of a file's settings those that say the alphas are used: ranks and layers are those of the tensors.
+
+    Args:
+        others: parts for which the file may hold adapters too.
 
     Raises:
-        UsageError: nothing that diffusers or peft can read, or no adapters for this part.
+        UsageError: nothing that diffusers or peft can read, no adapters for this part, or anything beside them.
     """
+    names, parts = tensor_names(file), (component, *others)
+    if not others:
+        check_names(file, names, component)
     if file.name == PEFT_FILE:
         return _read_peft(file)
     reads = type(model.pipeline).lora_state_dict
@@ -259,37 +351,54 @@ def read_lora(file: Path, component: str, model: Model) -> tuple[dict[str, Tenso
             use_safetensors=True,
             unet_config=model.denoiser.config,
         )
-    except (SafetensorError, ValueError, OSError) as error:
-        raise UsageError(f"{file} holds no LoRA that diffusers can read ({error})") from error
+    except (SafetensorError, ValueError, OSError, KeyError, RecursionError) as error:
+        raise UsageError(f"{file} holds no LoRA that diffusers can read ({one_line(error)})") from error
     metadata, start = about[-1], f"{component}."
-    said = (about[0] if len(about) > 1 else None) or {key: one for key, one in state.items() if key.endswith(".alpha")}
-    state = {peft_name(key)[len(start) :]: one for key, one in state.items() if key.startswith(start)}
-    state = {key: one for key, one in state.items() if ".lora_" in key}
+    given = (about[0] if len(about) > 1 else None) or {key: one for key, one in state.items() if key.endswith(".alpha")}
+    check_parts(file, names, [*state, *given], model.family.kohya, parts)
+    state = _renamed(file, {key: one for key, one in state.items() if key.startswith(start)}, start)
     if not downs_of(state):
         raise UsageError(f"{file} holds no adapters for a {component}")
+    ranks = ranks_of(state)
     alphas = {
         f"{peft_name(key.removesuffix('alpha')).split('.lora_')[0].rstrip('.')}"[len(start) :]: float(alpha)
-        for key, alpha in said.items()
+        for key, alpha in given.items()
         if key.startswith(start)
     }
+    if stray := next((layer for layer in alphas if layer not in ranks), None):
+        raise UsageError(f"{file}: {stray} has an alpha and no matrices: copy the file again")
     if metadata and not alphas:
-        patterns = metadata.get(f"{start}alpha_pattern") or {}
-        usual = float(metadata.get(f"{start}lora_alpha", 1.0))
-        layers = {key.rpartition(".lora_")[0] for key in downs_of(state)}
-        alphas = {layer: float(patterns.get(layer, usual)) for layer in layers}
+        settings = {key.removeprefix(start): one for key, one in metadata.items() if key.startswith(start)}
+        alphas = layer_alphas(f"{file}: the settings of the {component}", settings, ranks)
     return state, alphas
+
+
+def _renamed(file: Path, state: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
+    """Matrices under peft's names, without what begins the names of the part."""
+    found: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        name = peft_name(key)[len(start) :]
+        if name in found:
+            raise UsageError(f"{file}: {key} is in the file twice, under names of two kinds: leave one of them")
+        if ".lora_" in name:
+            found[name] = tensor
+    return found
 
 
 def _read_peft(file: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The same of a folder in peft's layout."""
-    settings = file.with_name(ADAPTER_CONFIG)
-    alpha = shaped(settings, read_json(settings), {"lora_alpha": float})["lora_alpha"]
+    place = file.with_name(ADAPTER_CONFIG)
     try:
         with safe_open(file, "pt") as stored:
             state = {key.removeprefix("base_model.model."): stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise UsageError(f"{file} is no whole safetensors file ({error}): copy it again") from error
-    return state, {key.rpartition(".lora_")[0]: alpha for key in downs_of(state)}
+    return state, layer_alphas(place, read_json(place), ranks_of(state))
+
+
+def ranks_of(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """The rank of each layer's adapter, by the layer's name."""
+    return {key.rpartition(".lora_")[0]: len(state[key]) for key in downs_of(state)}
 
 
 def peft_name(key: str) -> str:

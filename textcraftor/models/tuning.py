@@ -194,6 +194,11 @@ def _adapt(module: Any, lora: LoraConfig, part: str) -> None:
             f"tune.{part}.lora: no layer matches target_modules={lora.target_modules} and "
             f"layers={lora.layers_to_transform}; its linear layers end in {', '.join(sorted(ends))}"
         ) from error
+    if embedding := next((name for name, _ in module.named_parameters() if "lora_embedding" in name), None):
+        raise UsageError(
+            f"tune.{part}.lora: target_modules={lora.target_modules} means {embedding.partition('.lora_')[0]}, an "
+            "embedding, whose adapters cannot be read back: name linear or convolutional layers"
+        )
 
 
 def cast_frozen(modules: Sequence[nn.Module], dtype: torch.dtype) -> None:
