@@ -209,8 +209,8 @@ def test_rewards_from_pictures_crop_them_to_the_size_of_sampling(configure, tmp_
     write_records(folder, 5, seed=6)
     Image.open(folder / "00001.png").resize((120, 60)).save(folder / "00001.png")
     config = configure("train", *SMALL, "gradient=direct", f"data.path={folder}")
-    latents = train.load(config, tmp_path / "cache").objective.draw.latents.stored.values()
-    assert {tuple(one.shape[-2:]) for one in latents} == {(16, 16)}
+    latents = train.load(config, tmp_path / "cache").objective.draw.latents
+    assert [latents.size_of(index) for index in range(5)] == [(64, 64)] * 5
 
 
 @pytest.mark.parametrize(
