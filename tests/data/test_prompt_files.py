@@ -51,8 +51,8 @@ def write(tmp_path):
         ("a.json", TABLE.to_json(orient="records", lines=True)),
         ("a.jsonl", lines({"caption": prompt} for prompt in PROMPTS)),
         ("a.ndjson", "\n" + "\n".join(json.dumps(prompt, ensure_ascii=False) for prompt in PROMPTS)),
-        ("a.jsonl.gz", gzip.compress(lines({"text": prompt} for prompt in PROMPTS).encode())),
-        ("a.csv.GZ", gzip.compress(TABLE.to_csv().encode("utf-16"))),
+        ("a.jsonl.gz", gzip.compress(lines({"text": prompt} for prompt in PROMPTS).encode(), mtime=0)),
+        ("a.csv.GZ", gzip.compress(TABLE.to_csv().encode("utf-16"), mtime=0)),
         ("a.parquet", TABLE.to_parquet()),
     ],
 )
@@ -134,7 +134,7 @@ def test_what_is_left_out_is_counted(write):
         ("a.csv", "prompt\n", "holds no prompt"),
         ("a.parquet", b"PAR1", "cannot be read as parquet"),
         ("a.txt.gz", b"no gzip", "cannot be unpacked"),
-        ("a.txt.gz", gzip.compress(b"a star")[:-9], "cannot be unpacked"),
+        ("a.txt.gz", gzip.compress(b"a star", mtime=0)[:-9], "cannot be unpacked"),
     ],
 )
 def test_what_is_no_list_of_prompts_is_one_line(write, name, content, words):
