@@ -79,8 +79,10 @@ def all_rows(path: str | Path | None, column: str | None = None, key: str = "pro
     if path is None:
         raise UsageError(f"{key} is needed: give a text file with one prompt a line")
     place = f"{key}={path}"
-    if not is_address(str(path)) and not Path(path).expanduser().exists():
-        raise UsageError(f"{place} does not exist: give a text file with one prompt a line")
+    local = Path(path).expanduser()
+    if not is_address(str(path)) and not local.is_file():
+        wrong = "is a folder" if local.is_dir() else "is no regular file" if local.exists() else "does not exist"
+        raise UsageError(f"{place} {wrong}: give a text file with one prompt a line")
     file = local_file(str(path), key).resolve()
     content, suffix = unpacked(file, place)
     if suffix == ".parquet":

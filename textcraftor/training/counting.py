@@ -30,14 +30,14 @@ class _FusedShapes(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value):
-        output = query.new_empty(*query.shape[:-1], value.shape[-1])
+        output = query.new_zeros(*query.shape[:-1], value.shape[-1])
         ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
         return output
 
     @staticmethod
     def backward(ctx, gradient):
         query, key, value, *_ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        return torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
 
 
 @contextlib.contextmanager
