@@ -242,6 +242,23 @@ def test_held_out_captions_are_never_learned_from(configure, world, tmp_path):
         load(configure("tune-captions", *keys, "captions.kind=long"), tmp_path / "more")
 
 
+def test_pictures_whose_caption_is_held_out_are_not_learned_from(configure, tmp_path):
+    """Whoever else has that caption; and too few different captions are refused in one line."""
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for number in range(9):
+        Image.new("RGB", (64, 64), (25 * number, 0, 0)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a {('red', 'blue', 'green')[number % 3]} star")
+    keys = (*SMALL, f"data.path={folder}", "prompts.held_out=null", "data.held_out=2", "captions.p=0")
+    pictures = Pictures.read(configure("tune-captions", *keys))
+    assert len(pictures.records) == 3
+    assert len({record.caption for record in pictures.records.records}) == 1
+    for number in range(9):
+        (folder / f"{number}.txt").write_text("a red star")
+    with pytest.raises(UsageError, match="1 different captions are held out and 0 pictures left to learn from"):
+        Pictures.read(configure("tune-captions", *keys))
+
+
 def test_rewards_are_learned_from_real_pictures_too(configure, world, tmp_path):
     """gradient=direct: one call of the denoiser a step, from the latents of the captioned pictures; and it learns."""
     small = [key for key in SMALL if not key.startswith("rewards")]

@@ -56,14 +56,20 @@ class Pictures:
         records = Records.read(data.path, data.captions, data.split)
         if config.prompts.held_out:
             prompts = read_prompts(config.prompts.held_out, config.prompts.column, "prompts.held_out", show)
-            apart = set(prompts)
-            records = records.only([i for i, one in enumerate(records.records) if apart.isdisjoint(one.captions)])
         elif len(records) <= count:
             raise UsageError(f"data.path holds {len(records)} pictures: not more than data.held_out={count}")
         else:
             order = np.random.default_rng((config.seed, 6)).permutation(len(records))
-            prompts = list(dict.fromkeys(records.records[index].caption for index in sorted(order[:count])))
-            records = records.only(sorted(order[count:]))
+            different = dict.fromkeys(records.records[index].caption for index in order)
+            drawn = set([*different][:count])
+            prompts = [text for text in dict.fromkeys(one.caption for one in records.records) if text in drawn]
+        apart = set(prompts)
+        records = records.only([i for i, one in enumerate(records.records) if apart.isdisjoint(one.captions)])
+        if len(prompts) < 2 or not len(records):
+            raise UsageError(
+                f"data.path={data.path}: {len(prompts)} different captions are held out and {len(records)} pictures "
+                "left to learn from; 2 and 1 are needed: change data.held_out, or give prompts.held_out="
+            )
         blend.check(records.records)
         letters = Records.read(config.data.letters.path) if config.data.letters.path is not None else None
         chosen = split_held_out(prompts, config.evaluation.prompts, config.watch.prompts)
