@@ -421,6 +421,7 @@ def assemble(work: Path, device: str) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(work / "pipeline")
+    shutil.copy(work / "unet" / "training.json", work / "pipeline" / "unet")
 
 
 def write_prompts(work: Path, device: str) -> None:

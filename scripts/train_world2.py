@@ -2,7 +2,7 @@
 
 Stages, in order: scenes, vae, clip, spelling, latents, unet, pipeline, pack. Each reads what the stages before it wrote
 under --work (default .world2), resumes from its own checkpoint, and is skipped when it is done. Pass --device cuda for
-a GPU.
+a GPU. To train the packed generator on, copy its `unet` and `text_encoder` to `start` in --work.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from textcraftor.toybox.world2.render import render
 from textcraftor.toybox.world2.scenes import Scene, sample_scene
 
 SCENE_SEED = 2
-UNET_STEPS = 2_700
+UNET_STEPS = 20_000
 
 
 def scene(index: int) -> Scene:
