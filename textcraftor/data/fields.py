@@ -11,7 +11,7 @@ from typing import Any
 
 from textcraftor.data.prompts import COLUMNS
 from textcraftor.errors import UsageError
-from textcraftor.files.reading import parse_json
+from textcraftor.files.reading import is_writable, parse_json
 
 CAPTIONS = (*COLUMNS, "txt")  # the columns of ground-truth captions; also in the plural and numbered
 CAPTION = re.compile(rf"({'|'.join(CAPTIONS)})s?[ _.-]?(\d*)")
@@ -43,7 +43,7 @@ def texts_of(at: str, name: str, value: Any) -> list[str]:
     for part in parts:
         if part is not None and not isinstance(part, str):
             raise UsageError(f"{at}: {name}={reprlib.repr(value)} must be text or a list of texts")
-        if part and any("\ud800" <= sign <= "\udfff" for sign in part):
+        if part and not is_writable(part):
             raise UsageError(f"{at}: {name} holds half a sign (a lone surrogate): write it again")
     return [part.strip() for part in parts if part and part.strip()]
 

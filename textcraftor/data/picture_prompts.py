@@ -14,11 +14,11 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
+from textcraftor.data.layouts import CAPTION_SUFFIXES
 from textcraftor.data.prompt_files import decoded
 from textcraftor.errors import UsageError, one_line
 from textcraftor.files.reading import MB, check_file, open_picture
 
-SIDECARS = (".txt", ".caption")
 MOST_SIDECAR = MB
 CHUNKS = ("prompt", "parameters", "invokeai_metadata", "sd-metadata", "Dream")  # each a text, or JSON that holds it
 PLACES = ("prompt", "positive_prompt", "sui_image_params", "image", "c")  # in JSON, from the outside in
@@ -74,7 +74,7 @@ def _exif(picture: Image.Image) -> Iterator[str]:
 
 def _beside(file: Path) -> Iterator[str]:
     """The text file of a picture's name."""
-    for suffix in SIDECARS:
+    for suffix in CAPTION_SUFFIXES:
         sidecar = file.with_suffix(suffix)
         if sidecar.is_file():
             yield decoded(check_file(sidecar, MOST_SIDECAR).read_bytes(), str(sidecar))

@@ -16,7 +16,7 @@ from typing import Any
 from textcraftor.assets import is_address, local_file
 from textcraftor.data.prompts import COLUMNS
 from textcraftor.errors import UsageError, one_line
-from textcraftor.files.reading import MB, check_file
+from textcraftor.files.reading import MB, check_file, is_writable, parse_json
 
 MOST_BYTES = 1024 * MB  # of a file of prompts, unpacked
 # Longest first: UTF-32's mark begins with UTF-16's.
@@ -181,10 +181,7 @@ def _json(text: str, place: str) -> list[Any]:
 def _json_lines(text: str, place: str) -> Iterator[Any]:
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         if line.strip():
-            try:
-                yield json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UsageError(f"{place}, line {number} cannot be read as JSON: {one_line(error)}") from error
+            yield parse_json(f"{place}, line {number}", line)
 
 
 def _parquet(content: bytes, place: str) -> list[dict[str, Any]]:
@@ -215,7 +212,7 @@ def _with_prompt(row: Any, column: str | None, place: str) -> dict[str, Any]:
         prompt = ""
     if not isinstance(prompt, str):
         raise UsageError(f"{place}: {shown(str(prompt))} is no text: a prompt is one")
-    if "\0" in prompt or any("\ud800" <= sign <= "\udfff" for sign in prompt):
+    if "\0" in prompt or not is_writable(prompt):
         raise UsageError(f"{place}: {shown(prompt)} has a character that no text can hold: take it out")
     if PLACEHOLDER in prompt:
         raise UsageError(f"{place}: {shown(prompt)} has the placeholder {PLACEHOLDER}: write prompts in full")

@@ -49,9 +49,7 @@ class Paired:
     without: list[Path]
 
     def told(self) -> str:
-        """Which pictures have no prompt, in one line; empty where all have."""
-        if not self.without:
-            return ""
+        """Which pictures have no prompt, in one line."""
         names = ", ".join(file.name for file in self.without[:5]) + ", …" * (len(self.without) > 5)
         whole = len(self.pairs) + len(self.without)
         return f"{len(self.without)} of {whole} pictures say no prompt and are not scored: {names}"
@@ -123,8 +121,8 @@ def score(rewards: RewardSum, pairs: list[Pair], device: str = "cpu", batch_size
         yield from (rows[place] for place in sorted(rows))
 
 
-def check(config: DictConfig, folder: Path) -> None:
-    """Refuse what cannot work before any scorer is loaded and before anything is written."""
+def check(config: DictConfig, folder: Path) -> Paired:
+    """The pictures with their prompts; what cannot work is refused before any scorer is loaded or anything written."""
     if config.images is None:
         raise UsageError("images is needed: give a folder of pictures, images=FOLDER")
     paired = pair(Path(config.images).expanduser(), config.prompts.path, config.prompts.column)
@@ -133,12 +131,12 @@ def check(config: DictConfig, folder: Path) -> None:
     check_rewards(config.rewards)
     dtype_of(config, "scorer_dtype")
     check_unfinished(folder, "scores")
+    return paired
 
 
 def run(config: DictConfig, folder: Path) -> None:
     """Write `scores.jsonl`, one line a picture, and print each score's mean."""
-    check(config, folder)
-    paired = pair(Path(config.images).expanduser(), config.prompts.path, config.prompts.column)
+    paired = check(config, folder)
     pairs, device = paired.pairs, device_of(config.device)
     if paired.without:
         print(paired.told())

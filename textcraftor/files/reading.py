@@ -135,6 +135,11 @@ def parse_json(place: Path | str, text: str) -> Any:
         raise UsageError(f"{place} cannot be read as JSON ({one_line(error) or type(error).__name__})") from error
 
 
+def is_writable(text: str) -> bool:
+    """Whether a text can be encoded; JSON may hold half a sign (a lone surrogate), which no file takes."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
 def parsed(place: Path | str, text: str, what: str, parse: Callable[[str], Any]) -> Any:
     """A text's value, made of plain values alone."""
     try:

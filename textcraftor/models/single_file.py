@@ -18,7 +18,7 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from textcraftor.errors import UsageError, one_line
-from textcraftor.models.layout import PART_FILES, read_layout
+from textcraftor.models.layout import read_layout
 from textcraftor.models.model import families
 
 MERGES = Path(__file__).with_name("clip_tokenizer") / "merges.txt"
@@ -108,7 +108,8 @@ def settings_folder(name: str, names: frozenset[str]) -> Iterator[Path]:
                 index[part] = [library, config["_class_name"]]
                 (folder / part).mkdir()
                 settings = config | {"model_type": "clip_text_model"} if library == "transformers" else config
-                (folder / part / PART_FILES[part == "scheduler"]).write_text(json.dumps(settings))
+                file = "scheduler_config.json" if part == "scheduler" else "config.json"
+                (folder / part / file).write_text(json.dumps(settings))
             elif part != "_class_name":
                 index[part] = config
         (folder / "model_index.json").write_text(json.dumps(index))
