@@ -44,12 +44,23 @@ from textcraftor.models.saving import save_whole
 from textcraftor.rewards.recognisers import load_recogniser
 from textcraftor.toybox.captions import PUNCTUATION, VOCABULARY, Kind, caption, descriptive, short
 from textcraftor.toybox.render import render
-from textcraftor.toybox.scenes import LETTERS, WORD_LENGTHS, Scene, Split, is_unseen_word, sample_scene, sample_word
+from textcraftor.toybox.scenes import (
+    IMAGE_SIZE,
+    LETTER_CELL,
+    LETTERS,
+    WORD_LENGTHS,
+    Scene,
+    Split,
+    is_unseen_word,
+    sample_scene,
+    sample_word,
+)
 from textcraftor.training.fitting import FitSettings, autocast, fit
 from textcraftor.training.processes import processes_of_this_run
 
 KL_WEIGHT = 1e-3
 UNET_STEPS = 10_000
+WORD_WEIGHT = 4.0
 
 
 @dataclass(frozen=True)
@@ -345,6 +356,20 @@ def train_spelling(work: Path, device: str, world: World = WORLD, steps: int = 5
     save_whole(speller.text_encoder, work / "spelling")
 
 
+def word_weights(scenes: Sequence[Any], side: int) -> Tensor:
+    """How much each latent counts in the loss, (scenes, 1, side, side): letters count `WORD_WEIGHT` times.
+
+    A word covers a tenth of a picture, and what its letters are is a small part of the squared error there.
+    """
+    cell = side * LETTER_CELL // IMAGE_SIZE
+    weights = torch.ones(len(scenes), 1, side, side)
+    for weight, drawn in zip(weights, scenes, strict=True):
+        if drawn.word:
+            rows = slice(0, cell) if drawn.word.row == "top" else slice(side - cell, side)
+            weight[:, rows, : cell * len(drawn.word.text)] = WORD_WEIGHT
+    return weights
+
+
 def train_unet(
     work: Path,
     device: str,
@@ -356,8 +381,9 @@ def train_unet(
     """The base generator, mostly on alt and short captions, by the same loss that tunes UNets on captions.
 
     The text encoder starts from the toy CLIP's, which has learnt to spell, and learns along, as in latent diffusion's
-    first text-to-image model. Where --work holds a pipeline's parts in `start`, those are trained on instead, by
-    batches that they have not seen: a long training in rounds, each with a schedule of its own.
+    first text-to-image model. Where --work holds a pipeline's parts in `start`, its UNet is trained on instead, by
+    batches that it has not seen, and its text encoder is left alone, so that it does not forget how words are spelt:
+    a long training in rounds, each with a schedule of its own.
     """
     latents = load_file(work / "latents.safetensors")["latents"]
     start, before = work / "start", 0
@@ -366,7 +392,7 @@ def train_unet(
     text_encoder = CLIPTextModel.from_pretrained(
         start / "text_encoder" if before else work / "spelling", dtype=torch.float32, attn_implementation="eager"
     )
-    text_encoder.to(device)
+    text_encoder.to(device).requires_grad_(not before)
     tokenizer = CLIPTokenizer.from_pretrained(work / "clip")
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_pretrained(start / "unet") if before else new_unet(channels)
@@ -399,7 +425,8 @@ def train_unet(
             noisy = scheduler.add_noise(clean, noise, timesteps)
             output = unet(noisy, timesteps, encoder_hidden_states=prompt_embeds).sample
         target = scheduler.get_velocity(clean, noise, timesteps)
-        return {"mse": nn.functional.mse_loss(output.float(), target)}
+        weights = word_weights([world.scene(int(index)) for index in indices], clean.shape[-1]).to(device)
+        return {"mse": (weights * (output.float() - target).square()).mean()}
 
     learning = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     fit("unet", learning, loss_of, FitSettings(steps, 1e-3, warmup=300, ema_decay=0.999, log_every=100), work)

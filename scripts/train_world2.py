@@ -31,7 +31,7 @@ from textcraftor.toybox.world2.render import render
 from textcraftor.toybox.world2.scenes import Scene, sample_scene
 
 SCENE_SEED = 2
-UNET_STEPS = 20_000
+UNET_STEPS = 15_000
 
 
 def scene(index: int) -> Scene:
