@@ -326,13 +326,18 @@ def train_spelling(work: Path, device: str, world: World = WORLD, steps: int = 5
     """Teach the toy CLIP's text tower which letter stands where in a word; what it says of the rest stays.
 
     A contrastive text encoder hardly knows the letters of its tokens, and a generator that reads it does not learn
-    to write (Liu et al. 2022, Character-aware models improve visual text rendering).
+    to write (Liu et al. 2022, Character-aware models improve visual text rendering). One that has learnt along with a
+    generator forgets some of it: where --work holds a pipeline's parts in `start`, its text encoder is taught again.
     """
     tokenizer = CLIPTokenizer.from_pretrained(work / "clip")
-    clip = CLIPModel.from_pretrained(work / "clip", dtype=torch.float32)
     torch.manual_seed(0)
-    original = CLIPTextModel._from_config(clip.config.text_config, attn_implementation="eager")  # faster on CPUs
-    original.load_state_dict(clip.text_model.state_dict())
+    if (work / "start").exists():
+        original = CLIPTextModel.from_pretrained(work / "start" / "text_encoder", dtype=torch.float32)
+    else:
+        clip = CLIPModel.from_pretrained(work / "clip", dtype=torch.float32)
+        original = CLIPTextModel._from_config(clip.config.text_config)
+        original.load_state_dict(clip.text_model.state_dict())
+    original.set_attn_implementation("eager")  # faster on CPUs
     speller = Speller(deepcopy(original)).to(device).train()
     original.to(device).requires_grad_(False)
     first_letter = tokenizer.convert_tokens_to_ids(LETTERS[0])
@@ -380,18 +385,16 @@ def train_unet(
 ) -> None:
     """The base generator, mostly on alt and short captions, by the same loss that tunes UNets on captions.
 
-    The text encoder starts from the toy CLIP's, which has learnt to spell, and learns along, as in latent diffusion's
-    first text-to-image model. Where --work holds a pipeline's parts in `start`, its UNet is trained on instead, by
-    batches that it has not seen, and its text encoder is left alone, so that it does not forget how words are spelt:
-    a long training in rounds, each with a schedule of its own.
+    The text encoder has learnt to spell and learns along, as in latent diffusion's first text-to-image model. Where
+    --work holds a pipeline's parts in `start`, its UNet is trained on instead, by batches that it has not seen, and
+    the text encoder is left alone, so that it does not forget how words are spelt: a long training in rounds, each
+    with a schedule of its own.
     """
     latents = load_file(work / "latents.safetensors")["latents"]
     start, before = work / "start", 0
     if start.exists():
         before = json.loads((start / "unet" / "training.json").read_text())["steps"]
-    text_encoder = CLIPTextModel.from_pretrained(
-        start / "text_encoder" if before else work / "spelling", dtype=torch.float32, attn_implementation="eager"
-    )
+    text_encoder = CLIPTextModel.from_pretrained(work / "spelling", dtype=torch.float32, attn_implementation="eager")
     text_encoder.to(device).requires_grad_(not before)
     tokenizer = CLIPTokenizer.from_pretrained(work / "clip")
     torch.manual_seed(0)
