@@ -71,7 +71,7 @@ STAGES: dict[str, Callable[[Path, str], None]] = {
     "scenes": partial(make_scenes, world=WORLD),
     "vae": partial(train_vae, steps=6600, kl_weight=3e-4, cropped=0.8),
     "clip": partial(train_clip, world=WORLD),
-    "spelling": partial(train_spelling, world=WORLD, steps=750),
+    "spelling": partial(train_spelling, world=WORLD, steps=1000),
     "latents": encode_latents,
     "unet": partial(train_unet, world=WORLD, steps=UNET_STEPS, channels=(64, 96, 128)),
     "pipeline": assemble,
