@@ -1,21 +1,20 @@
 """What tuning each family's text encoders needs, from configurations alone: `python scripts/predict_memory.py`.
 
 No weights are there: models and scorers are shapes on the device `meta`, and the plan is the one that `dry_run=true`
-prints. Writes docs/results/memory.json and prints its table.
+prints.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
+
+from results import show
 
 from textcraftor.cli import compose, register
 from textcraftor.errors import UsageError
 from textcraftor.training.phases import GB
 from textcraftor.training.prediction import predict
 
-FILE = Path(__file__).parent.parent / "docs" / "results" / "memory.json"
 COMMON = ("dry_run=true", "dtype=bfloat16", "scorer_dtype=bfloat16", "rewards=preference", "rewards.imagereward=null")
 # Each with the budgets in GB that people ask about.
 CASES = (
@@ -30,40 +29,26 @@ CASES = (
 )
 
 
-def row(model: str, tune: str, budget: int) -> dict:
-    """One prediction; where not even one prompt fits, what the refusal says."""
+def row(model: str, tune: str, budget: int) -> list:
+    """One prediction; where not even one prompt fits, what that would need."""
     overrides = [f"model={model}", f"tune={tune}", f"memory.budget={budget}", "training.batch_size=1", *COMMON]
     config = compose("train", overrides)
-    found = {"model": model, "tune": tune, "budget_gb": budget, "pixels": config.sampling.height}
+    asked = [model, tune, config.sampling.height, f"{budget} GB"]
     try:
         plan, _ = predict(config)
     except UsageError as error:
-        return found | {"fits": False, "plan": str(error)}
-    return found | {"fits": True, "predicted_gb": round(plan.predicted / GB, 1), "plan": str(plan)}
-
-
-def table(rows: list[dict]) -> str:
-    """As Markdown."""
-    lines = ["| model | tuned | pixels | budget | predicted peak | how |", "| --- | --- | --- | --- | --- | --- |"]
-    for one in rows:
-        how = one["plan"].removeprefix("memory: ").partition("; predicted")[0] if one["fits"] else "does not fit"
-        peak = f"{one['predicted_gb']} GB" if one["fits"] else one["plan"].partition("needs ")[2].partition(":")[0]
-        cells = (one["model"], one["tune"], one["pixels"], f"{one['budget_gb']} GB", peak, how)
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+        return [*asked, str(error).partition("needs ")[2].partition(":")[0], "does not fit"]
+    how = str(plan).removeprefix("memory: ").partition("; predicted")[0]
+    return [*asked, f"{plan.predicted / GB:.1f} GB", how]
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", action="store_true", help="keep the table in docs/results")
+    arguments = parser.parse_args()
     register()
-    rows = []
-    for model, tune, budgets in CASES:
-        for budget in budgets:
-            rows.append(row(model, tune, budget))
-            print(rows[-1], flush=True)
-    FILE.parent.mkdir(exist_ok=True)
-    FILE.write_text(json.dumps({"command": "python scripts/predict_memory.py", "rows": rows}, indent=1) + "\n")
-    print(table(rows))
+    rows = [row(model, tune, budget) for model, tune, budgets in CASES for budget in budgets]
+    show("memory", "peaks", ["model", "tuned", "pixels", "budget", "predicted peak", "how"], rows, arguments.store)
 
 
 if __name__ == "__main__":
