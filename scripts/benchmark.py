@@ -2,7 +2,8 @@
 
 Random weights of the true architectures, nothing to download: `toybox` (its own weights), `small` (a UNet of 25 million
 weights), `sd15`, `sd21`, `sdxl`. All methods take one step a round, in turn, and each round measures the networks alone
-too: a method's floor is the sum of the passes that it made. Prints tables; --json keeps the figures.
+too: a method's floor is the sum of the passes that it made. Prints tables; --store keeps
+them in docs/results.
 
     python scripts/benchmark.py toybox small --rounds 5
     python scripts/benchmark.py small --parts decoder growth startup
@@ -15,7 +16,6 @@ import argparse
 import contextlib
 import gc
 import io
-import json
 import os
 import platform
 import subprocess
@@ -23,14 +23,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import date
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import random_models
 import rivals
 import torch
+from results import Column, Rows, show
 from study import SCHEME
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -58,6 +57,8 @@ SHAPES = {  # steps, guidance, side of the pictures in pixels, batch
 SCORERS = {"aesthetic": "ViT-L-14", "hpsv2": "ViT-H-14", "pickscore": "ViT-H-14", "clip": "ViT-L-14"}
 SMALL_SCORERS = {"aesthetic": "ViT-B-32"}
 ALL = 1 << 30
+PHASES = ("encode", "chain", "decode", "reward", "backward")
+Table = tuple[list[Column], Rows]
 
 
 @dataclass(frozen=True)
@@ -275,30 +276,28 @@ def steps(shape: str, arguments: argparse.Namespace) -> dict[str, dict]:
     return figures
 
 
-def print_steps(figures: Mapping[str, Mapping]) -> None:
-    phases = ("encode", "chain", "decode", "reward", "backward")
-    heads = ["method", "UNet calls, with gradient", "s/step", "of full", "of its floor", "peak GB", "gradient cosine"]
-    print(f"| {' | '.join([*heads, *(f'{phase} %' for phase in phases)])} |\n|{' --- |' * (len(heads) + len(phases))}")
-    first = next(iter(figures.values()))
+def steps_table(figures: Mapping[str, Mapping]) -> Table:
+    columns = ["method", "UNet calls, with gradient", ("s/step", ".2f"), ("of full", ".2f"), ("of its floor", ".2f")]
+    columns += [("peak GB", ".2f"), ("gradient cosine", ".6f"), *((f"{phase} %", ".1f") for phase in PHASES)]
+    first, rows = next(iter(figures.values())), []
     for name, found in figures.items():
         lines = found["lines"]
         seconds = [line["seconds"] for line in lines]
-        of_full = median(now / one["seconds"] for now, one in zip(seconds, first["lines"], strict=True))
-        of_floor = median(now / floor for now, floor in zip(seconds, found["floors"], strict=True))
         calls = [sum(line[key] for line in lines) / len(lines) for key in ("denoiser_calls", "gradient_steps")]
-        cells = [
+        row = [
+            name,
             f"{calls[0]:.1f}, {calls[1]:.1f}",
-            f"{median(seconds):.2f} [{min(seconds):.2f}, {max(seconds):.2f}]",
-            f"{of_full:.2f}",
-            f"{of_floor:.2f}",
-            f"{found['peak_gb']:.2f}",
-            f"{found['cosine']:.6f}" if "cosine" in found else "",
+            {"mean": median(seconds), "low": min(seconds), "high": max(seconds)},
+            median(now / one["seconds"] for now, one in zip(seconds, first["lines"], strict=True)),
+            median(now / floor for now, floor in zip(seconds, found["floors"], strict=True)),
+            found["peak_gb"],
+            found.get("cosine"),
         ]
-        for phase in phases:
+        for phase in PHASES:
             shares = [line[f"seconds/{phase}"] / line["seconds"] for line in lines if f"seconds/{phase}" in line]
-            cells.append(f"{100 * median(shares):.1f}" if shares else "")
-        print(f"| {name} | {' | '.join(cells)} |")
-    print(flush=True)
+            row.append(100 * median(shares) if shares else None)
+        rows.append(row)
+    return columns, rows
 
 
 def decoder(shape: str, arguments: argparse.Namespace) -> dict[str, dict]:
@@ -325,12 +324,10 @@ def decoder(shape: str, arguments: argparse.Namespace) -> dict[str, dict]:
     return found
 
 
-def print_decoder(found: Mapping[str, Mapping]) -> None:
+def decoder_table(found: Mapping[str, Mapping]) -> Table:
     kept = found["everything kept"]["peak_gb"]
-    print("| what the decoder keeps | peak GB | of everything kept |\n| --- | --- | --- |")
-    for name, one in found.items():
-        print(f"| {name} | {one['peak_gb']:.3f} | {one['peak_gb'] / kept:.2f} |")
-    print(flush=True)
+    columns = ["what the decoder keeps", ("peak GB", ".3f"), ("of everything kept", ".2f")]
+    return columns, [[name, one["peak_gb"], one["peak_gb"] / kept] for name, one in found.items()]
 
 
 def growth(shape: str, arguments: argparse.Namespace) -> dict[str, dict]:
@@ -349,12 +346,10 @@ def growth(shape: str, arguments: argparse.Namespace) -> dict[str, dict]:
     return found
 
 
-def print_growth(found: Mapping[str, Mapping]) -> None:
-    print("| every step computed again | GB at 5 steps | at 10 | at 20 | latents a step |\n|" + " --- |" * 5)
-    for name, one in found.items():
-        peaks = " | ".join(f"{peak:.4f}" for peak in one["peak_gb"].values())
-        print(f"| {name} | {peaks} | {one['latents_a_step']:.2f} |")
-    print(flush=True)
+def growth_table(found: Mapping[str, Mapping]) -> Table:
+    columns = ["every step computed again", ("GB at 5 steps", ".4f"), ("at 10", ".4f"), ("at 20", ".4f")]
+    rows = [[name, *one["peak_gb"].values(), one["latents_a_step"]] for name, one in found.items()]
+    return [*columns, ("latents a step", ".2f")], rows
 
 
 def startup(shape: str, arguments: argparse.Namespace) -> dict[str, dict]:
@@ -373,25 +368,21 @@ def startup(shape: str, arguments: argparse.Namespace) -> dict[str, dict]:
     return found
 
 
-def print_startup(found: Mapping[str, Mapping]) -> None:
-    print("| from a new process to | seconds |\n| --- | --- |")
-    for name, one in found.items():
-        print(f"| {name} | {one['seconds']:.1f} |")
-    print(flush=True)
+def startup_table(found: Mapping[str, Mapping]) -> Table:
+    return ["from a new process to", ("seconds", ".1f")], [[name, one["seconds"]] for name, one in found.items()]
 
 
 PARTS = {
-    "steps": (steps, print_steps),
-    "decoder": (decoder, print_decoder),
-    "growth": (growth, print_growth),
-    "startup": (startup, print_startup),
+    "steps": (steps, steps_table),
+    "decoder": (decoder, decoder_table),
+    "growth": (growth, growth_table),
+    "startup": (startup, startup_table),
 }
 
 
 def machine(device: str) -> str:
     cores = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
-    name = torch.cuda.get_device_name() if device == "cuda" else cores
-    return f"{date.today()}, torch {torch.__version__}, {name}"
+    return torch.cuda.get_device_name() if device == "cuda" else cores
 
 
 def main() -> None:
@@ -404,24 +395,18 @@ def main() -> None:
     parser.add_argument("--scorers", nargs="*", default=list(SCORERS), choices=SCORERS, help="of sd15, sd21 and sdxl")
     parser.add_argument("--scorer-dtype", default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--store", action="store_true", help="keep the tables in docs/results")
     arguments = parser.parse_args()
     if unknown := set(arguments.methods) - set(METHODS):
         parser.error(f"no such method: {', '.join(unknown)}; there are: {'; '.join(METHODS)}")
     register()
-    print(f"{machine(arguments.device)}\n")
-    found: dict[str, dict] = {"machine": {"said": machine(arguments.device)}}
     for shape in arguments.shapes:
         for part in arguments.parts:
             if part == "startup" and shape != arguments.shapes[0]:
                 continue
-            work, show = PARTS[part]
-            print(f"## {shape}: {part}\n")
-            found.setdefault(shape, {})[part] = work(shape, arguments)
-            show(found[shape][part])
-            if arguments.json:
-                arguments.json.parent.mkdir(parents=True, exist_ok=True)
-                arguments.json.write_text(json.dumps(found, indent=2))
+            work, table = PARTS[part]
+            found = table(work(shape, arguments))
+            show("step", f"{shape}: {part}", *found, arguments.store, device=machine(arguments.device))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from results import show
 from transformers import CLIPModel, CLIPTokenizer
 
 from textcraftor.rewards.hpsv2 import HPSv2
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=512, help="side of the pictures in pixels")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--store", action="store_true", help="keep the table in docs/results")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     scorer = HPSv2(CLIPModel(architecture_config(arguments.architecture)), letter_tokenizer(), open_clip=True)
@@ -66,10 +68,10 @@ def main() -> None:
             times[name].append(seconds(arguments.device, work))
     median = {name: statistics.median(values) for name, values in times.items()}
     floor, *rest = median.values()
-    print("| part | seconds (median) | share of the forward pass |\n| --- | --- | --- |")
-    for name, value in median.items():
-        print(f"| {name} | {value:.4f} | {100 * value / floor:.2f} % |")
-    print(f"| all but the model | {sum(rest):.4f} | {100 * sum(rest) / floor:.2f} % |")
+    rows = [[name, value, 100 * value / floor] for name, value in median.items()]
+    rows.append(["all but the model", sum(rest), 100 * sum(rest) / floor])
+    columns = ["part", (f"seconds (median of {arguments.rounds})", ".4f"), ("% of the forward pass", ".2f")]
+    show("scoring", "parts", columns, rows, arguments.store)
 
 
 if __name__ == "__main__":

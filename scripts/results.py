@@ -26,15 +26,15 @@ DOCUMENTS = (
     *sorted((ROOT / "docs").glob("*.md")),
 )
 PLACE = re.compile(r"(<!-- ([\w-]+\.json): (.+?) -->\n\n)(?:\|.*\n)*")
+Column = str | tuple[str, str]  # a name, of figures with the format of a number: ("total", "+.3f")
 Rows = Sequence[Sequence[Any]]
 VERSIONS = ("torch", "diffusers", "transformers", "peft")
 
 
-def show(file: str, title: str, columns: Sequence[str | tuple[str, str]], rows: Rows, store: bool, **context) -> None:
+def show(file: str, title: str, columns: Sequence[Column], rows: Rows, store: bool, **context) -> None:
     """Print a table as Markdown, and on request keep it in docs/results/<file>.json.
 
     Args:
-        columns: names, those of figures with the format of a number: ("total", "+.3f").
         rows: cells, each a text, a number, None for an empty one, or a mapping of `mean`, `low`, `high` (the interval),
             `sd` (over seeds), `before` and `after`, of which any but `mean` may lack.
         context: what a reader needs beside the command to make the figures again: `seeds`, `device` ...
@@ -59,7 +59,7 @@ def show(file: str, title: str, columns: Sequence[str | tuple[str, str]], rows: 
     path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
-def new_table(columns: Sequence[str | tuple[str, str]], rows: Rows) -> dict:
+def new_table(columns: Sequence[Column], rows: Rows) -> dict:
     """Columns and rows, as `show` takes them, ready for JSON."""
     named = [(one, "") if isinstance(one, str) else one for one in columns]
     return {
