@@ -1,6 +1,6 @@
-"""How well the second world's judge reads damaged pictures: `python scripts/measure_world2.py --count 600`.
+"""How well the second world's judge reads damaged pictures: `python scripts/measure_world2.py`.
 
-Rendered scenes are shifted, blurred, made noisy, compressed as JPEG and, given --vae, reconstructed by an autoencoder.
+Rendered scenes are shifted, blurred, made noisy, compressed as JPEG, and reconstructed by the world's autoencoder.
 Printed for each damage: the share of facts and letters that are still read, and the rank correlation of the taste that
 is read with the true one.
 """
@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
+from results import show
 from scipy import ndimage, stats
 
 from textcraftor.toybox.world2.captions import descriptive
@@ -58,8 +60,6 @@ DAMAGES: dict[str, Damage] = {
 
 def reconstruction(folder: Path) -> Damage:
     """What an autoencoder makes of a picture."""
-    from diffusers import AutoencoderKL
-
     vae = AutoencoderKL.from_pretrained(folder)
 
     @torch.no_grad()
@@ -99,22 +99,27 @@ def figures(read: dict[str, np.ndarray]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=600)
-    parser.add_argument("--seed", type=int, default=99)
-    parser.add_argument("--vae", type=Path)
+    parser.add_argument("--count", type=int, default=500, help="scenes")
+    parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--vae", type=Path, default=Path("textcraftor/toybox/world2/weights/pipeline/vae"))
+    parser.add_argument("--store", action="store_true", help="keep the table in docs/results")
     arguments = parser.parse_args()
     rng = np.random.default_rng(arguments.seed)
     scenes = [sample_scene(rng, "validation") for _ in range(arguments.count)]
-    damages = DAMAGES | ({"autoencoder": reconstruction(arguments.vae)} if arguments.vae else {})
-    if arguments.vae:
-        print(f"PSNR of the autoencoder: {psnr(scenes, damages['autoencoder']):.1f} dB")
-    for name, damage in damages.items():
+    rebuilt = reconstruction(arguments.vae)
+    rows = []
+    for name, damage in {**DAMAGES, f"VAE reconstruction, {psnr(scenes, rebuilt):.1f} dB": rebuilt}.items():
         began = time.process_time()
-        rows = figures(judged(scenes, damage))
-        pace = 1000 * (time.process_time() - began) / len(scenes)
-        print(
-            f"{name:20}", "  ".join(f"{key} {value:.3f}" for key, value in rows.items()), f" {pace:.0f} ms", flush=True
-        )
+        read = figures(judged(scenes, damage))
+        rows.append([name, *read.values(), 1000 * (time.process_time() - began) / len(scenes)])
+    columns = [
+        "damage",
+        ("facts", ".3f"),
+        ("letters", ".3f"),
+        *((f"{part}, rank", ".3f") for part in ("taste", *PARTS)),
+    ]
+    columns += [("mean error of taste", "+.3f"), ("ms a picture", ".0f")]
+    show("world2", "judge", columns, rows, arguments.store)
 
 
 if __name__ == "__main__":
