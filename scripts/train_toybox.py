@@ -46,7 +46,6 @@ from textcraftor.toybox.captions import PUNCTUATION, VOCABULARY, Kind, caption, 
 from textcraftor.toybox.render import render
 from textcraftor.toybox.scenes import (
     IMAGE_SIZE,
-    LETTER_CELL,
     LETTERS,
     WORD_LENGTHS,
     Scene,
@@ -60,7 +59,9 @@ from textcraftor.training.processes import processes_of_this_run
 
 KL_WEIGHT = 1e-3
 UNET_STEPS = 10_000
-WORD_WEIGHT = 4.0
+SUBJECT_WEIGHT = 6.0
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class World:
         context: tokens that the text encoder reads, start and end included.
         scenes: training scenes.
         clip_captions, unet_captions: shares of the kinds of caption in the trainings of CLIP and the generator.
+        boxes: where a scene shows what captions name.
     """
 
     scene: Callable[[int], Any]
@@ -87,6 +89,7 @@ class World:
     scenes: int
     clip_captions: dict[Kind, float]
     unet_captions: dict[Kind, float]
+    boxes: Callable[[Any], Sequence[Box]] = lambda scene: ()
 
     def draw_captions(self, indices: np.ndarray, shares: dict[Kind, float], rng: np.random.Generator) -> list[str]:
         """One caption a scene, its kind drawn with the given shares."""
@@ -361,17 +364,17 @@ def train_spelling(work: Path, device: str, world: World = WORLD, steps: int = 5
     save_whole(speller.text_encoder, work / "spelling")
 
 
-def word_weights(scenes: Sequence[Any], side: int) -> Tensor:
-    """How much each latent counts in the loss, (scenes, 1, side, side): letters count `WORD_WEIGHT` times.
+def subject_weights(boxes: Sequence[Sequence[Box]], side: int) -> Tensor:
+    """How much each latent counts in the loss, (pictures, 1, side, side): `SUBJECT_WEIGHT` times in these boxes.
 
-    A word covers a tenth of a picture, and what its letters are is a small part of the squared error there.
+    Shapes and letters cover a tenth of a picture, and what tells one from another is a small part of the error there.
     """
-    cell = side * LETTER_CELL // IMAGE_SIZE
-    weights = torch.ones(len(scenes), 1, side, side)
-    for weight, drawn in zip(weights, scenes, strict=True):
-        if drawn.word:
-            rows = slice(0, cell) if drawn.word.row == "top" else slice(side - cell, side)
-            weight[:, rows, : cell * len(drawn.word.text)] = WORD_WEIGHT
+    scale = IMAGE_SIZE // side
+    weights = torch.ones(len(boxes), 1, side, side)
+    for weight, of_picture in zip(weights, boxes, strict=True):
+        for left, top, right, bottom in of_picture:
+            rows, columns = (slice(max(a, 0) // scale, -(-b // scale)) for a, b in ((top, bottom), (left, right)))
+            weight[:, rows, columns] = SUBJECT_WEIGHT
     return weights
 
 
@@ -428,7 +431,8 @@ def train_unet(
             noisy = scheduler.add_noise(clean, noise, timesteps)
             output = unet(noisy, timesteps, encoder_hidden_states=prompt_embeds).sample
         target = scheduler.get_velocity(clean, noise, timesteps)
-        weights = word_weights([world.scene(int(index)) for index in indices], clean.shape[-1]).to(device)
+        boxes = [world.boxes(world.scene(int(index))) for index in indices]
+        weights = subject_weights(boxes, clean.shape[-1]).to(device)
         return {"mse": (weights * (output.float() - target).square()).mean()}
 
     learning = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})

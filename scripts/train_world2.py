@@ -28,7 +28,7 @@ from train_toybox import (
 
 from textcraftor.toybox.world2.captions import VOCABULARY, caption, short
 from textcraftor.toybox.world2.render import render
-from textcraftor.toybox.world2.scenes import Scene, sample_scene
+from textcraftor.toybox.world2.scenes import Scene, boxes, sample_scene
 
 SCENE_SEED = 2
 UNET_STEPS = 15_000
@@ -54,6 +54,7 @@ WORLD = World(
     scenes=100_000,
     clip_captions={"short": 0.2, "descriptive": 0.65, "alt": 0.15},
     unet_captions={"short": 0.45, "descriptive": 0.4, "alt": 0.15},
+    boxes=boxes,
 )
 WEIGHTS = Path("textcraftor/toybox/world2/weights")
 PACKED = {"pipeline": "pipeline", "vae": "pipeline/vae", "clip": "clip"}  # folders of --work and of the package

@@ -127,6 +127,18 @@ def center_of(shape: Shape, word: Word | None) -> tuple[int, int]:
     return 32 + dx + shape.jitter[0], MIDDLES[word.row if word else None] + dy + shape.jitter[1]
 
 
+def boxes(scene: Scene) -> list[tuple[int, int, int, int]]:
+    """Where its shapes and its word stand: (left, top, right, bottom) in pixels, which may lie outside the picture."""
+    found = []
+    for shape in scene.shapes:
+        (x, y), radius = center_of(shape, scene.word), SIZES[shape.size]
+        found.append((x - radius, y - radius, x + radius, y + radius))
+    if scene.word:
+        top = 0 if scene.word.row == "top" else IMAGE_SIZE - LETTER_CELL
+        found.append((0, top, LETTER_CELL * len(scene.word.text), top + LETTER_CELL))
+    return found
+
+
 def sample_word(rng: np.random.Generator, split: Split) -> Word:
     """A random word; in training only seen ones, elsewhere an unseen one every second time."""
     want_unseen = split != "train" and rng.random() < 0.5
