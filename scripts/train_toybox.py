@@ -45,7 +45,6 @@ from textcraftor.rewards.recognisers import load_recogniser
 from textcraftor.toybox.captions import PUNCTUATION, VOCABULARY, Kind, caption, descriptive, short
 from textcraftor.toybox.render import render
 from textcraftor.toybox.scenes import (
-    IMAGE_SIZE,
     LETTERS,
     WORD_LENGTHS,
     Scene,
@@ -59,7 +58,6 @@ from textcraftor.training.processes import processes_of_this_run
 
 KL_WEIGHT = 1e-3
 UNET_STEPS = 10_000
-SUBJECT_WEIGHT = 6.0
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
@@ -325,19 +323,27 @@ class Speller(nn.Module):
         return self.letters(self.attention(places, prompt_embeds, prompt_embeds)[0]).transpose(1, 2)
 
 
-def train_spelling(work: Path, device: str, world: World = WORLD, steps: int = 500, batch: int = 64) -> None:
-    """Teach the toy CLIP's text tower which letter stands where in a word; what it says of the rest stays.
+def train_spelling(
+    work: Path,
+    device: str,
+    world: World = WORLD,
+    steps: int = 500,
+    batch: int = 64,
+    of: str = "clip",
+    name: str = "spelling",
+) -> None:
+    """Teach a toy CLIP's text tower which letter stands where in a word; what it says of the rest stays.
 
     A contrastive text encoder hardly knows the letters of its tokens, and a generator that reads it does not learn
     to write (Liu et al. 2022, Character-aware models improve visual text rendering). One that has learnt along with a
-    generator forgets some of it: where --work holds a pipeline's parts in `start`, its text encoder is taught again.
+    generator forgets some of it: where --work holds `start_pipeline`, that pipeline's text encoder is taught again.
     """
-    tokenizer = CLIPTokenizer.from_pretrained(work / "clip")
+    tokenizer = CLIPTokenizer.from_pretrained(work / of)
     torch.manual_seed(0)
-    if (work / "start").exists():
-        original = CLIPTextModel.from_pretrained(work / "start" / "text_encoder", dtype=torch.float32)
+    if of == "clip" and (work / "start_pipeline").exists():
+        original = CLIPTextModel.from_pretrained(work / "start_pipeline" / "text_encoder", dtype=torch.float32)
     else:
-        clip = CLIPModel.from_pretrained(work / "clip", dtype=torch.float32)
+        clip = CLIPModel.from_pretrained(work / of, dtype=torch.float32)
         original = CLIPTextModel._from_config(clip.config.text_config)
         original.load_state_dict(clip.text_model.state_dict())
     original.set_attn_implementation("eager")  # faster on CPUs
@@ -360,49 +366,22 @@ def train_spelling(work: Path, device: str, world: World = WORLD, steps: int = 5
             "kept": moved.pow(2).mean(),
         }
 
-    fit("spelling", speller, loss_of, FitSettings(steps, 5e-4, schedule="constant_with_warmup"), work)
-    save_whole(speller.text_encoder, work / "spelling")
+    fit(name, speller, loss_of, FitSettings(steps, 5e-4, schedule="constant_with_warmup"), work)
+    save_whole(speller.text_encoder, work / name)
 
 
-def subject_weights(boxes: Sequence[Sequence[Box]], side: int) -> Tensor:
-    """How much each latent counts in the loss, (pictures, 1, side, side): `SUBJECT_WEIGHT` times in these boxes.
-
-    Shapes and letters cover a tenth of a picture, and what tells one from another is a small part of the error there.
-    """
-    scale = IMAGE_SIZE // side
-    weights = torch.ones(len(boxes), 1, side, side)
-    for weight, of_picture in zip(weights, boxes, strict=True):
-        for left, top, right, bottom in of_picture:
-            rows, columns = (slice(max(a, 0) // scale, -(-b // scale)) for a, b in ((top, bottom), (left, right)))
-            weight[:, rows, columns] = SUBJECT_WEIGHT
-    return weights
-
-
-def train_unet(
-    work: Path,
-    device: str,
-    world: World = WORLD,
-    steps: int = UNET_STEPS,
-    batch: int = 32,
-    channels: Sequence[int] = (32, 96, 112),
-) -> None:
+def train_unet(work: Path, device: str, batch: int = 32) -> None:
     """The base generator, mostly on alt and short captions, by the same loss that tunes UNets on captions.
 
-    The text encoder has learnt to spell and learns along, as in latent diffusion's first text-to-image model. Where
-    --work holds a pipeline's parts in `start`, its UNet is trained on instead, by batches that it has not seen, and
-    the text encoder is left alone, so that it does not forget how words are spelt: a long training in rounds, each
-    with a schedule of its own.
+    The text encoder starts from the toy CLIP's, which has learnt to spell, and learns along, as in latent diffusion's
+    first text-to-image model.
     """
     latents = load_file(work / "latents.safetensors")["latents"]
-    start, before = work / "start", 0
-    if start.exists():
-        before = json.loads((start / "unet" / "training.json").read_text())["steps"]
     text_encoder = CLIPTextModel.from_pretrained(work / "spelling", dtype=torch.float32, attn_implementation="eager")
-    text_encoder.to(device).requires_grad_(not before)
+    text_encoder.to(device)
     tokenizer = CLIPTokenizer.from_pretrained(work / "clip")
     torch.manual_seed(0)
-    unet = UNet2DConditionModel.from_pretrained(start / "unet") if before else new_unet(channels)
-    unet.to(device)
+    unet = new_unet().to(device)
 
     def encode(captions: list[str]) -> Tensor:
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").to(device)
@@ -415,11 +394,11 @@ def train_unet(
         unet.set_attn_processor(AttnProcessor())
 
     def loss_of(step: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng((before + step, processes.process_index))
+        rng = np.random.default_rng((step, processes.process_index))
         torch.manual_seed(int(rng.integers(2**63)))
         indices = rng.choice(len(latents), batch // processes.num_processes, replace=False)
         captions = [
-            "" if rng.random() < 0.1 else world.draw_captions(np.array([int(index)]), world.unet_captions, rng)[0]
+            "" if rng.random() < 0.1 else WORLD.draw_captions(np.array([int(index)]), WORLD.unet_captions, rng)[0]
             for index in indices
         ]
         prompt_embeds = encode(captions)
@@ -431,15 +410,13 @@ def train_unet(
             noisy = scheduler.add_noise(clean, noise, timesteps)
             output = unet(noisy, timesteps, encoder_hidden_states=prompt_embeds).sample
         target = scheduler.get_velocity(clean, noise, timesteps)
-        boxes = [world.boxes(world.scene(int(index))) for index in indices]
-        weights = subject_weights(boxes, clean.shape[-1]).to(device)
-        return {"mse": (weights * (output.float() - target).square()).mean()}
+        return {"mse": nn.functional.mse_loss(output.float(), target)}
 
     learning = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    fit("unet", learning, loss_of, FitSettings(steps, 1e-3, warmup=300, ema_decay=0.999, log_every=100), work)
+    settings = FitSettings(UNET_STEPS, 1e-3, warmup=300, ema_decay=0.999, log_every=100)
+    fit("unet", learning, loss_of, settings, work)
     if processes_of_this_run().is_main_process:
         unet.save_pretrained(work / "unet")
-        (work / "unet" / "training.json").write_text(json.dumps({"steps": before + steps}) + "\n")
         save_whole(text_encoder, work / "text_encoder")
 
 
@@ -455,7 +432,6 @@ def assemble(work: Path, device: str) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(work / "pipeline")
-    shutil.copy(work / "unet" / "training.json", work / "pipeline" / "unet")
 
 
 def write_prompts(work: Path, device: str) -> None:

@@ -1,8 +1,9 @@
 """Makes the second world's models: `python scripts/train_world2.py all`, or one stage by name.
 
-Stages, in order: scenes, vae, clip, spelling, latents, unet, pipeline, pack. Each reads what the stages before it wrote
-under --work (default .world2), resumes from its own checkpoint, and is skipped when it is done. Pass --device cuda for
-a GPU. To train the packed generator on, copy its `unet` and `text_encoder` to `start` in --work.
+Stages, in order: scenes, vae, clip, spelling, clip_2, spelling_2, latents, pipeline (the edition in Stable Diffusion's
+layout), sdxl, sd3, pack. Each reads what the stages before it wrote under --work (default .world2), resumes from its
+own checkpoint, and is skipped when it is done. Pass --device cuda for a GPU. To train a packed edition on, copy its
+folder to --work as `start_pipeline`, `start_sdxl` or `start_sd3`.
 """
 
 from __future__ import annotations
@@ -13,16 +14,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from editions import sd3, sdxl, stable_diffusion, train_generator
 from train_toybox import (
     World,
-    assemble,
     encode_latents,
     halve,
     make_scenes,
     run_stages,
     train_clip,
     train_spelling,
-    train_unet,
     train_vae,
 )
 
@@ -32,6 +32,8 @@ from textcraftor.toybox.world2.scenes import Scene, boxes, sample_scene
 
 SCENE_SEED = 2
 UNET_STEPS = 15_000
+SDXL_STEPS = 8_000
+SD3_STEPS = 40_000
 
 
 def scene(index: int) -> Scene:
@@ -57,7 +59,20 @@ WORLD = World(
     boxes=boxes,
 )
 WEIGHTS = Path("textcraftor/toybox/world2/weights")
-PACKED = {"pipeline": "pipeline", "vae": "pipeline/vae", "clip": "clip"}  # folders of --work and of the package
+PACKED = {
+    "pipeline": "pipeline",
+    "sdxl": "sdxl",
+    "sd3": "sd3",
+    "vae": "pipeline/vae",
+    "clip": "clip",
+}  # folders of --work and of the package
+
+
+def train_stable_diffusion(work: Path, device: str) -> None:
+    """In rounds: in the first one the text encoder learns along, as in latent diffusion's first text-to-image model;
+    later it is left alone, so that it does not forget how words are spelt."""
+    learning = [] if (work / "start_pipeline").exists() else ["text_encoder"]
+    train_generator(work, device, WORLD, "pipeline", stable_diffusion, UNET_STEPS, learning)
 
 
 def pack(work: Path, device: str) -> None:
@@ -73,9 +88,20 @@ STAGES: dict[str, Callable[[Path, str], None]] = {
     "vae": partial(train_vae, steps=6600, kl_weight=3e-4, cropped=0.8),
     "clip": partial(train_clip, world=WORLD),
     "spelling": partial(train_spelling, world=WORLD, steps=1000),
+    "clip_2": partial(train_clip, world=WORLD, name="clip_2", seed=1),
+    "spelling_2": partial(train_spelling, world=WORLD, of="clip_2", name="spelling_2"),
     "latents": encode_latents,
-    "unet": partial(train_unet, world=WORLD, steps=UNET_STEPS, channels=(64, 96, 128)),
-    "pipeline": assemble,
+    "pipeline": train_stable_diffusion,
+    "sdxl": partial(train_generator, world=WORLD, name="sdxl", begin=sdxl, steps=SDXL_STEPS, forgets=0.2),
+    "sd3": partial(
+        train_generator,
+        world=WORLD,
+        name="sd3",
+        begin=sd3,
+        steps=SD3_STEPS,
+        learning=["text_encoder_3"],
+        forgets=0.2,
+    ),
     "pack": pack,
 }
 
