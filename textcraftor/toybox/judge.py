@@ -6,7 +6,6 @@ Nothing here is learned, and training never calls it: rewards are proxies, the j
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +29,7 @@ from textcraftor.toybox.scenes import (
     colors_on,
 )
 from textcraftor.toybox.scenes import Shape as SceneShape
+from textcraftor.toybox.world2.wanted import Wanted, WantedShape, parse  # both worlds state facts in the same words
 
 GROUND_TOLERANCE = 60.0  # 8-bit RGB distance within which a pixel counts as ground
 COLOR_TOLERANCE = 60.0  # 8-bit RGB distance from the line between the ground's colour and a shape's
@@ -62,47 +62,6 @@ class Reading:
     words: dict[str, str]
     ground_noise: float
     stray: float
-
-
-@dataclass(frozen=True)
-class WantedShape:
-    color: str
-    shape: str
-    size: str | None
-    place: str | None
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """The facts that a prompt states; None where it leaves them free."""
-
-    shapes: tuple[WantedShape, ...] = ()
-    ground: str | None = None
-    word: str | None = None
-    row: str | None = None
-
-
-_SHAPE = re.compile(
-    rf"(?:an? )?(?:({'|'.join(SIZES)}) )?({'|'.join(COLORS)}) ({'|'.join(SHAPES)})"
-    rf"(?: (?:in|on|at) the ({'|'.join(sorted(PLACES, key=len, reverse=True))})\b)?",
-    re.IGNORECASE,
-)
-_GROUND = re.compile(rf"({'|'.join(GROUNDS)}) ground", re.IGNORECASE)
-_WORD = re.compile(r'"([A-Z]+)"(?: at the (top|bottom))?')
-
-
-def parse(prompt: str) -> Wanted:
-    """The facts of a prompt written in the world's grammar; what the grammar does not know is no fact."""
-    ground, word = _GROUND.search(prompt), _WORD.search(prompt)
-    return Wanted(
-        tuple(
-            WantedShape(color.lower(), shape.lower(), size.lower() or None, place.lower() or None)
-            for size, color, shape, place in _SHAPE.findall(prompt)
-        ),
-        ground.group(1).lower() if ground else None,
-        word.group(1) if word else None,
-        word.group(2) if word else None,
-    )
 
 
 def _coverage(pixels: np.ndarray, ground: np.ndarray, color: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from textcraftor.toybox.judge import Wanted, WantedShape, parse  # both worlds state their facts in the same words
 from textcraftor.toybox.world2.reading import Reading, SeenShape, read
 from textcraftor.toybox.world2.scenes import MIDDLES, PLACES
 from textcraftor.toybox.world2.styles import (
@@ -26,6 +25,7 @@ from textcraftor.toybox.world2.styles import (
     taste_of,
     tint_part,
 )
+from textcraftor.toybox.world2.wanted import Wanted, WantedShape, parse
 
 FACTS = ("color", "shape", "size", "place", "number", "ground", "row", "word")
 FREE_STRAY, STRAY_SCALE = 0.01, 0.03  # stray share that costs nothing; what more divides taste by e
