@@ -21,10 +21,12 @@ from textcraftor.models.model import Model
 from textcraftor.rewards.base import Reward
 from textcraftor.rewards.recognisers import Recogniser
 from textcraftor.sampling.conditioning import ConditioningSchedule
-from textcraftor.toybox.captions import descriptive
-from textcraftor.toybox.judge import ROWS, Judge, Reading, Wanted, check, letters, parse, read, taste
-from textcraftor.toybox.render import render
-from textcraftor.toybox.scenes import (
+from textcraftor.toybox.world2.captions import descriptive
+from textcraftor.toybox.world2.ink import ROWS
+from textcraftor.toybox.world2.judge import Judge, check, letters, taste
+from textcraftor.toybox.world2.reading import Reading, read
+from textcraftor.toybox.world2.render import render
+from textcraftor.toybox.world2.scenes import (
     GROUNDS,
     LETTER_CELL,
     LETTERS,
@@ -35,6 +37,8 @@ from textcraftor.toybox.scenes import (
     colors_on,
     sample_scene,
 )
+from textcraftor.toybox.world2.styles import Style
+from textcraftor.toybox.world2.wanted import Wanted, parse
 
 Table = list[tuple[str, str]]
 
@@ -105,7 +109,8 @@ def best_taste(wanted: Wanted, rng: np.random.Generator, tries: int = 60) -> flo
         for index, want in enumerate(wanted.shapes):
             free = "center" if len(wanted.shapes) == 1 else sides[index]
             shapes.append(Shape(want.color, want.shape, want.size or str(rng.choice(list(SIZES))), want.place or free))
-        best = max(best, taste(read(render(Scene(ground, tuple(shapes)))))["taste"])
+        style = Style(ground="gradient", shaded=True, shadow=True)
+        best = max(best, taste(read(render(Scene(ground, tuple(shapes), style=style))))["taste"])
     return best
 
 

@@ -23,9 +23,9 @@ from toybox_records import write_records
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 from textcraftor.data.records import Record, Records
-from textcraftor.toybox.judge import parse
+from textcraftor.toybox.world2.wanted import parse
 
-WEIGHTS = Path("textcraftor/toybox/weights")
+WEIGHTS = Path("textcraftor/toybox/world2/weights")
 STAGES = {"base": (None, 4000, 1e-3), "short": ("short", 1500, 3e-4), "descriptive": ("descriptive", 1500, 3e-4)}
 
 

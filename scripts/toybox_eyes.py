@@ -24,7 +24,7 @@ from toybox_ratings import (
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from textcraftor.rewards.clip import ClipSimilarity
-from textcraftor.toybox.scenes import Scene
+from textcraftor.toybox.world2.scenes import Scene
 from textcraftor.training.fitting import FitSettings, fit
 from textcraftor.training.processes import processes_of_this_run
 

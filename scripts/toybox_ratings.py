@@ -18,10 +18,11 @@ from textcraftor.inference.generate import Sampling, generate
 from textcraftor.models.loading import load_pipeline
 from textcraftor.models.model import Model
 from textcraftor.sampling.conditioning import ConditioningSchedule
-from textcraftor.toybox.captions import descriptive, short
-from textcraftor.toybox.judge import Judge, Reading, place_of, read
-from textcraftor.toybox.render import letter_cells, render
-from textcraftor.toybox.scenes import (
+from textcraftor.toybox.world2.captions import Kind, caption, descriptive, short
+from textcraftor.toybox.world2.judge import Judge, place_of, row_of
+from textcraftor.toybox.world2.reading import Reading, SeenStyle, read
+from textcraftor.toybox.world2.render import letter_cells, render
+from textcraftor.toybox.world2.scenes import (
     COLORS,
     GROUNDS,
     IMAGE_SIZE,
@@ -37,21 +38,30 @@ from textcraftor.toybox.scenes import (
     colors_on,
     sample_scene,
 )
+from textcraftor.toybox.world2.styles import CRISP, SOFT, Style
 from textcraftor.training.processes import processes_of_this_run
 
 SAMPLE_ROUNDS, SAMPLE_PROMPTS, VARIED_PROMPTS, PICTURES = 3, 3000, 6000, 4
 SAMPLE_SETTINGS = ((4, 2.0), (5, 4.0), (8, 1.0), (8, 3.0), (12, 2.0), (15, 3.0))  # (steps, guidance_scale)
-SPLIT_SEEDS: dict[Split, int] = {"train": 1, "validation": 2, "test": 3}
+SPLIT_SEEDS: dict[Split, int] = {"train": 2, "validation": 3, "test": 4}
 SPOILED = 0.5  # share of the varied pictures that go through the autoencoder with noise in their latents
 
 
 @cache
 def scene(index: int) -> Scene:
     """The training scene with this number: the same on every machine."""
-    return sample_scene(np.random.default_rng((SPLIT_SEEDS["train"], index)), word_probability=0.75)
+    return sample_scene(np.random.default_rng((SPLIT_SEEDS["train"], index)), word_probability=0.6)
 
 
+def draw_captions(indices: np.ndarray, shares: Mapping[Kind, float], rng: np.random.Generator) -> list[str]:
+    """One caption a training scene, its kind drawn with the given shares."""
+    kinds = rng.choice(list(shares), p=list(shares.values()), size=len(indices))
+    return [caption(scene(int(index)), kind, rng) for index, kind in zip(indices, kinds, strict=True)]
+
+
+LIGHTS, GROUND_FINISHES = ("good", "dark", "faded"), ("plain", "gradient", "stained")
 FACTS = (  # how many answers each question about a picture has, see `facts_of`
+    *(len(LIGHTS), 2, len(GROUND_FINISHES), 2, 2),
     len(GROUNDS),
     *(2, len(SHAPES), len(SIZES), len(PLACES)) * len(COLORS),
     *(len(LETTERS) + 1,) * (2 * max(WORD_LENGTHS)),
@@ -60,15 +70,18 @@ PATCH = 8
 CELLS = 1 + len(COLORS) * len(SHAPES) + len(LETTERS)  # what a patch may show: nothing, a shape in a colour, a letter
 
 
-def facts_of(ground: str, shapes: Sequence[tuple[str, str, str, str]], words: Mapping[str, str]) -> list[int]:
+def facts_of(
+    style: Sequence[int], ground: str, shapes: Sequence[tuple[str, str, str, str]], words: Mapping[str, str]
+) -> list[int]:
     """Everything about a picture as class indices, one for each question of `FACTS`; -100 where it does not arise.
 
     Args:
+        style: light, whether it is out of focus, the ground's finish, whether shapes are shaded and throw a shadow.
         shapes: (color, shape, size, place) of each, at most one of a colour counts.
         words: by row.
     """
     by_color = {shape[0]: shape[1:] for shape in reversed(shapes)}
-    facts = [list(GROUNDS).index(ground)]
+    facts = [*style, list(GROUNDS).index(ground)]
     for color in COLORS:
         shape, size, place = by_color.get(color, ("", "", ""))
         facts += [int(color in by_color)]
@@ -85,19 +98,34 @@ def letter_at(text: str, place: int) -> int:
     return LETTERS.index(text[place]) if text[place] in LETTERS else -100
 
 
+def style_of(style: Style) -> tuple[int, ...]:
+    """A scene's style as class indices."""
+    finish = GROUND_FINISHES.index(style.ground)
+    return LIGHTS.index(style.light), int(style.softness > 0), finish, int(style.shaded), int(style.shadow)
+
+
+def style_seen(style: SeenStyle | None) -> tuple[int, ...]:
+    """A style that was read from a picture as class indices, each factor the likelier answer."""
+    if style is None:
+        return (-100,) * 5
+    light = LIGHTS.index(style.light if style.strength > 0.3 else "good")
+    finish = 2 if style.stained > max(style.gradient, 0.5) else int(style.gradient > 0.5)
+    return light, int(style.softness > (CRISP + SOFT) / 2), finish, int(style.shading > 0.5), int(style.shadow > 0.5)
+
+
 def facts_of_scene(drawn: Scene) -> list[int]:
     shapes = [(shape.color, shape.shape, shape.size, shape.place) for shape in drawn.shapes]
-    return facts_of(drawn.ground, shapes, {drawn.word.row: drawn.word.text} if drawn.word else {})
+    words = {drawn.word.row: drawn.word.text} if drawn.word else {}
+    return facts_of(style_of(drawn.style), drawn.ground, shapes, words)
 
 
 def facts_seen(reading: Reading) -> list[int]:
     """What a rater who is asked to describe a picture says; nothing at all where no ground can be told."""
     if reading.ground is None:
         return [-100] * len(FACTS)
-    row = max(reading.words, key=lambda name: len(reading.words[name]))
-    row_read = row if reading.words[row] else None
-    shapes = [(seen.color, seen.shape, seen.size, place_of(seen, row_read)) for seen in reading.shapes]
-    return facts_of(reading.ground, shapes, reading.words)
+    row = row_of(reading)
+    shapes = [(seen.color, seen.shape, seen.size, place_of(seen, row)) for seen in reading.shapes]
+    return facts_of(style_seen(reading.style), reading.ground, shapes, reading.words or {})
 
 
 def cells_of(drawn: Scene) -> np.ndarray:

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from textcraftor.rewards.recognisers import TrOCR
-from textcraftor.toybox.scenes import IMAGE_SIZE, LETTER_CELL, LETTERS, WORD_LENGTHS
+from textcraftor.toybox.world2.scenes import IMAGE_SIZE, LETTER_CELL, LETTERS, WORD_LENGTHS
 from textcraftor.training.fitting import FitSettings, fit
 
 OCR_PROCESSING = {

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from textcraftor.toybox.captions import alt, descriptive, short
-from textcraftor.toybox.render import render
-from textcraftor.toybox.scenes import Split, sample_scene
+from textcraftor.toybox.world2.captions import alt, descriptive, short
+from textcraftor.toybox.world2.render import render
+from textcraftor.toybox.world2.scenes import Split, sample_scene
 
 
 def write_records(folder: Path, count: int, seed: int, split: Split = "train", word_probability: float = 0.5) -> None:

@@ -42,7 +42,7 @@ from textcraftor.rewards.clip import ClipScore, ClipSimilarity, PickScore
 from textcraftor.rewards.hpsv2 import HPSv2
 from textcraftor.rewards.image_reward import ImageReward, with_blip_tokens
 from textcraftor.rewards.open_clip import from_transformers
-from textcraftor.toybox.captions import VOCABULARY
+from textcraftor.toybox.world2.captions import VOCABULARY
 from textcraftor.training.fitting import FitSettings, fit
 
 GRADE_SCALE = 0.4  # of opinions: about their standard deviation among one prompt's pictures
