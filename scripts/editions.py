@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
@@ -26,7 +27,7 @@ from diffusers import (
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from train_toybox import Box, World, fast_dtype, new_scheduler, new_unet
+from toybox_ratings import draw_captions, scene
 from transformers import (
     CLIPModel,
     CLIPTextModel,
@@ -38,12 +39,52 @@ from transformers import (
 
 from textcraftor.models.base import Branch
 from textcraftor.models.model import Model
+from textcraftor.toybox.world2.captions import Kind
+from textcraftor.toybox.world2.scenes import boxes
 from textcraftor.training.fitting import FitSettings, fit
 from textcraftor.training.processes import processes_of_this_run
 
 SIZE = (64, 64)
 SUBJECT_WEIGHT = 6.0
+CAPTIONS: dict[Kind, float] = {"short": 0.45, "descriptive": 0.4, "alt": 0.15}
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 UNPROMPTED = 0.1  # share of pictures that are learned without a prompt, for guidance
+
+
+def fast_dtype(device: str) -> torch.dtype:
+    """bfloat16 where the device computes in it, float32 where it would only be emulated."""
+    return torch.float32 if device == "cpu" and not torch.cpu._is_avx512_bf16_supported() else torch.bfloat16
+
+
+def new_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=8,
+        out_channels=8,
+        block_out_channels=(64, 96, 128),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=128,
+        attention_head_dim=4,  # diffusers reads this as the number of heads
+        norm_num_groups=16,
+        addition_embed_type="text",  # pooled tokens join the time embedding, so that every block hears the text
+        addition_embed_type_num_heads=4,
+    )
+
+
+def new_scheduler() -> DDIMScheduler:
+    """LDM's schedule for small latents, v-prediction, from pure noise (trailing) to a clean picture."""
+    return DDIMScheduler(
+        beta_start=0.0015,
+        beta_end=0.0195,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+    )
 
 
 class Apart:
@@ -75,7 +116,6 @@ def encode_apart(model: Model, texts: Sequence[Sequence[str]], is_prompted: Tens
 def train_generator(
     work: Path,
     device: str,
-    world: World,
     name: str,
     begin: Callable[[Path], DiffusionPipeline],
     steps: int,
@@ -106,7 +146,7 @@ def train_generator(
         rng = np.random.default_rng((record["steps"] + step, processes.process_index))
         torch.manual_seed(int(rng.integers(2**63)))
         indices = rng.choice(len(latents), batch // processes.num_processes, replace=False)
-        captions = world.draw_captions(indices, world.unet_captions, rng)
+        captions = draw_captions(indices, CAPTIONS, rng)
         is_prompted = rng.random(len(indices)) >= UNPROMPTED
         heard = is_prompted & (rng.random((len(model.text_encoders), len(indices))) >= forgets)
         texts = [[text if hears else "" for text, hears in zip(captions, row, strict=True)] for row in heard]
@@ -117,7 +157,7 @@ def train_generator(
         timesteps = timesteps.clamp(max=schedule.timesteps - 1)
         branch = encode_apart(model, texts, torch.from_numpy(is_prompted))
         output = model.predict(schedule.add_noise(clean, noise, timesteps), timesteps, branch)
-        weights = subject_weights([world.boxes(world.scene(int(i))) for i in indices], clean.shape[-1]).to(device)
+        weights = subject_weights([boxes(scene(int(index))) for index in indices], clean.shape[-1]).to(device)
         return {"mse": (weights * (output - schedule.target(clean, noise, timesteps)).square()).mean()}
 
     parts = {"denoiser": model.denoiser, **{part: model.encoders()[part] for part in learning}}
@@ -156,7 +196,7 @@ def stable_diffusion(work: Path) -> DiffusionPipeline:
         vae=AutoencoderKL.from_pretrained(work / "vae", torch_dtype=torch.float32),
         text_encoder=CLIPTextModel.from_pretrained(work / "spelling", dtype=torch.float32),
         tokenizer=CLIPTokenizer.from_pretrained(work / "clip"),
-        unet=UNet2DConditionModel.from_pretrained(start) if start.exists() else new_unet((64, 96, 128)),
+        unet=UNet2DConditionModel.from_pretrained(start) if start.exists() else new_unet(),
         scheduler=new_scheduler(),
         safety_checker=None,
         feature_extractor=None,

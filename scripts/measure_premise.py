@@ -1,4 +1,4 @@
-"""Which style factors can a text encoder choose? `python scripts/measure_premise.py --work .world2`.
+"""Which style factors can a text encoder choose? `python scripts/measure_premise.py --work .toybox`.
 
 Every factor gets a scorer of its own, a small network that reads this one factor from pictures. The text encoder is
 tuned on it, by the default gradient and by others that reach earlier steps, and the judge says how far the factor went
@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from study import train
 from torch import Tensor, nn
+from toybox_ratings import scene
 from train_toybox import as_images, load_pictures
-from train_world2 import scene
 
 from textcraftor.data.prompt_files import read_prompts
 from textcraftor.inference.generate import Sampling, generate, grid
@@ -132,7 +132,7 @@ def turned(work: Path, factor: str, policy: str) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path(".world2"))
+    parser.add_argument("--work", type=Path, default=Path(".toybox"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--policies", nargs="*", default=list(POLICIES), choices=POLICIES)
     arguments = parser.parse_args()

@@ -1,8 +1,10 @@
 """Makes the toybox from nothing: `python scripts/train_toybox.py all`, or one stage by name.
 
-Stages, in order: scenes, vae, clip, clip_constraint, spelling, latents, unet, pipeline, prompts, samples, varied, eyes,
-aesthetic, hpsv2, pickscore, imagereward, recogniser, pack, report. Each reads what the stages before it wrote under
---work (default .toybox), resumes from its own checkpoint, and is skipped when it is done. Pass --device cuda for a GPU.
+Stages, in order: scenes, vae, clip, clip_2, clip_constraint, spelling, spelling_2, latents, pipeline (the edition in
+Stable Diffusion's layout), sdxl, sd3, prompts, samples, varied, eyes, aesthetic, hpsv2, pickscore, imagereward,
+recogniser, pack, report. Each reads what the stages before it wrote under --work (default .toybox), resumes from its
+own checkpoint, and is skipped when it is done. Pass --device cuda for a GPU. To train a packed edition on, copy its
+folder to --work as `start_pipeline`, `start_sdxl` or `start_sd3`.
 """
 
 from __future__ import annotations
@@ -11,21 +13,21 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import measure_toybox
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers import AutoencoderKL
+from editions import fast_dtype, sd3, sdxl, stable_diffusion, train_generator
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from torch import Tensor, nn
-from toybox_ratings import SPLIT_SEEDS, generate_samples, load_rated, prompt_of, scene
+from toybox_ratings import SPLIT_SEEDS, draw_captions, generate_samples, load_rated, prompt_of, scene
 from toybox_scorers import SCORER_STAGES, packed_scorers
 from transformers import (
     CLIPConfig,
@@ -42,9 +44,9 @@ from textcraftor.models.loading import load_pipeline
 from textcraftor.models.model import Model
 from textcraftor.models.saving import save_whole
 from textcraftor.rewards.recognisers import load_recogniser
-from textcraftor.toybox.captions import PUNCTUATION, VOCABULARY, Kind, caption, descriptive, short
-from textcraftor.toybox.render import render
-from textcraftor.toybox.scenes import (
+from textcraftor.toybox.world2.captions import PUNCTUATION, VOCABULARY, Kind, caption, short
+from textcraftor.toybox.world2.render import render
+from textcraftor.toybox.world2.scenes import (
     LETTERS,
     WORD_LENGTHS,
     Scene,
@@ -56,61 +58,15 @@ from textcraftor.toybox.scenes import (
 from textcraftor.training.fitting import FitSettings, autocast, fit
 from textcraftor.training.processes import processes_of_this_run
 
-KL_WEIGHT = 1e-3
-UNET_STEPS = 10_000
-
-Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
-
-
-@dataclass(frozen=True)
-class World:
-    """What the stages need to know of a world.
-
-    Args:
-        scene: training scene number so-and-so, the same on every machine.
-        render: a scene's picture, float (64, 64, 3) in [0, 1].
-        caption: a scene's caption of a kind.
-        spelled: a caption that quotes the scene's word.
-        vocabulary: every word of a caption that is not quoted.
-        context: tokens that the text encoder reads, start and end included.
-        scenes: training scenes.
-        clip_captions, unet_captions: shares of the kinds of caption in the trainings of CLIP and the generator.
-        boxes: where a scene shows what captions name.
-    """
-
-    scene: Callable[[int], Any]
-    render: Callable[[Any], np.ndarray]
-    caption: Callable[[Any, Kind, np.random.Generator], str]
-    spelled: Callable[[Any, np.random.Generator], str]
-    vocabulary: Sequence[str]
-    context: int
-    scenes: int
-    clip_captions: dict[Kind, float]
-    unet_captions: dict[Kind, float]
-    boxes: Callable[[Any], Sequence[Box]] = lambda scene: ()
-
-    def draw_captions(self, indices: np.ndarray, shares: dict[Kind, float], rng: np.random.Generator) -> list[str]:
-        """One caption a scene, its kind drawn with the given shares."""
-        kinds = rng.choice(list(shares), p=list(shares.values()), size=len(indices))
-        return [self.caption(self.scene(int(index)), kind, rng) for index, kind in zip(indices, kinds, strict=True)]
+SCENES = 100_000
+CONTEXT = 48  # tokens that the text encoders read, start and end included
+CLIP_CAPTIONS: dict[Kind, float] = {"short": 0.2, "descriptive": 0.65, "alt": 0.15}
+UNET_STEPS, SDXL_STEPS, SD3_STEPS = 15_000, 8_000, 40_000
 
 
 def spelled(drawn: Scene, rng: np.random.Generator) -> str:
     """A descriptive or a short caption with the scene's word."""
-    return descriptive(drawn) if rng.random() < 0.6 else short(drawn, say_word=True)
-
-
-WORLD = World(
-    scene,
-    render,
-    caption,
-    spelled,
-    VOCABULARY,
-    context=40,
-    scenes=40_000,
-    clip_captions={"short": 0.3, "descriptive": 0.5, "alt": 0.2},
-    unet_captions={"short": 0.5, "descriptive": 0.2, "alt": 0.3},
-)
+    return caption(drawn, "descriptive", rng) if rng.random() < 0.6 else short(drawn, say_word=True)
 
 
 def load_pictures(work: Path) -> np.ndarray:
@@ -122,17 +78,12 @@ def as_images(pictures: np.ndarray, device: str) -> Tensor:
     return torch.tensor(pictures, device=device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def fast_dtype(device: str) -> torch.dtype:
-    """bfloat16 where the device computes in it, float32 where it would only be emulated."""
-    return torch.float32 if device == "cpu" and not torch.cpu._is_avx512_bf16_supported() else torch.bfloat16
-
-
-def make_scenes(work: Path, device: str, world: World = WORLD) -> None:
+def make_scenes(work: Path, device: str) -> None:
     """Render the training scenes once, uint8 (scenes, 64, 64, 3)."""
     path = work / "scenes.npy"
-    pictures = np.lib.format.open_memmap(work / "scenes.tmp.npy", "w+", np.uint8, (world.scenes, 64, 64, 3))
-    for index in range(world.scenes):
-        pictures[index] = (world.render(world.scene(index)) * 255).round()
+    pictures = np.lib.format.open_memmap(work / "scenes.tmp.npy", "w+", np.uint8, (SCENES, 64, 64, 3))
+    for index in range(SCENES):
+        pictures[index] = (render(scene(index)) * 255).round()
     pictures.flush()
     (work / "scenes.tmp.npy").replace(path)
 
@@ -159,12 +110,7 @@ def busiest_crops(images: Tensor, side: int, each: int) -> Tensor:
 
 
 def train_vae(
-    work: Path,
-    device: str,
-    steps: int = 3500,
-    batch: int = 16,
-    kl_weight: float = KL_WEIGHT,
-    cropped: float = 0.0,
+    work: Path, device: str, steps: int = 6600, batch: int = 16, kl_weight: float = 3e-4, cropped: float = 0.8
 ) -> None:
     """The autoencoder; for the first `cropped` share of steps on the busiest quarters of pictures."""
     pictures = load_pictures(work)
@@ -187,7 +133,7 @@ def train_vae(
     vae.save_pretrained(work / "vae")
 
 
-def new_tokenizer(vocabulary: Sequence[str], context: int) -> CLIPTokenizer:
+def new_tokenizer() -> CLIPTokenizer:
     """A stock CLIPTokenizer: these words whole, capitals letter by letter, anything else unknown."""
     start, end, unknown = "<|startoftext|>", "<|endoftext|>", "<|unknown|>"
     tokenizer = CLIPTokenizer(
@@ -197,9 +143,9 @@ def new_tokenizer(vocabulary: Sequence[str], context: int) -> CLIPTokenizer:
         eos_token=end,
         pad_token=end,
         unk_token=unknown,
-        model_max_length=context,
+        model_max_length=CONTEXT,
     )
-    tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=True) for word in vocabulary])
+    tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=True) for word in VOCABULARY])
     tokenizer.add_tokens([AddedToken(sign, normalized=False) for sign in (*PUNCTUATION, *LETTERS)])
     return tokenizer
 
@@ -227,7 +173,6 @@ def new_clip(vocabulary: int, width: int, layers: int, context: int) -> CLIPMode
 def train_clip(
     work: Path,
     device: str,
-    world: World = WORLD,
     name: str = "clip",
     seed: int = 0,
     width: int = 128,
@@ -235,15 +180,15 @@ def train_clip(
     steps: int = 1600,
     batch: int = 128,
 ) -> None:
-    pictures, tokenizer = load_pictures(work), new_tokenizer(world.vocabulary, world.context)
+    pictures, tokenizer = load_pictures(work), new_tokenizer()
     torch.manual_seed(seed)
-    clip = new_clip(len(tokenizer), width, layers, world.context).to(device)
+    clip = new_clip(len(tokenizer), width, layers, CONTEXT).to(device)
     mean, std = torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1), torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1)
 
     def loss_of(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((seed, step))
         indices = np.sort(rng.choice(len(pictures), batch, replace=False))
-        captions = world.draw_captions(indices, world.clip_captions, rng)
+        captions = draw_captions(indices, CLIP_CAPTIONS, rng)
         tokens = tokenizer(captions, padding=True, return_tensors="pt").to(device)
         images = (as_images(pictures[indices], device) / 2 + 0.5 - mean.to(device)) / std.to(device)
         with autocast(torch.device(device), fast_dtype(device)):
@@ -276,36 +221,6 @@ def encode_latents(work: Path, device: str, batch: int = 100) -> None:
     print(f"latents: scaling_factor {factor}", flush=True)
 
 
-def new_unet(channels: Sequence[int] = (32, 96, 112)) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=16,
-        in_channels=8,
-        out_channels=8,
-        block_out_channels=tuple(channels),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=128,
-        attention_head_dim=4,  # diffusers reads this as the number of heads
-        norm_num_groups=16,
-        addition_embed_type="text",  # pooled tokens join the time embedding, so that every block hears the text
-        addition_embed_type_num_heads=4,
-    )
-
-
-def new_scheduler() -> DDIMScheduler:
-    """LDM's schedule for small latents, v-prediction, from pure noise (trailing) to a clean picture."""
-    return DDIMScheduler(
-        beta_start=0.0015,
-        beta_end=0.0195,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-    )
-
-
 class Speller(nn.Module):
     """A text encoder with a reader that names the word's letters, place by place, from its token embeddings."""
 
@@ -326,8 +241,7 @@ class Speller(nn.Module):
 def train_spelling(
     work: Path,
     device: str,
-    world: World = WORLD,
-    steps: int = 500,
+    steps: int = 1000,
     batch: int = 64,
     of: str = "clip",
     name: str = "spelling",
@@ -350,12 +264,12 @@ def train_spelling(
     speller = Speller(deepcopy(original)).to(device).train()
     original.to(device).requires_grad_(False)
     first_letter = tokenizer.convert_tokens_to_ids(LETTERS[0])
-    spelt = [index for index in range(world.scenes) if world.scene(index).word]
+    spelt = [index for index in range(SCENES) if scene(index).word]
 
     def loss_of(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((51, step))
-        scenes = [world.scene(int(index)) for index in rng.choice(spelt, batch, replace=False)]
-        texts = [world.spelled(drawn, rng) for drawn in scenes]
+        scenes = [scene(int(index)) for index in rng.choice(spelt, batch, replace=False)]
+        texts = [spelled(drawn, rng) for drawn in scenes]
         words = [drawn.word.text for drawn in scenes if drawn.word]
         target = torch.tensor([[LETTERS.index(c) for c in w] + [-100] * (max(WORD_LENGTHS) - len(w)) for w in words])
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
@@ -370,68 +284,19 @@ def train_spelling(
     save_whole(speller.text_encoder, work / name)
 
 
-def train_unet(work: Path, device: str, batch: int = 32) -> None:
-    """The base generator, mostly on alt and short captions, by the same loss that tunes UNets on captions.
-
-    The text encoder starts from the toy CLIP's, which has learnt to spell, and learns along, as in latent diffusion's
-    first text-to-image model.
-    """
-    latents = load_file(work / "latents.safetensors")["latents"]
-    text_encoder = CLIPTextModel.from_pretrained(work / "spelling", dtype=torch.float32, attn_implementation="eager")
-    text_encoder.to(device)
-    tokenizer = CLIPTokenizer.from_pretrained(work / "clip")
-    torch.manual_seed(0)
-    unet = new_unet().to(device)
-
-    def encode(captions: list[str]) -> Tensor:
-        tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").to(device)
-        return text_encoder(tokens.input_ids).last_hidden_state
-
-    processes, scheduler = processes_of_this_run(), new_scheduler()
-    levels = scheduler.config.num_train_timesteps
-    if device == "cpu":
-        # On CPUs the backward pass of fused attention in bf16 takes three times that of plain products.
-        unet.set_attn_processor(AttnProcessor())
-
-    def loss_of(step: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng((step, processes.process_index))
-        torch.manual_seed(int(rng.integers(2**63)))
-        indices = rng.choice(len(latents), batch // processes.num_processes, replace=False)
-        captions = [
-            "" if rng.random() < 0.1 else WORLD.draw_captions(np.array([int(index)]), WORLD.unet_captions, rng)[0]
-            for index in indices
-        ]
-        prompt_embeds = encode(captions)
-        clean = latents[torch.from_numpy(indices)].to(device).float()
-        noise = torch.randn_like(clean)
-        # High noise is preferred, where the text decides.
-        timesteps = ((1 - torch.rand(len(clean), device=device) ** 2) * levels).long().clamp(max=levels - 1)
-        with autocast(torch.device(device), fast_dtype(device)):
-            noisy = scheduler.add_noise(clean, noise, timesteps)
-            output = unet(noisy, timesteps, encoder_hidden_states=prompt_embeds).sample
-        target = scheduler.get_velocity(clean, noise, timesteps)
-        return {"mse": nn.functional.mse_loss(output.float(), target)}
-
-    learning = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    settings = FitSettings(UNET_STEPS, 1e-3, warmup=300, ema_decay=0.999, log_every=100)
-    fit("unet", learning, loss_of, settings, work)
-    if processes_of_this_run().is_main_process:
-        unet.save_pretrained(work / "unet")
-        save_whole(text_encoder, work / "text_encoder")
+def train_stable_diffusion(work: Path, device: str) -> None:
+    """In rounds: in the first one the text encoder learns along, as in latent diffusion's first text-to-image model;
+    later it is left alone, so that it does not forget how words are spelt."""
+    learning = [] if (work / "start_pipeline").exists() else ["text_encoder"]
+    train_generator(work, device, "pipeline", stable_diffusion, UNET_STEPS, learning)
 
 
-def assemble(work: Path, device: str) -> None:
-    """The stock pipeline folder, fp32."""
-    StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(work / "vae", dtype=torch.float32),
-        text_encoder=CLIPTextModel.from_pretrained(work / "text_encoder", dtype=torch.float32),
-        tokenizer=CLIPTokenizer.from_pretrained(work / "clip"),
-        unet=UNet2DConditionModel.from_pretrained(work / "unet", dtype=torch.float32),
-        scheduler=new_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(work / "pipeline")
+def train_sdxl(work: Path, device: str) -> None:
+    train_generator(work, device, "sdxl", sdxl, SDXL_STEPS, forgets=0.2)
+
+
+def train_sd3(work: Path, device: str) -> None:
+    train_generator(work, device, "sd3", sd3, SD3_STEPS, learning=["text_encoder_3"], forgets=0.2)
 
 
 def write_prompts(work: Path, device: str) -> None:
@@ -467,13 +332,13 @@ def prompt_with_word(split: Split, rng: np.random.Generator) -> str:
 
 
 def pack(work: Path, device: str) -> None:
-    """Everything that a user needs, in fp16, into the package."""
-    shutil.rmtree(WEIGHTS, ignore_errors=True)
-    for folder in ("pipeline", "aesthetic_clip", "clip_constraint", "pickscore", "imagereward", "recogniser"):
-        shutil.copytree(work / folder, WEIGHTS / folder)
-    for file in ("aesthetic.safetensors", "hpsv2.safetensors", "hpsv2.json"):
-        shutil.copy(work / file, WEIGHTS / file)
-    shutil.copytree(work / "text_encoder", WEIGHTS / "pipeline" / "text_encoder", dirs_exist_ok=True)
+    """Whatever has been trained so far, in fp16, into the package."""
+    for name in PACKED:
+        if (work / name).is_dir():
+            shutil.rmtree(WEIGHTS / name, ignore_errors=True)
+            shutil.copytree(work / name, WEIGHTS / name)
+        elif (work / name).exists():
+            shutil.copy(work / name, WEIGHTS / name)
     halve(WEIGHTS)
 
 
@@ -500,17 +365,24 @@ def report(work: Path, device: str) -> None:
     measure_toybox.print_table(rows, measure_toybox.stage_seconds(work), WEIGHTS)
 
 
-WEIGHTS = Path("textcraftor/toybox/weights")
-PROMPTS = Path("textcraftor/toybox/prompts")
+WEIGHTS = Path("textcraftor/toybox/world2/weights")
+PROMPTS = Path("textcraftor/toybox/world2/prompts")
+PACKED = (
+    *("pipeline", "sdxl", "sd3", "clip", "clip_constraint", "aesthetic_clip", "aesthetic.safetensors"),
+    *("hpsv2.safetensors", "hpsv2.json", "pickscore", "imagereward", "recogniser"),
+)
 STAGES: dict[str, Callable[[Path, str], None]] = {
     "scenes": make_scenes,
     "vae": train_vae,
     "clip": train_clip,
+    "clip_2": partial(train_clip, name="clip_2", seed=1),
     "clip_constraint": train_clip_constraint,
     "spelling": train_spelling,
+    "spelling_2": partial(train_spelling, of="clip_2", name="spelling_2"),
     "latents": encode_latents,
-    "unet": train_unet,
-    "pipeline": assemble,
+    "pipeline": train_stable_diffusion,
+    "sdxl": train_sdxl,
+    "sd3": train_sd3,
     "prompts": write_prompts,
     **SCORER_STAGES,
     "pack": pack,

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 from measure_world2 import DAMAGES, figures, judged
-from train_toybox import new_tokenizer
-from train_world2 import WORLD
+from train_toybox import CONTEXT, new_tokenizer
 
 from textcraftor.toybox.world2.captions import (
     FINISH_WORDS,
@@ -19,7 +18,6 @@ from textcraftor.toybox.world2.captions import (
     GROUND_WORDS,
     LIGHT_WORDS,
     TINT_WORDS,
-    VOCABULARY,
     caption,
     descriptive,
     short,
@@ -100,7 +98,7 @@ def test_the_same_seed_gives_the_same_pictures_and_training_shows_nothing_unseen
 
 
 def test_captions_state_facts_fit_the_tokenizer_and_only_descriptive_ones_name_style():
-    tokenizer = new_tokenizer(VOCABULARY, WORLD.context)
+    tokenizer = new_tokenizer()
     rng = np.random.default_rng(3)
     named = {*LIGHT_WORDS.values(), *FOCUS_WORDS, *GROUND_WORDS, *FINISH_WORDS, *TINT_WORDS, "shadow"}
     seen = set[str]()
@@ -116,7 +114,7 @@ def test_captions_state_facts_fit_the_tokenizer_and_only_descriptive_ones_name_s
             seen |= words & named
             ids = tokenizer(text).input_ids
             assert tokenizer.unk_token_id not in ids
-            assert len(ids) < WORLD.context
+            assert len(ids) < CONTEXT
         styled = parse(descriptive(scene, ("light", "focus", "ground", "finish", "shadow", "tint")))
         assert styled == wanted
     assert seen == named
