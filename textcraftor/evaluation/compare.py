@@ -22,8 +22,8 @@ SUMMARY = {
     "difference": {str: {"mean": float, "low": float, "high": float, "n?": int}},  # runs of old have no n
 }
 ONE_RUN = (
-    "In brackets 95 % intervals over n prompts, each of one run: another training seed moves the changes further, and a "
-    f"claim about a method needs {LEAST_SEEDS} seeds."
+    "In brackets 95 % intervals over n prompts, each of one run: another training seed moves the changes further, and "
+    f"a claim about a method needs {LEAST_SEEDS} seeds."
 )
 
 
