@@ -80,6 +80,9 @@ def test_an_alarm_ends_the_run_and_the_best_point_is_what_is_saved(go):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["stopped_by"] == ["drift"]
     assert summary["steps"] < 6
+    for name, change in summary["difference"].items():
+        each = np.array(summary["difference_by_prompt"][name], float)
+        assert (change["mean"], change["n"]) == (pytest.approx(np.nanmean(each)), np.isfinite(each).sum())
     points = summary["watched"]
     assert [point["step"] for point in points][:2] == [0, 2]
     assert {"held_out", "gap", "drift", "diversity", "saturation", "near_black", "total"} <= set(points[-1])

@@ -196,6 +196,15 @@ def compare(before: Evaluation, after: Evaluation) -> dict[str, dict[str, float]
     return compare_measures(before.measures, after.measures)
 
 
+def changes_by_prompt(before: Evaluation, after: Evaluation) -> dict[str, list[float]]:
+    """after - before of every measure that both have, prompt by prompt: what several runs are compared by."""
+    return {
+        name: (after.measures[name] - values).mean(1, dtype=float).tolist()
+        for name, values in before.measures.items()
+        if name in after.measures
+    }
+
+
 def compare_measures(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """The same of measures by name, each (prompts, seeds)."""
     return {name: paired_difference(before[name], after[name]) for name in before if name in after}

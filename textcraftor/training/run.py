@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from omegaconf import DictConfig, OmegaConf
 
 from textcraftor.errors import EndedRunError, UsageError
-from textcraftor.evaluation.evaluate import Evaluation, compare, held_out, seed_spreads
+from textcraftor.evaluation.evaluate import Evaluation, changes_by_prompt, compare, held_out, seed_spreads
 from textcraftor.evaluation.report import before_after_sheet, write_report
 from textcraftor.files.writing import FINISHED, locked, replacing, replacing_folder, write_json, write_text
 from textcraftor.files.writing import finish as mark_finished
@@ -180,6 +180,7 @@ def finish(
         "after": after.means(),
         "held_out": figure,
         "difference": compare(before["evaluated"], after),
+        "difference_by_prompt": changes_by_prompt(before["evaluated"], after),
         "prompts": len(job.evaluated),
         "seeds": job.seeds,
         "steps": state.step,
