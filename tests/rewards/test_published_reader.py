@@ -118,3 +118,15 @@ def test_a_wrong_alphabet_is_refused(alphabet, line):
 def test_an_alphabet_is_refused_where_classes_are_no_characters():
     with pytest.raises(UsageError, match="alphabet=ABC limits recognisers that have one class a character"):
         load_recogniser(str(WEIGHTS / "recogniser"), "ABC")
+
+
+@pytest.mark.parametrize(
+    ("command", "model"), [("train", "sd15"), ("evaluate", "toybox"), ("score", "toybox"), ("app", "toybox")]
+)
+def test_ocr_published_puts_it_in_the_place_of_the_models_own(configure, command, model):
+    """Where to look stays the model's."""
+    keys = (f"model={model}", "rewards=ocr")
+    own, published = (configure(command, *keys, *more).rewards.ocr.reward for more in ((), ("ocr=published",)))
+    assert published.recogniser == str(PUBLISHED)
+    assert own.recogniser != published.recogniser
+    assert {**own, "recogniser": ""} == {**published, "recogniser": ""}
