@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from results import show
 
 from textcraftor.toybox import judge, published_reader, render, scenes
 from textcraftor.toybox.world2 import judge as judge2
@@ -70,14 +71,16 @@ def seconds(work: Callable[[], object], rounds: int = 3) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100, help="pictures of each kind")
+    parser.add_argument("--store", action="store_true", help="keep the tables in docs/results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     drawn = {name: [next(pictures) for _ in range(arguments.count)] for name, pictures in worlds().items()}
-    print("| rendered words | letters read, free | in capitals alone |\n| --- | --- | --- |")
-    for name, own in drawn.items():
-        free, capitals = (letters_read(own, alphabet) for alphabet in (None, scenes.LETTERS))
-        print(f"| {name} | {100 * free:.1f} % | {100 * capitals:.1f} % |")
-    print("\n| of 100 pictures that want a word | seconds of one processor |\n| --- | --- |")
+    rows = [
+        [name, *(letters_read(own, alphabet) for alphabet in (None, scenes.LETTERS))] for name, own in drawn.items()
+    ]
+    columns = [f"{arguments.count} rendered words", ("letters read, free", ".3f"), ("in capitals alone", ".3f")]
+    show("reader", "letters", columns, rows, arguments.store)
+    costs = []
     for number, (name, first) in enumerate((("world 1", judge), ("world 2, all styles", judge2)), 1):
         images = torch.from_numpy(np.stack([picture for picture, _, _ in drawn[name]])).permute(0, 3, 1, 2)
         prompts = [f'a red circle with the word "{word}" at the {row}' for _, word, row in drawn[name]]
@@ -85,8 +88,9 @@ def main() -> None:
         whole = seconds(lambda images=images, prompts=prompts, first=first: first.Judge()(images, prompts))
         alone = seconds(lambda images=images, wanted=wanted: published_reader.share_read(images, wanted))
         scale = 100 / len(prompts)
-        print(f"| judge of world {number}, all its figures | {scale * whole:.2f} |")
-        print(f"| of them `read` | {scale * alone:.2f} |")
+        costs += [[f"judge of world {number}, all its figures", scale * whole], ["of them `read`", scale * alone]]
+    columns = ["of 100 pictures that want a word", ("seconds of one processor", ".2f")]
+    show("reader", "costs", columns, costs, arguments.store)
 
 
 if __name__ == "__main__":
