@@ -1,21 +1,22 @@
 """One table of every gradient policy and of everything that may learn: `python scripts/compare_methods.py`.
 
 Each method gets its learning rate from the same small sweep (seed 0, upwards until the held-out figure falls), then
-three seeds at that rate. Finished runs are skipped and unfinished ones resumed, so the script can be interrupted at any
-time. On a few cores two of them side by side on different --methods, with one thread each (OMP_NUM_THREADS=1), take
-less time.
+five seeds at that rate. A second table has each method's difference from the first one. Finished runs are skipped and
+unfinished ones resumed, so the script can be interrupted at any time. On a few cores two of them side by side on
+different --methods, with one thread each (OMP_NUM_THREADS=1), take less time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from study import SCHEME, SEEDS, train
+from study import SCHEME, SEEDS, measures_of_runs, print_differences, train
 
 from textcraftor.cli import compose, register
 from textcraftor.training.interrupt import Interrupt
@@ -31,15 +32,7 @@ RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 FIRST_OF_LORA = 3e-4
 # Two thirds of the default run's steps, and of its evaluation two thirds of the prompts and of the seeds.
 BUDGET = ("training.steps=40", "watch.every=20", "evaluation.prompts=32", "evaluation.seeds=[0,1]")
-COLUMNS = {  # of the table: the measure, and its digits
-    "total": 3,
-    "pickscore": 3,
-    "judge/taste": 3,
-    "judge/faithfulness": 3,
-    "judge/letters": 3,
-    "clip": 3,
-    "diversity": 3,
-}
+COLUMNS = ("total", "pickscore", "judge/taste", "judge/faithfulness", "judge/letters", "clip", "diversity")
 
 
 def best_rate(folder: Path, method: str) -> float:
@@ -57,18 +50,14 @@ def run(folder: Path, method: str, rate: float, seed: int) -> dict:
     )
 
 
-def row(folder: Path, method: str) -> str:
-    """Mean over the seeds and, in brackets, their standard deviation."""
-    rate = best_rate(folder, method)
-    runs = [run(folder, method, rate, seed) for seed in SEEDS]
-    cells = [f"{rate:g}", spread([one["held_out"] for one in runs], 2)]
-    cells += [spread([one["difference"][name]["mean"] for one in runs], digits) for name, digits in COLUMNS.items()]
+def costs(folder: Path, method: str, rate: float, runs: Sequence[Mapping]) -> str:
+    """A row of what a method costs: its rate, calls of the UNet, seconds and memory."""
     text = (folder / f"{method}_{rate:g}_0" / "metrics.jsonl").read_text()
     calls = np.mean(
         [[line[n] for n in ("denoiser_calls", "gradient_steps")] for line in map(json.loads, text.splitlines())], 0
     )
-    cells += [f"{calls[0]:.1f}, {calls[1]:.1f}", f"{seconds_per_step(folder, method):.2f}"]
-    cells.append(f"{np.mean([one['peak_memory_gb'] for one in runs]):.2f}")
+    gb = np.mean([one["peak_memory_gb"] for one in runs])
+    cells = [f"{rate:g}", f"{calls[0]:.1f}, {calls[1]:.1f}", f"{seconds_per_step(folder, method):.2f}", f"{gb:.2f}"]
     return f"| {method} | {' | '.join(cells)} |"
 
 
@@ -84,20 +73,24 @@ def seconds_per_step(folder: Path, method: str, steps: int = 7) -> float:
     return float(np.mean(json.loads(file.read_text())[1:]))
 
 
-def spread(values: list[float], digits: int) -> str:
-    return f"{np.mean(values):+.{digits}f} ({np.std(values, ddof=1):.{digits}f})"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--folder", type=Path, default=Path("runs/methods"))
     arguments = parser.parse_args()
     register()
-    rows = [row(arguments.folder, method) for method in arguments.methods]
-    heads = ["method", "rate", "held_out", *COLUMNS, "UNet calls, with gradient", "s/step", "GB"]
+    folder, rates = arguments.folder, {method: best_rate(arguments.folder, method) for method in arguments.methods}
+    runs = {method: [run(folder, method, rate, seed) for seed in SEEDS] for method, rate in rates.items()}
+    found = {method: measures_of_runs(summaries) for method, summaries in runs.items()}
+    first = arguments.methods[0]
+    print("Differences from before training:\n")
+    print_differences({method: after for method, (_, after) in found.items()}, found[first][0], COLUMNS)
+    if others := {method: after for method, (_, after) in found.items() if method != first}:
+        print(f"Differences from {first}:\n")
+        print_differences(others, found[first][1], COLUMNS)
+    heads = ["method", "rate", "UNet calls, with gradient", "s/step", "GB"]
     print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
-    print("\n".join(rows))
+    print("\n".join(costs(folder, method, rates[method], runs[method]) for method in arguments.methods))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What captions do to a UNet on the toybox: `python scripts/measure_captions.py`.
 
-Three miniatures, three seeds each: UNets tuned on captions as found and on descriptive ones (--shares for more of
+Three miniatures, five seeds each: UNets tuned on captions as found and on descriptive ones (--shares for more of
 them), with and without letter data, and beside a text encoder tuned by reward; and reward tuning from real pictures
 beside that from noise. What is finished is kept: the script can be interrupted at any time, and parts of it asked for
 alone (--only kinds letters both direct).

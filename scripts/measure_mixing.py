@@ -1,6 +1,6 @@
 """What mixing, switching and the baselines do on the toybox: `python scripts/measure_mixing.py`.
 
-Trains what it needs (three seeds of the default run, of one reward each, and of DDPO), evaluates every mix on the same
+Trains what it needs (five seeds of the default run, of one reward each, and of DDPO), evaluates every mix on the same
 64 prompts against one base, and prints the tables of docs/inference.md. What is finished is kept: the script can be
 interrupted at any time, and parts of it asked for alone (--only strip merge switch styles baselines).
 """

@@ -4,6 +4,7 @@ Every factor gets a scorer of its own, a small network that reads this one facto
 tuned on it, by the default gradient and by others that reach earlier steps, and the judge says how far the factor went
 on held-out prompts. Beside it stands the upper bound of prompting: the same model, given the style's words. A factor
 that turns readily is one for rewards to teach; one that early steps decide is one for gradient policies to differ on.
+One training seed is a first look; a claim about a factor or a policy takes --seeds 5.
 Reads `pipeline` and `scenes.npy` from --work; finished runs are skipped.
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from study import train
+from study import NOTE, cell, measures_of_runs, train
 from torch import Tensor, nn
 from toybox_ratings import scene
 from train_toybox import as_images, load_pictures
@@ -110,24 +111,24 @@ def worded(prompt: str, factor: str) -> str:
 
 
 @torch.no_grad()
-def judged(model: Model, prompts: list[str], asked: list[str]) -> dict[str, float]:
-    """Means of the judge's parts, two pictures of each prompt."""
+def judged(model: Model, prompts: list[str], asked: list[str]) -> dict[str, np.ndarray]:
+    """The judge's parts of two pictures of each prompt, (1, prompts, 2): nothing is trained."""
     jobs = grid(asked, (0, 1))
     images = generate(model, jobs, ConditioningSchedule.original(), Sampling(15, 3.0, 64, 64), batch_size=32)
     figures = Judge(parts=True)(images, [prompt for prompt in prompts for _ in (0, 1)])
-    return {name: float(np.nanmean(values)) for name, values in figures.items()}
+    return {name: np.reshape(values, (1, len(prompts), 2)) for name, values in figures.items()}
 
 
-def turned(work: Path, factor: str, policy: str) -> dict:
-    """The differences that tuning on one factor makes."""
+def turned(work: Path, factor: str, policy: str, seed: int) -> dict:
+    """The summary of a run that was tuned on one factor."""
     reward = {"_target_": "measure_premise.StyleReward", "path": work / "eye.safetensors", "factor": factor}
     return train(
-        work / "premise" / f"{factor}_{policy.replace(' ', '_')}",
+        work / "premise" / f"{factor}_{policy.replace(' ', '_')}_{seed}",
         *(f"model.path={work / 'pipeline'}", f"model.judge._target_={JUDGE}", "+model.judge.parts=true"),
         *("rewards=aesthetic", "~rewards.aesthetic", "+rewards.style.weight=1.0"),
         *(f"+rewards.style.reward.{key}={value}" for key, value in reward.items()),
-        *("evaluation.prompts=32", "evaluation.seeds=[0,1]", *POLICIES[policy]),
-    )["difference"]
+        *("evaluation.prompts=32", "evaluation.seeds=[0,1]", f"seed={seed}", *POLICIES[policy]),
+    )
 
 
 def main() -> None:
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".toybox"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--policies", nargs="*", default=list(POLICIES), choices=POLICIES)
+    parser.add_argument("--seeds", type=int, default=1, help="of training, for each factor and policy")
     arguments = parser.parse_args()
     work = arguments.work.resolve()
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
@@ -145,10 +147,14 @@ def main() -> None:
     print(f"| factor | before | with words | {' | '.join(arguments.policies)} |")
     print(f"|{' --- |' * (3 + len(arguments.policies))}")
     for factor in PARTS:
-        words = judged(model, prompts, [worded(prompt, factor) for prompt in prompts])[factor] - before[factor]
-        means = [turned(work, factor, policy)[f"judge/{factor}"]["mean"] for policy in arguments.policies]
-        cells = [f"{before[factor]:.3f}", f"{words:+.3f}", *(f"{mean:+.3f}" for mean in means)]
+        words = judged(model, prompts, [worded(prompt, factor) for prompt in prompts])[factor]
+        cells = [f"{np.nanmean(before[factor]):.3f}", cell(before[factor], words)]
+        for policy in arguments.policies:
+            runs = [turned(work, factor, policy, seed) for seed in range(arguments.seeds)]
+            untuned, tuned = measures_of_runs(runs)
+            cells.append(cell(untuned[f"judge/{factor}"], tuned[f"judge/{factor}"]))
         print(f"| {factor} | {' | '.join(cells)} |", flush=True)
+    print(f"\nTraining seeds: {arguments.seeds}. {NOTE}")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 All runs of a kind spend the same number of UNet passes, as many steps as that takes, and are looked at on the way, on
 prompts that they never learn from. `single` changes one setting of TextCraftor's scheme at a time; `search` looks for
 the best settings within the scheme (learning rate, averaging, batch), among everything, and among cheap ones that are
-given a tenth of the passes; `final` trains the winners with three seeds. Prints tables and draws
-runs/per_pass/frontier.png. Finished runs are skipped and unfinished ones resumed; on two cores two of these run side by
-side on different --settings or --searches.
+given a tenth of the passes; `final` trains the winners with five seeds. Prints tables and draws
+runs/per_pass/frontier.png. What a setting gains is claimed by the evaluation after training, with an interval over
+training seeds and prompts, which neither train nor choose. Finished runs are skipped and unfinished ones resumed; on
+two cores two of these run side by side on different --settings or --searches.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import optuna
-from study import JUDGE, SCHEME, SEEDS, train
+from study import JUDGE, NOTE, SCHEME, SEEDS, cell, measures_of_runs, train
 from toybox_records import write_records
 
 from textcraftor.cli import call
@@ -31,6 +32,7 @@ from textcraftor.sampling.needs import steps_between
 PASSES = 12_000  # of single samples: guidance makes a call two, a gradient makes a call three
 WATCHED = ("watch.prompts=24", "evaluation.prompts=24", "evaluation.seeds=[0]")
 START = {"gradient": "last_k", "gradient.k": 5, "optim.lr": 3e-4}  # TextCraftor's scheme
+EVALUATED = ("pickscore", *JUDGE)
 CHAIN, GUIDANCE, BATCH = 15, 3.0, 8  # of the toybox
 FIRST, LAST = 0.75, 0.975  # of ReFL
 RENDERED, OWN = "rendered", "own"  # pictures for `direct`: the world's, or the untuned model's
@@ -170,12 +172,14 @@ class Curve:
 
     Args:
         passes, seconds: spent until each look.
+        summary: of the run.
     """
 
     passes: np.ndarray
     seconds: np.ndarray
     held_out: np.ndarray
     judge: np.ndarray
+    summary: dict
 
 
 class Bench:
@@ -201,7 +205,8 @@ class Bench:
         points = summary["watched"]
         at = [point["step"] for point in points]
         judged = [np.mean([point[name] - points[0][name] for name in JUDGE]) for point in points]
-        return Curve(spent[at], seconds[at], np.array([point["held_out"] for point in points]), np.array(judged))
+        held_out = np.array([point["held_out"] for point in points])
+        return Curve(spent[at], seconds[at], held_out, np.array(judged), summary)
 
     def pictures(self, name: str) -> tuple[Path, float, float]:
         """A captioned data set, made once, and the UNet passes and seconds that it cost."""
@@ -244,13 +249,17 @@ def mean_of(curves: list[Curve], field: str) -> np.ndarray:
 
 
 def print_table(found: Mapping[str, list[Curve]]) -> None:
-    print("| setting | UNet passes | seconds | held_out | judge |\n|" + " --- |" * 5)
+    """The last look, mean and standard deviation over training seeds; and the evaluation after training."""
+    heads = ["setting", "UNet passes", "seconds", "held_out", "judge", *(f"{name}, evaluated" for name in EVALUATED)]
+    print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
     for name, curves in found.items():
         ends = {field: [getattr(curve, field)[-1] for curve in curves] for field in ("held_out", "judge")}
         cells = [f"{np.mean(values):+.3f} ({np.std(values, ddof=1):.3f})" for values in ends.values()]
         spent = [f"{mean_of(curves, field)[-1]:.0f}" for field in ("passes", "seconds")]
+        before, after = measures_of_runs([curve.summary for curve in curves])
+        cells += [cell(before[measure], after[measure]) for measure in EVALUATED]
         print(f"| {name} | {' | '.join([*spent, *cells])} |")
-    print(flush=True)
+    print(f"\n{len(SEEDS)} training seeds. {NOTE}\n", flush=True)
 
 
 def cost_to_reach(goal: float, curves: list[Curve], field: str) -> float:
@@ -267,7 +276,7 @@ def print_factors(baseline: str, found: Mapping[str, list[Curve]]) -> None:
     goal = float(mean_of(found[baseline], "held_out").max())
     spent = {field: cost_to_reach(goal, found[baseline], field) for field in ("passes", "seconds")}
     at = f"at {spent['passes']:.0f} passes, {spent['seconds']:.0f} s"
-    print(f"To {baseline}'s highest held_out, {goal:+.3f}, {at}:\n")
+    print(f"To {baseline}'s highest held_out, {goal:+.3f}, {at} (of mean curves, without an interval):\n")
     print("| setting | passes | seconds | times fewer passes | times fewer seconds | seed by seed |\n|" + " --- |" * 6)
     for name, curves in found.items():
         needed = {field: cost_to_reach(goal, curves, field) for field in spent}

@@ -3,7 +3,8 @@
 One preference model, no constraint, a fixed number of steps, a grid of what is tuned and how fast. The judge is the sum
 of its three measures. Each run that hacks is looked at on more prompts and made again with each remedy alone; its LoRA
 is weakened; where an early stop would have ended it is read off. Prints what the watch saw and when its alarms rang.
-Finished runs are skipped, unfinished ones resumed.
+Each run has one training seed: it shows what can happen, and makes no claim about a method or a remedy. Finished runs
+are skipped, unfinished ones resumed.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     arguments = parser.parse_args()
     found = {(tune, rate): search(arguments.folder, arguments.steps, tune, rate) for tune, rate in GRID}
+    print("One training seed a run: what can happen, and no claim about a method or a remedy.\n")
     print(f"| run | steps | {' | '.join(MEASURES)} | alarms, first rung |\n|{' --- |' * (len(MEASURES) + 3)}")
     for (tune, rate), summary in found.items():
         print(describe(f"{tune}, {rate}", summary))

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from textcraftor.cli import call
-from textcraftor.evaluation.statistics import interval_text, paired_difference
+from textcraftor.evaluation.statistics import LEAST_SEEDS, crossed_difference, interval_text, paired_difference
 from textcraftor.evaluation.suite import measures_of, read_rows_of
 from textcraftor.files.writing import is_finished
 
-SEEDS = (0, 1, 2)  # of training
+SEEDS = tuple(range(LEAST_SEEDS))  # of training
 SCHEME = "experiment=toybox_scheme"  # what the studies train with, whatever the defaults are
 BRIEF = ("evaluation.seeds=[0]",)  # of runs that are evaluated otherwise; they watch the prompts that they always watch
 PICTURES = (  # of evaluations
@@ -27,6 +27,11 @@ PICTURES = (  # of evaluations
 )
 JUDGE = ("judge/taste", "judge/faithfulness", "judge/letters")
 Measures = dict[str, np.ndarray]  # each (training seeds, prompts, seeds)
+NOTE = (
+    "In brackets 95 % intervals over training seeds and n prompts, crossed; in parentheses the standard deviation over "
+    f"training seeds. Fewer than {LEAST_SEEDS} of them make no claim about a method, and have no such interval; with 1 "
+    "or none it is over prompts alone."
+)
 
 
 def train(folder: Path, *overrides: str, command: str = "train") -> dict:
@@ -90,19 +95,43 @@ class Study:
         return self.measures("base", prompts=prompts)
 
     def table(self, rows: Mapping[str, Measures], against: Measures, shown: Sequence[str] = ()) -> None:
-        """Print each row's paired difference from `against` with its 95 % interval over prompts, whose pictures of all
-        seeds are averaged first, and in parentheses the standard deviation over training seeds."""
-        names = [name for name in shown or self.shown if name in against]
-        print(f"| | {' | '.join(names)} |\n|{' --- |' * (len(names) + 1)}")
-        for label, found in rows.items():
-            print(f"| {label} | {' | '.join(cell(against[name], found[name]) for name in names)} |")
-        print(flush=True)
+        """Print each row's differences from `against`, see `print_differences`."""
+        print_differences(rows, against, shown or self.shown)
+
+
+def print_differences(rows: Mapping[str, Measures], against: Measures, shown: Sequence[str]) -> None:
+    """Print each row's paired differences from `against`, with what their intervals are over."""
+    names = [name for name in shown if name in against]
+    print(f"| | training seeds | {' | '.join(names)} |\n|{' --- |' * (len(names) + 2)}")
+    for label, found in rows.items():
+        seeds = max(len(side[name]) for side in (against, found) for name in names)
+        print(f"| {label} | {seeds} | {' | '.join(cell(against[name], found[name]) for name in names)} |")
+    print(f"\n{NOTE}\n", flush=True)
+
+
+def change_of(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
+    """Crossed over training seeds and prompts; of one training seed, over prompts alone.
+
+    Args:
+        before, after: (training seeds, prompts, seeds); where one side has 1 training seed, all of the other share it.
+    """
+    several = max(len(before), len(after)) > 1
+    return crossed_difference(before, after) if several else paired_difference(before[0], after[0])
 
 
 def cell(before: np.ndarray, after: np.ndarray) -> str:
-    """One difference of a table, each side (training seeds, prompts, seeds)."""
-    sides = np.broadcast_arrays(before, after)
-    told = paired_difference(*(np.concatenate(list(side), 1) for side in sides))
-    means = np.nanmean(sides[1] - sides[0], (1, 2))
+    """One difference of a table, see `NOTE`."""
+    change = change_of(before, after)
+    means = np.nanmean(after.mean(2) - before.mean(2), 1)
     spread = f" ({means.std(ddof=1):.3f})" if len(means) > 1 else ""
-    return f"{told['mean']:+.3f} {interval_text(told, 3)}{spread}"
+    return f"{change['mean']:+.3f} {interval_text(change, 3)}{spread}, n {change['n']}"
+
+
+def measures_of_runs(summaries: Sequence[Mapping]) -> tuple[Measures, Measures]:
+    """Differences of runs of several training seeds on the prompts that they were evaluated with: none, and theirs."""
+    names = summaries[0]["difference_by_prompt"]
+    after = {
+        name: np.array([one["difference_by_prompt"][name] for one in summaries], dtype=float)[..., None]
+        for name in names
+    }
+    return {name: np.zeros_like(values[:1]) for name, values in after.items()}, after

@@ -127,6 +127,12 @@ def test_wrong_types_are_refused(command):
         ("train", ["gradient=refl", "gradient.first=.9", "gradient.last=.1"], "must rise within [0, 1]"),
         ("train", ["tune.text_encoder.span=[1,0]"], "must be a share of the steps, within [0, 1]"),
         ("train", ["tune.denoiser.lr=1e-4"], "tune.denoiser.lr: tune.denoiser is null; give tune.denoiser={...}"),
+        ("train", ["ocr=trocr"], "Could not find 'ocr/trocr' Available options in 'ocr': published"),
+        (
+            "train",
+            ["rewards=ocr", "rewards.ocr.reward.alphabet=[A,B]"],
+            "rewards.ocr.reward.alphabet=[A, B] must be text",
+        ),
         ("train", ["tune=nothing"], "Could not find 'tune/nothing' Available options in 'tune': both both_lora"),
         (
             "train",

@@ -63,8 +63,11 @@ def test_rows_hold_what_the_pictures_were_measured_by(whole, configure):
         [row["aesthetic"] for row in rows]
     )
     assert summary["difference"]["aesthetic"]["mean"] == pytest.approx(difference)
+    assert summary["difference"]["aesthetic"]["n"] == 4
     html = (whole / "report.html").read_text()
     assert "aesthetic (trained on)" in html
+    for text in (html, (whole / "table.md").read_text()):
+        assert "95 % interval over prompts" in text
     assert html.index("Prompts that lost most") < html.index("Prompts that gained most")
 
 

@@ -109,16 +109,16 @@ def test_the_card_says_how_a_finished_run_went(configure, tmp_path):
     run = make_run(tmp_path / "run", 3, {"text_encoder": LORA})
     settings = configure("train", "rewards=aesthetic", "prompts.path=my prompts.txt")
     (run / "config.yaml").write_text(OmegaConf.to_yaml(settings, resolve=True))
-    change = {"mean": 0.25, "low": 0.125, "high": 0.375}
+    change = {"mean": 0.25, "low": 0.125, "high": 0.375, "n": 5}
     summary = {"steps": 7, "batch_size": 3, "prompts": 5, "seeds": [0, 1], "difference": {"aesthetic": change}}
-    summary["difference"]["clip"] = {"mean": 0.5, "low": None, "high": None}  # one prompt has no interval
+    summary["difference"]["clip"] = {"mean": 0.5, "low": None, "high": None}  # no interval, and of old, without n
     summary |= {"before": {"aesthetic": 5.0, "clip": 0.5}, "after": {"aesthetic": 5.25, "clip": 1.0}}
     (run / "summary.json").write_text(json.dumps(summary))
     card = (exported(configure, tmp_path / "x", f"tuned.a={run}") / "README.md").read_text()
     assert "| prompts | my prompts.txt |" in card
     assert "| steps, prompts a step | 7, 3 |" in card
-    assert "| aesthetic | 5.0000 | 5.2500 | +0.2500 | [+0.1250, +0.3750] |" in card
-    assert "| clip | 0.5000 | 1.0000 | +0.5000 | none |" in card
+    assert "| aesthetic | 5.0000 | 5.2500 | +0.2500 | [+0.1250, +0.3750] | 5 |" in card
+    assert "| clip | 0.5000 | 1.0000 | +0.5000 | none |  |" in card
 
 
 def test_what_is_exported_keeps_the_schedule_it_was_tuned_with(configure, tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.conftest import load
-from textcraftor.evaluation.evaluate import Evaluation, held_out, standardised
+from textcraftor.evaluation.evaluate import Evaluation, held_out, seed_spreads
 from textcraftor.evaluation.image_statistics import image_statistics
 from textcraftor.models.saving import published
 from textcraftor.training.watch import Alarm
@@ -25,9 +25,24 @@ def evaluation(**measures) -> Evaluation:
 def test_held_out_is_the_mean_change_of_what_was_not_trained_on():
     before = evaluation(trained=[[0.0, 2.0], [0.0, 2.0]], kept=[[0.0, 2.0], [0.0, 2.0]], total=[[0.0, 2.0], [0.0, 2.0]])
     after = evaluation(trained=[[9.0, 9.0], [9.0, 9.0]], kept=[[2.0, 4.0], [2.0, 4.0]], total=[[4.0, 4.0], [4.0, 4.0]])
-    assert held_out(after, before, {"trained": 1.0, "kept": 0.0}) == pytest.approx(2.0)
-    assert held_out(after, before, {"trained": 1.0}) == pytest.approx(3.0), "no scorer is held out: the total counts"
-    assert standardised(after, before, "trained") == pytest.approx(8.0)
+    units = {"trained": 1.0, "kept": 0.5, "total": 2.0}
+    assert held_out(after, before, {"trained": 1.0, "kept": 0.0}, units) == pytest.approx(4.0)
+    assert held_out(after, before, {"trained": 1.0}, units) == pytest.approx(1.5), "none is held out: the total counts"
+
+
+def test_held_out_is_the_same_for_prompts_that_are_alike_and_that_are_not():
+    """Its unit is the spread over the untuned pictures of one prompt, of all sets together."""
+    alike = evaluation(kept=[[0.0, 2.0], [0.0, 2.0]])
+    unlike = evaluation(kept=[[0.0, 2.0], [50.0, 52.0]])
+    one_seed = evaluation(kept=[[0.0], [8.0]])
+    unit = np.sqrt(2)
+    for sets in ([alike], [unlike], [alike, unlike], [unlike, one_seed]):
+        units = seed_spreads(sets)
+        assert units == {"kept": pytest.approx(unit)}
+        for before in sets:
+            after = evaluation(kept=before.measures["kept"] + 1)
+            assert held_out(after, before, {"kept": 0.0}, units) == pytest.approx(1 / unit)
+    assert seed_spreads([one_seed]) == {"kept": 4.0}, "no prompt has two pictures: over all pictures"
 
 
 def test_alarms_ring_outside_their_limits():
@@ -65,6 +80,9 @@ def test_an_alarm_ends_the_run_and_the_best_point_is_what_is_saved(go):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["stopped_by"] == ["drift"]
     assert summary["steps"] < 6
+    for name, change in summary["difference"].items():
+        each = np.array(summary["difference_by_prompt"][name], float)
+        assert (change["mean"], change["n"]) == (pytest.approx(np.nanmean(each)), np.isfinite(each).sum())
     points = summary["watched"]
     assert [point["step"] for point in points][:2] == [0, 2]
     assert {"held_out", "gap", "drift", "diversity", "saturation", "near_black", "total"} <= set(points[-1])

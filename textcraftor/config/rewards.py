@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from textcraftor.config.fields import flag, number, opens, typed_path, word
+from textcraftor.config.fields import flag, number, opens, typed_path, typed_text, word
 from textcraftor.config.rules import Group
 
 
@@ -35,6 +35,8 @@ class Scorer(Group):
     """What reads text off pictures."""
     detector: str | None = typed_path(default=None)
     """What finds text in pictures."""
+    alphabet: str | None = typed_text(default=None)
+    """The only characters that may be read; null: all that the recogniser knows."""
 
 
 @dataclass

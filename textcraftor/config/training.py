@@ -83,7 +83,7 @@ class Watch(Group):
     seeds: list[int] = seed_list()
     """Of the noise, for each prompt."""
     alarms: dict[str, Alarm | None] = groups_by_name("low and high")
-    """In standard deviations over the untuned model's pictures."""
+    """In standard deviations over the untuned model's pictures; `held_out` and `gap` over those of one prompt."""
 
 
 @dataclass

@@ -9,7 +9,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from textcraftor.errors import UsageError
-from textcraftor.evaluation.statistics import interval_text
+from textcraftor.evaluation.statistics import LEAST_SEEDS, interval_text
 from textcraftor.files.reading import read_json, shaped
 from textcraftor.files.writing import check_unfinished, finish, locked, replacing, write_text
 
@@ -19,8 +19,12 @@ SUMMARY = {
     "seconds": {"tuning": float},
     "peak_memory_gb": float,
     "steps": int,
-    "difference": {str: {"mean": float, "low": float, "high": float}},
+    "difference": {str: {"mean": float, "low": float, "high": float, "n?": int}},  # runs of old have no n
 }
+ONE_RUN = (
+    "In brackets 95 % intervals over n prompts, each of one run: another training seed moves the changes further, and "
+    f"a claim about a method needs {LEAST_SEEDS} seeds."
+)
 
 
 def check(config: DictConfig, folder: Path) -> None:
@@ -64,7 +68,7 @@ def figure(summary: dict, name: str) -> float:
 
 
 def table(summaries: dict[str, dict]) -> str:
-    """Every measure's change that all runs have, with its 95 % interval, as Markdown."""
+    """Every measure's change that all runs have, with its 95 % interval over its n prompts, as Markdown."""
     first = next(iter(summaries.values()))
     measures = [name for name in first["difference"] if all(name in one["difference"] for one in summaries.values())]
     costs = ["held_out", "steps", "seconds", "gb"]
@@ -73,9 +77,10 @@ def table(summaries: dict[str, dict]) -> str:
         cells = [f"{figure(summary, name):.4g}" for name in costs]
         for name in measures:
             change = summary["difference"][name]
-            cells.append(f"{change['mean']:+.3f} {interval_text(change, 3)}")
+            count = f", n {change['n']}" if "n" in change else ""
+            cells.append(f"{change['mean']:+.3f} {interval_text(change, 3)}{count}")
         lines.append(f"| {run} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", ONE_RUN])
 
 
 def pareto_front(points: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from textcraftor.captioning.upsample import Upsampler
 from textcraftor.errors import UsageError, one_line
 from textcraftor.evaluation.image_statistics import image_statistics
-from textcraftor.evaluation.statistics import paired_difference
+from textcraftor.evaluation.statistics import paired_difference, seed_spread
 from textcraftor.files.reading import read_arrays
 from textcraftor.files.writing import replacing
 from textcraftor.inference.generate import Sampling, batches, generate, grid
@@ -150,17 +150,40 @@ def measure(
     return found | {"pictures": (images.clamp(0, 1) * 255).round().byte().numpy()}
 
 
-def held_out(evaluation: Evaluation, before: Evaluation, weights: dict[str, float]) -> float:
+def held_out(
+    evaluation: Evaluation, before: Evaluation, weights: Mapping[str, float], spreads: Mapping[str, float]
+) -> float:
     """What scorers that training does not hear say of the change: mean over those with weight 0 of the change of their
-    score, in standard deviations over the untuned model's pictures; over all scorers' total where none has weight 0."""
+    score; over all scorers' total where none has weight 0.
+
+    Args:
+        spreads: the unit of each scorer, see `seed_spreads`.
+    """
     names = [name for name, weight in weights.items() if weight == 0] or ["total"]
-    return float(np.mean([standardised(evaluation, before, name) for name in names]))
+    return float(np.mean([standardised(evaluation, before, name, spreads[name]) for name in names]))
 
 
-def standardised(evaluation: Evaluation, before: Evaluation, name: str) -> float:
-    """The change of a measure's mean, in standard deviations over the untuned model's pictures."""
-    first = before.measures[name]
-    return float((np.nanmean(evaluation.measures[name]) - np.nanmean(first)) / max(np.nanstd(first), 1e-6))
+def standardised(evaluation: Evaluation, before: Evaluation, name: str, spread: float) -> float:
+    """The change of a measure's mean, in units of a spread."""
+    change = np.nanmean(evaluation.measures[name]) - np.nanmean(before.measures[name])
+    return float(change / max(spread, 1e-6))
+
+
+def seed_spreads(evaluations: Iterable[Evaluation]) -> dict[str, float]:
+    """Of each measure: its standard deviation over the pictures of one prompt, pooled over the prompts of all of these.
+
+    How unlike the prompts are does not enter, so a change is as large on prompts of one kind as on a varied set. Where
+    no prompt has two pictures, it is the standard deviation over all pictures.
+    """
+    found: dict[str, list[np.ndarray]] = {}
+    for evaluation in evaluations:
+        for name, values in evaluation.measures.items():
+            found.setdefault(name, []).append(values)
+    spreads = {name: seed_spread(*values) for name, values in found.items()}
+    return {
+        name: float(np.nanstd(np.concatenate([one.ravel() for one in found[name]]))) if np.isnan(spread) else spread
+        for name, spread in spreads.items()
+    }
 
 
 def means(measures: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -171,6 +194,15 @@ def means(measures: Mapping[str, np.ndarray]) -> dict[str, float]:
 def compare(before: Evaluation, after: Evaluation) -> dict[str, dict[str, float]]:
     """The paired difference after - before of every measure that both have."""
     return compare_measures(before.measures, after.measures)
+
+
+def changes_by_prompt(before: Evaluation, after: Evaluation) -> dict[str, list[float]]:
+    """after - before of every measure that both have, prompt by prompt: what several runs are compared by."""
+    return {
+        name: (after.measures[name] - values).mean(1, dtype=float).tolist()
+        for name, values in before.measures.items()
+        if name in after.measures
+    }
 
 
 def compare_measures(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:

@@ -205,17 +205,17 @@ def trained_on(config: DictConfig) -> set[str]:
 
 
 def table(summary: Mapping) -> str:
-    """Every measure, and where there is a base the paired difference from it, as Markdown."""
+    """Every measure, and where there is a base the paired difference from it over its n prompts, as Markdown."""
     marks = dict.fromkeys(summary["trained_on"], " (trained on)")
     if "base" not in summary:
         lines = [f"| {name} | {value:.4f} |" for name, value in summary["means"].items()]
         return "\n".join(["| measure | mean |", "| --- | --- |", *lines]) + "\n"
     lines = [
-        "| measure | base | here | difference | 95 % interval | win rate |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| measure | base | here | difference | 95 % interval over prompts | n | win rate |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, change in summary["difference"].items():
         sides = f"{summary['base'][name]:.4f} | {summary['means'][name]:.4f} | {change['mean']:+.4f}"
-        interval = f"{interval_text(change, 4)} | {change['win_rate']:.0%}"
+        interval = f"{interval_text(change, 4)} | {change['n']} | {change['win_rate']:.0%}"
         lines.append(f"| {name}{marks.get(name, '')} | {sides} | {interval} |")
     return "\n".join(lines) + "\n"

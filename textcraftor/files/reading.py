@@ -198,7 +198,8 @@ def shaped(place: object, value: Any, shape: Any, key: str = "") -> Any:
     Args:
         place: where it stands, for people.
         shape: a type; `{str: shape}` for a mapping with any names, other mappings for one with these keys, which may
-            have more; `[shape]` for a list. `float` takes whole numbers, and null as NaN.
+            have more, and need not have those that end in `?`; `[shape]` for a list. `float` takes whole numbers, and
+            null as NaN.
 
     Raises:
         UsageError: a key is missing or a value of another type.
@@ -209,9 +210,14 @@ def shaped(place: object, value: Any, shape: Any, key: str = "") -> Any:
             raise UsageError(f"{at} must be an object with keys, as runs write it")
         if set(shape) == {str}:
             return {name: shaped(place, one, shape[str], f"{key}.{name}".lstrip(".")) for name, one in value.items()}
-        if missing := next((name for name in shape if name not in value), None):
+        if missing := next((name for name in shape if not name.endswith("?") and name not in value), None):
             raise UsageError(f"{at} must have {missing}, as runs write it")
-        return {name: shaped(place, value[name], shape[name], f"{key}.{name}".lstrip(".")) for name in shape}
+        parts = {name.removesuffix("?"): part for name, part in shape.items()}
+        return {
+            name: shaped(place, value[name], part, f"{key}.{name}".lstrip("."))
+            for name, part in parts.items()
+            if name in value
+        }
     if isinstance(shape, list):
         if not isinstance(value, list):
             raise UsageError(f"{at} must be a list, as runs write it")

@@ -67,7 +67,7 @@ SETTINGS = {
     "prompts": {"path": object},
     "sampling": {"scheduler": str, "steps": int, "guidance_scale": float},
 }
-CHANGE = {"mean": float, "low": float, "high": float}
+CHANGE = {"mean": float, "low": float, "high": float, "n?": int}
 FIGURES = {
     "steps": int,
     "batch_size": int,

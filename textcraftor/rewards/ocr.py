@@ -127,10 +127,16 @@ class OcrLegibility(Reward):
 
     @classmethod
     def load(
-        cls, recogniser: str, grid: Sequence[Sequence[int]], detector: str | None = None, unwanted: float = 0.0
+        cls,
+        recogniser: str,
+        grid: Sequence[Sequence[int]],
+        detector: str | None = None,
+        unwanted: float = 0.0,
+        alphabet: str | None = None,
     ) -> OcrLegibility:
-        """Load a recogniser, and a detector where one is named, from folders or hub ids."""
-        return cls(load_recogniser(recogniser), grid, Detector.load(detector) if detector else None, unwanted)
+        """Load a recogniser, and a detector where one is named, from folders or hub ids; see `load_recogniser`."""
+        reader = load_recogniser(recogniser, alphabet)
+        return cls(reader, grid, Detector.load(detector) if detector else None, unwanted)
 
     def check(self, prompts: Sequence[str]) -> None:
         for prompt in prompts:

@@ -18,14 +18,16 @@ PILLOW_PRECISION = 2**22  # Pillow resamples 8-bit pictures with coefficients ro
 
 
 @cache
-def resize_matrix(source: int, target: int, mode: str = "bicubic") -> Float[Tensor, "target source"]:
-    """Antialiased resampling of one axis as a matrix, float64.
+def resize_matrix(
+    source: int, target: int, mode: str = "bicubic", antialias: bool = True
+) -> Float[Tensor, "target source"]:
+    """Resampling of one axis as a matrix, float64.
 
     Bicubic `interpolate` has no deterministic backward on CUDA; a product with its own response to the unit
     vectors has.
     """
     unit = torch.eye(source, dtype=torch.float64)[None, None]
-    return nn.functional.interpolate(unit, size=(target, source), mode=mode, antialias=True)[0, 0]
+    return nn.functional.interpolate(unit, size=(target, source), mode=mode, antialias=antialias)[0, 0]
 
 
 def resize(
@@ -34,19 +36,21 @@ def resize(
     width: int,
     mode: str = "bicubic",
     pillow: bool = True,
+    antialias: bool = True,
 ) -> Float[Tensor, "batch channels {height} {width}"]:
-    """Antialiased resize of pictures in [0, 1], first along rows, then along columns.
+    """Resize of pictures in [0, 1], first along rows, then along columns.
 
     Args:
         pillow: as Pillow resizes 8-bit pictures, which clips and rounds after each pass. Clipping is differentiable,
             rounding is not: pictures that carry a gradient are left unrounded, which moves a score by less than a
             hundredth of its standard deviation. False for scorers that were published with a resize of float tensors.
+        antialias: as Pillow does; False, and `pillow` too, for scorers that were published with OpenCV's.
     """
     if pillow and not images.requires_grad:
         return _resize_as_pillow(images, height, width, mode)
     for axis, size in ((-1, width), (-2, height)):
         if images.shape[axis] != size:
-            matrix = resize_matrix(images.shape[axis], size, mode).to(images)
+            matrix = resize_matrix(images.shape[axis], size, mode, antialias).to(images)
             images = images @ matrix.T if axis == -1 else matrix @ images
             images = images.clamp(0, 1) if pillow else images
     return images

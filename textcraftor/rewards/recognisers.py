@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
     PPOCRV5ServerRecForTextRecognition,
+    PPOCRV6TinyRecForTextRecognition,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     VisionEncoderDecoderModel,
 )
@@ -27,6 +29,7 @@ from textcraftor.rewards.checkpoints import load_pretrained
 from textcraftor.rewards.preprocessing import normalize, resize
 from textcraftor.rewards.text import load_tokenizer
 
+PUBLISHED = Path(__file__).parent / "pp_ocrv6_tiny"  # PP-OCRv6 tiny with its published weights
 MODES = {PILImageResampling.BILINEAR: "bilinear", PILImageResampling.BICUBIC: "bicubic"}
 
 
@@ -85,7 +88,12 @@ class TrOCR(Recogniser):
         self.eval().requires_grad_(False)
 
     @classmethod
-    def load(cls, path: str) -> TrOCR:
+    def load(cls, path: str, alphabet: str | None = None) -> TrOCR:
+        if alphabet is not None:
+            raise UsageError(
+                f"alphabet={alphabet} limits recognisers that have one class a character; {path} is a TrOCR, which "
+                "spells in parts of words: leave it out, or take a PP-OCR, as ocr=published does"
+            )
         model = load_pretrained(VisionEncoderDecoderModel, path, "recogniser", unused="pooler")
         return cls(model, load_tokenizer(AutoTokenizer, path), read_json(path, "preprocessor_config.json"))
 
@@ -143,22 +151,34 @@ class TrOCR(Recogniser):
 class PPOCR(Recogniser):
     """PP-OCRv5's server recogniser: convolutions, two transformer blocks and CTC.
 
-    The mobile one and those of v6 are left out: their gradients all but vanish at random initialisation.
+    The mobile one and v6's small one are left out: their gradients all but vanish at random initialisation.
 
     Args:
         processing: the published `preprocessor_config.json`, whose `character_list` begins with CTC's blank.
+        alphabet: the only characters that it may read; None: all that it knows.
     """
 
-    def __init__(self, model: PPOCRV5ServerRecForTextRecognition, processing: Mapping[str, Any]) -> None:
+    kind: ClassVar[type[PreTrainedModel]] = PPOCRV5ServerRecForTextRecognition
+
+    def __init__(self, model: PreTrainedModel, processing: Mapping[str, Any], alphabet: str | None = None) -> None:
         super().__init__()
         self.model, self.processing = model, processing
-        self.index = {character: index for index, character in enumerate(processing["character_list"])}
+        known = {character: index for index, character in enumerate(processing["character_list"])}
+        self.names, self.classes = list(processing["character_list"]), None
+        if alphabet is not None:
+            strange = [character for character in alphabet if character not in known]
+            if strange or not alphabet:
+                what = f"holds {strange[0]!r}, which this recogniser does not know" if strange else "is empty"
+                raise UsageError(f"alphabet={alphabet} {what}: write each character that may be read, such as ABC")
+            self.names = [self.names[0], *dict.fromkeys(alphabet)]
+            self.classes = torch.tensor([known[name] for name in self.names])
+        self.index = {character: index for index, character in enumerate(self.names)}
         self.eval().requires_grad_(False)
 
     @classmethod
-    def load(cls, path: str) -> PPOCR:
-        model = load_pretrained(PPOCRV5ServerRecForTextRecognition, path, "recogniser")
-        return cls(model, read_json(path, "preprocessor_config.json"))
+    def load(cls, path: str, alphabet: str | None = None) -> PPOCR:
+        model = load_pretrained(cls.kind, path, "recogniser")
+        return cls(model, read_json(path, "preprocessor_config.json"), alphabet)
 
     def check(self, text: str) -> None:
         strange = [character for character in text if character not in self.index]
@@ -180,13 +200,20 @@ class PPOCR(Recogniser):
         said = self.processing
         height, full = said["size"]["height"], said["pad_size"]["width"]
         width = min(full, math.ceil(height * crops.shape[-1] / crops.shape[-2]))
-        pixels = normalize(resize(crops, height, width, "bilinear"), said["image_mean"], said["image_std"])
+        pixels = normalize(self.resized(crops, height, width), said["image_mean"], said["image_std"])
         return nn.functional.pad(pixels, (0, full - width))
 
+    def resized(self, crops: Float[Tensor, "crops 3 _ _"], height: int, width: int) -> Float[Tensor, "crops 3 _ _"]:
+        """Crops at the size that the model wants, its channels in the order that it wants."""
+        return resize(crops, height, width, "bilinear")
+
     def encode(self, pixels: Tensor) -> Float[Tensor, "crops positions features"]:
+        seen = self.logits(self.model.model(pixels.to(self.model.dtype)).last_hidden_state)
+        return seen if self.classes is None else seen[..., self.classes.to(seen.device)]
+
+    def logits(self, seen: Tensor) -> Float[Tensor, "crops positions classes"]:
+        """The last linear layer's output, which CTC wants; the model itself ends in a softmax."""
         head = self.model.head
-        seen = self.model.model(pixels.to(self.model.dtype)).last_hidden_state
-        # The model itself ends in a softmax; its last linear layer's output is what CTC wants.
         return head.head(head.encoder(seen).last_hidden_state)
 
     def log_likelihood(
@@ -207,14 +234,36 @@ class PPOCR(Recogniser):
     def read(self, seen: Float[Tensor, "crops positions features"]) -> list[str]:
         best = seen.argmax(-1)
         fresh = torch.cat([torch.ones_like(best[:, :1], dtype=torch.bool), best[:, 1:] != best[:, :-1]], 1)
-        names = self.processing["character_list"]
         return [
-            "".join(names[index] for index, keep in zip(row, new, strict=True) if keep and index != 0).strip()
+            "".join(self.names[index] for index, keep in zip(row, new, strict=True) if keep and index != 0).strip()
             for row, new in zip(best.tolist(), fresh.tolist(), strict=True)
         ]
 
 
-FAMILIES: dict[str, type[TrOCR] | type[PPOCR]] = {"vision-encoder-decoder": TrOCR, "pp_ocrv5_server_rec": PPOCR}
+class PPOCRTiny(PPOCR):
+    """PP-OCRv6's tiny recogniser: convolutions and CTC, of 1.1 M weights.
+
+    Its preprocessing is OpenCV's: channels in the order BGR, a bilinear resize that is not antialiased. Rounding to 8
+    bits, which has no gradient, is left out.
+    """
+
+    kind = PPOCRV6TinyRecForTextRecognition
+
+    def resized(self, crops: Float[Tensor, "crops 3 _ _"], height: int, width: int) -> Float[Tensor, "crops 3 _ _"]:
+        return resize(crops[:, [2, 1, 0]], height, width, "bilinear", pillow=False, antialias=False)
+
+    def logits(self, seen: Tensor) -> Float[Tensor, "crops positions classes"]:
+        head, line = self.model.head, seen.squeeze(2)
+        line = head.act_fn(head.norm1(head.conv1(line)))
+        line = head.act_fn(head.norm2(head.conv2(line)))
+        return head.fc2(head.fc1(line.transpose(1, 2)))
+
+
+FAMILIES: dict[str, type[TrOCR] | type[PPOCR]] = {
+    "vision-encoder-decoder": TrOCR,
+    "pp_ocrv5_server_rec": PPOCR,
+    "pp_ocrv6_tiny_rec": PPOCRTiny,
+}
 
 
 def unreadable(text: str, what: str) -> UsageError:
@@ -243,10 +292,14 @@ def read_json(path: str, name: str) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def load_recogniser(path: str) -> Recogniser:
-    """Load the recogniser in a folder or hub repository; its `config.json` says of which family it is."""
+def load_recogniser(path: str, alphabet: str | None = None) -> Recogniser:
+    """Load the recogniser in a folder or hub repository; its `config.json` says of which family it is.
+
+    Args:
+        alphabet: the only characters that it may read, of a family that has one class a character.
+    """
     path = folder_or_id(path, "recogniser")
     family = read_json(path, "config.json").get("model_type")
     if family not in FAMILIES:
         raise UsageError(f"recogniser {path}: model_type {family!r} is not supported; use one of {', '.join(FAMILIES)}")
-    return FAMILIES[family].load(path)
+    return FAMILIES[family].load(path, alphabet)

@@ -1,6 +1,7 @@
 """Reads a picture back with the world's own palette, shapes and font, and says what it really shows.
 
-Nothing here is learned, and training never calls it: rewards are proxies, the judge is the truth.
+Nothing here is learned from this world, and training never calls it: rewards are proxies, the judge is the truth. The
+figure `read` alone is a published reader's.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from scipy import ndimage
 from torch import Tensor
 
+from textcraftor.toybox.published_reader import share_read
 from textcraftor.toybox.render import ink_on, letter_mask, shape_mask
 from textcraftor.toybox.scenes import (
     COLORS,
@@ -263,8 +265,10 @@ class Judge:
         """Args: images, shape (batch, 3, 64, 64) in [0, 1]. Returns arrays (batch,), NaN where a prompt
         states nothing to judge by."""
         pictures = images.detach().float().permute(0, 2, 3, 1).cpu().numpy()
-        rows = [self._one(picture, parse(prompt)) for picture, prompt in zip(pictures, prompts, strict=True)]
-        return {name: np.array([row.get(name, np.nan) for row in rows]) for name in rows[0]}
+        wanted = [parse(prompt) for prompt in prompts]
+        rows = [self._one(picture, own) for picture, own in zip(pictures, wanted, strict=True)]
+        found = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        return found | {"read": share_read(images, [(own.word, own.row) for own in wanted])}
 
     def _one(self, picture: np.ndarray, wanted: Wanted) -> dict[str, float]:
         reading = read(picture)

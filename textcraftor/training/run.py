@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from omegaconf import DictConfig, OmegaConf
 
 from textcraftor.errors import EndedRunError, UsageError
-from textcraftor.evaluation.evaluate import Evaluation, compare, held_out
+from textcraftor.evaluation.evaluate import Evaluation, changes_by_prompt, compare, held_out, seed_spreads
 from textcraftor.evaluation.report import before_after_sheet, write_report
 from textcraftor.files.writing import FINISHED, locked, replacing, replacing_folder, write_json, write_text
 from textcraftor.files.writing import finish as mark_finished
@@ -81,6 +81,7 @@ def run_in(
         partial(job.look, job.schedule, job.watched, before["watched"]),
         before["watched"],
         job.rewards.weights,
+        seed_spreads(before.values()),
         {name: Alarm(**limits) for name, limits in config.watch.alarms.items() if limits is not None},
         config.stop_on,
         folder / "samples",
@@ -171,7 +172,7 @@ def finish(
             save_parts(job, folder)
         after = job.look(schedule, job.evaluated, before["evaluated"])
     clock.lap("after")
-    figure = held_out(after, before["evaluated"], job.rewards.weights)
+    figure = held_out(after, before["evaluated"], job.rewards.weights, watch.spreads)
     peak = peak_gb(metrics.lines)
     seconds = clock.laps | {"tuning": round(sum(line["seconds"] for line in metrics.lines), 2)}
     summary = {
@@ -179,6 +180,7 @@ def finish(
         "after": after.means(),
         "held_out": figure,
         "difference": compare(before["evaluated"], after),
+        "difference_by_prompt": changes_by_prompt(before["evaluated"], after),
         "prompts": len(job.evaluated),
         "seeds": job.seeds,
         "steps": state.step,

@@ -20,8 +20,8 @@ from textcraftor.training.state import TrainingState
 class Alarm:
     """Rings below `low` or above `high`.
 
-    Limits are changes since before training in standard deviations over the untuned model's pictures; of `drift`, which
-    is 0 before training, the value itself.
+    Limits are changes since before training in standard deviations over the untuned model's pictures; of `held_out` and
+    `gap`, over the untuned pictures of one prompt; of `drift`, which is 0 before training, the value itself.
     """
 
     low: float | None = None
@@ -38,6 +38,7 @@ class Watch:
         look: evaluates the model as it is.
         before: the same prompts and seeds before training.
         weights: of the mix; a scorer with weight 0 is held out.
+        spreads: of the untuned pictures of one prompt, by measure: the unit of `held_out` and `gap`.
         alarms: by measure; `held_out` and `gap` (how much further the trained total rose than it) are measures too.
         stop_on: measures whose alarm ends the run.
         folder: for the grids of pictures.
@@ -48,11 +49,12 @@ class Watch:
         look: Callable[[], Evaluation],
         before: Evaluation,
         weights: Mapping[str, float],
+        spreads: Mapping[str, float],
         alarms: Mapping[str, Alarm],
         stop_on: Sequence[str],
         folder: Path,
     ) -> None:
-        self.look, self.before, self.weights = look, before, dict(weights)
+        self.look, self.before, self.weights, self.spreads = look, before, dict(weights), dict(spreads)
         self.alarms, self.stop_on, self.folder = dict(alarms), set(stop_on), folder
 
     def __call__(self, state: TrainingState) -> None:
@@ -71,14 +73,16 @@ class Watch:
         state.watched["stopped_by"] = [name for name in ringing if name in self.stop_on]
 
     def point(self, step: int, seen: Evaluation) -> dict[str, float]:
-        figure = held_out(seen, self.before, self.weights)
-        gap = standardised(seen, self.before, "total") - figure
+        figure = held_out(seen, self.before, self.weights, self.spreads)
+        gap = standardised(seen, self.before, "total", self.spreads["total"]) - figure
         return {"step": step, **seen.means(), "held_out": figure, "gap": gap}
 
     def change(self, name: str, point: Mapping[str, float], seen: Evaluation) -> float:
         if name in ("held_out", "gap", "drift"):
             return point[name]
-        return standardised(seen, self.before, name) if name in seen.measures else 0.0
+        if name not in seen.measures:
+            return 0.0
+        return standardised(seen, self.before, name, float(np.nanstd(self.before.measures[name])))
 
     def grid(self, seen: Evaluation, columns: int = 8):
         """The first picture of each prompt, captioned with its total and held-out scores."""
