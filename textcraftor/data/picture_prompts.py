@@ -15,9 +15,9 @@ from typing import Any
 from PIL import ExifTags, Image
 
 from textcraftor.data.layouts import CAPTION_SUFFIXES
-from textcraftor.data.prompt_files import decoded
 from textcraftor.errors import UsageError, one_line
 from textcraftor.files.reading import MB, check_file, open_picture
+from textcraftor.files.texts import text_of
 
 MOST_SIDECAR = MB
 CHUNKS = ("prompt", "parameters", "invokeai_metadata", "sd-metadata", "Dream")  # each a text, or JSON that holds it
@@ -77,7 +77,7 @@ def _beside(file: Path) -> Iterator[str]:
     for suffix in CAPTION_SUFFIXES:
         sidecar = file.with_suffix(suffix)
         if sidecar.is_file():
-            yield decoded(check_file(sidecar, MOST_SIDECAR).read_bytes(), str(sidecar))
+            yield text_of(check_file(sidecar, MOST_SIDECAR).read_bytes(), sidecar)
 
 
 def _prompt(text: str) -> str | None:
