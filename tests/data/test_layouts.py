@@ -231,6 +231,9 @@ SEVERAL: dict[str, dict[str, str | bytes]] = {
     "a list in a cell": {
         "metadata.csv": delimited(",", [["file_name", "text"], ["00.png", "['one', 'two', 'three']"]])
     },
+    "an array of numpy in a cell": {
+        "metadata.csv": delimited(",", [["file_name", "text"], ["00.png", "['one' \"two\"\n 'three']"]])
+    },
     "a list in JSON in a cell": {
         "metadata.csv": delimited(",", [["file_name", "captions"], ["00.png", '["one", "two", "three"]']])
     },
@@ -393,6 +396,12 @@ def test_nan_in_fields_that_are_not_read_does_no_harm(tmp_path):
     assert len(Records.read(put(tmp_path / "lines", jsonl(rows)))) == 1
     members = [("00.png", picture(0)), ("00.json", b'{"caption": "x", "punsafe": NaN}')]
     assert len(Records.read(put(tmp_path / "shards", {"0.tar": archive(members)}))) == 1
+
+
+def test_parquet_with_other_names_of_captions_says_which_columns_it_has(tmp_path):
+    put(tmp_path, {"a.parquet": parquet(range(2), text="en_text")})
+    with pytest.raises(UsageError, match=r"has the columns en_text, image, but none of prompt, .*: rename the one that"):
+        Records.read(tmp_path)
 
 
 def test_numbers_instead_of_captions_in_parquet_are_refused(tmp_path):
