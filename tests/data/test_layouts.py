@@ -400,7 +400,9 @@ def test_nan_in_fields_that_are_not_read_does_no_harm(tmp_path):
 
 def test_parquet_with_other_names_of_captions_says_which_columns_it_has(tmp_path):
     put(tmp_path, {"a.parquet": parquet(range(2), text="en_text")})
-    with pytest.raises(UsageError, match=r"has the columns en_text, image, but none of prompt, .*: rename the one that"):
+    with pytest.raises(
+        UsageError, match=r"has the columns en_text, image, but none of prompt, .*: rename the one that"
+    ):
         Records.read(tmp_path)
 
 

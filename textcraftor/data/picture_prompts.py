@@ -81,8 +81,7 @@ def _exif(picture: Image.Image) -> Iterator[str]:
 
 def _beside(file: Path) -> Iterator[str]:
     """The text file of a picture's name."""
-    for suffix in (written for suffix in CAPTION_SUFFIXES for written in (suffix, suffix.upper())):
-        sidecar = file.with_suffix(suffix)
+    for sidecar in (file.with_suffix(written) for suffix in CAPTION_SUFFIXES for written in (suffix, suffix.upper())):
         if sidecar.is_file():
             yield text_of(check_file(sidecar, MOST_SIDECAR).read_bytes(), sidecar)
 
