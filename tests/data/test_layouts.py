@@ -126,6 +126,14 @@ LAYOUTS: dict[str, dict[str, str | bytes]] = {
         **pictures(),
         "metadata.jsonl": "\ufeff" + lines(file_name="FILE_NAME", text="Text"),
     },
+    "UTF-16 and semicolons, as spreadsheets write them": {
+        **pictures(),
+        "metadata.csv": table(";", ("Caption ", "FileName")[::-1]).encode("utf-16"),
+    },
+    "UTF-16 with tabs": {**pictures(), "metadata.TSV": table("\t").encode("utf-16")},
+    "UTF-16 JSON lines": {**pictures(), "metadata.jsonl": lines().encode("utf-16")},
+    "UTF-16 beside each": {**pictures(), **{name: str(text).encode("utf-16") for name, text in texts(".txt").items()}},
+    "a space behind each comma": {**pictures(), "metadata.csv": table(",").replace(',"', ', "')},
     "metadata in train/": {**pictures(under="train/"), "train/metadata.csv": table(",")},
     "metadata in data/train/, another split beside it": {
         **pictures(under="data/train/"),
@@ -204,14 +212,13 @@ def test_texts_beside_pictures_that_a_table_names_are_told(tmp_path):
 
 
 def test_names_that_no_file_can_have_are_told(tmp_path):
-    rows = [["file_name", "caption"], ["00.png", "x"], ["a" * 999, "x"], ["a\0b", "x"]]
-    records = Records.read(put(tmp_path, {**pictures(), "metadata.csv": delimited(",", rows)}))
+    rows = [json.dumps({"file_name": name, "caption": "x"}) for name in ("00.png", "a" * 999, "a\0b")]
+    records = Records.read(put(tmp_path, jsonl(*rows)))
     for index in (1, 2):
         with pytest.raises(OSError, match=r"too long|null|cannot be read"):
             records.picture(index)
-    rows.pop(1)
     with pytest.raises(UsageError, match="none of its pictures is there"):
-        Records.read(put(tmp_path / "again", {"metadata.csv": delimited(",", rows)}))
+        Records.read(put(tmp_path / "again", {"metadata.jsonl": "\n".join(rows[1:])}))
 
 
 def test_pictures_of_one_name_in_two_shards_are_two_pictures(tmp_path):
@@ -223,6 +230,9 @@ SEVERAL: dict[str, dict[str, str | bytes]] = {
     "a list": {"metadata.jsonl": json.dumps({"file_name": "00.png", "caption": ["one", "two", "three", " "]})},
     "a list in a cell": {
         "metadata.csv": delimited(",", [["file_name", "text"], ["00.png", "['one', 'two', 'three']"]])
+    },
+    "an array of numpy in a cell": {
+        "metadata.csv": delimited(",", [["file_name", "text"], ["00.png", "['one' \"two\"\n 'three']"]])
     },
     "a list in JSON in a cell": {
         "metadata.csv": delimited(",", [["file_name", "captions"], ["00.png", '["one", "two", "three"]']])
@@ -314,22 +324,25 @@ REFUSED: dict[str, tuple[dict[str, str | bytes], str]] = {
     "a number of JSON": (jsonl(GOOD, "7"), "line 2: 7 is no JSON object"),
     "Latin letters": (
         jsonl(GOOD, '{"file_name": "01.png", "caption": "é"}'.encode("latin-1")),
-        "line 2 is no text in UTF-8",
+        r"metadata.jsonl is no text in UTF-8 \(byte 76 is 0xe9\): save it as UTF-8",
     ),
-    "UTF-16": ({**pictures(), "metadata.csv": table(",").encode("utf-16")}, "is no text in UTF-8"),
+    "UTF-16 without a mark": (
+        {**pictures(), "metadata.csv": table(",").encode("utf-16-le")},
+        r"is no text in UTF-8 \(line 1 has the byte 0x00\)",
+    ),
     "Latin letters beside a picture": ({**pictures(), "00.txt": "é".encode("latin-1")}, "00.txt is no text in UTF-8"),
     "too many cells": (
         {**pictures(), "metadata.csv": "file_name,caption\n00.png,a,b\n"},
-        "line 2 has 3 cells for 2 columns",
+        "row 1 has 3 cells for 2 columns: put texts that hold the delimiter into double quotes",
     ),
     "an open quote": (
         {**pictures(), "metadata.csv": 'file_name,caption\n00.png,"a\n'},
-        r"metadata.csv, line 2 cannot be read",
+        r"metadata.csv cannot be read as a table \(line 2: unexpected end of data\)",
     ),
     "an empty table": ({**pictures(), "metadata.csv": ""}, "has the columns"),
-    "semicolons": (
-        {**pictures(), "metadata.csv": "file_name;caption\n00.png;a\n"},
-        "has the columns file_name;caption, but none of",
+    "bars": (
+        {**pictures(), "metadata.csv": "file_name|caption\n00.png|a\n"},
+        r"has the columns file_name\|caption, but none of",
     ),
     "pictures alone": (
         pictures(),
@@ -383,6 +396,14 @@ def test_nan_in_fields_that_are_not_read_does_no_harm(tmp_path):
     assert len(Records.read(put(tmp_path / "lines", jsonl(rows)))) == 1
     members = [("00.png", picture(0)), ("00.json", b'{"caption": "x", "punsafe": NaN}')]
     assert len(Records.read(put(tmp_path / "shards", {"0.tar": archive(members)}))) == 1
+
+
+def test_parquet_with_other_names_of_captions_says_which_columns_it_has(tmp_path):
+    put(tmp_path, {"a.parquet": parquet(range(2), text="en_text")})
+    with pytest.raises(
+        UsageError, match=r"has the columns en_text, image, but none of prompt, .*: rename the one that"
+    ):
+        Records.read(tmp_path)
 
 
 def test_numbers_instead_of_captions_in_parquet_are_refused(tmp_path):

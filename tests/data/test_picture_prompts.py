@@ -53,6 +53,20 @@ GRAPHS = {
         ["7", 0],
         **{"7": node("CLIPTextEncode", text=["6", 0], clip=["4", 1]), "6": node("PrimitiveString", value=PROMPT)},
     ),
+    "a node for each piece of text": graph(
+        ["7", 0],
+        **{
+            "7": node("CLIPTextEncode", text=["6", 0], clip=["4", 1]),
+            "6": node("StringConcatenate", string_a=PROMPT[:8], string_b=PROMPT[8:], delimiter=""),
+        },
+    ),
+    "a node for both texts": graph(
+        ["7", 0],
+        **{
+            "7": node("CLIPTextEncode", text=["6", 0], clip=["4", 1]),
+            "6": node("SDXLPromptStyler", text_positive=PROMPT, text_negative="blurry", style="base"),
+        },
+    ),
     "text in the loader": graph(
         ["7", 1], **{"7": node("Efficient Loader", positive=PROMPT, negative="blurry", ckpt_name="x")}
     ),
@@ -125,7 +139,7 @@ def test_the_prompt_is_found_in_a_pngs_text(tmp_path, name):
         b"UNICODE\0" + PARAMETERS.encode("utf-16-be"),
         b"UNICODE\0" + PARAMETERS.encode("utf-16-le"),
         b"UNICODE\0" + PARAMETERS.encode("utf-16"),
-        b"ASCII\0\0\0" + PARAMETERS.encode(),
+        b"ASCII\0\0\0" + PARAMETERS.encode(),  # which writers fill with UTF-8
         b"\0" * 8 + PARAMETERS.encode(),
         PARAMETERS.encode(),
         b"UNICODE\0" + PROMPT.encode("utf-16-be"),
@@ -166,7 +180,27 @@ def test_what_is_no_prompt_is_none(tmp_path):
     assert prompt_of(file) is None
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".caption"])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        '"HELLO" - a neon sign',  # which is not InvokeAI's "the prompt" -s 50
+        "stairs\nSteps: made of stone",  # which are not AUTOMATIC1111's settings
+        "a red\u2028circle and\x85 a star",
+        "{red|blue} circle",
+    ],
+)
+def test_a_prompt_that_looks_like_something_else_is_read_whole(tmp_path, prompt):
+    assert prompt_of(png(tmp_path / "a.png", {"prompt": prompt})) == prompt
+    assert prompt_of(png(tmp_path / "a.png", {"parameters": f"{prompt}\nNegative prompt: x\n{SETTINGS}"})) == prompt
+
+
+def test_a_cameras_comment_that_is_no_text_is_none(tmp_path):
+    for comment in (b"\0" * 8 + b"\xff\x13\x80", b"UNICODE\0abc"):
+        assert prompt_of(with_exif(tmp_path / "a.jpg", {}, comment)) is None
+    assert prompt_of(with_exif(tmp_path / "a.jpg", {}, b"ASCII\0\0\0" + "café".encode())) == "café"
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".caption", ".TXT"])
 def test_a_text_file_beside_the_picture_speaks_where_the_picture_does_not(tmp_path, suffix):
     silent, speaking = png(tmp_path / "a.png", {}), png(tmp_path / "b.png", {"prompt": "a star"})
     for file in (silent, speaking):

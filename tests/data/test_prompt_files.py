@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
+import io
 import json
 
 import pandas
+import pyarrow.parquet
 import pytest
 
 from tests.conftest import ROOT
@@ -24,6 +27,14 @@ TABLE = pandas.DataFrame({"Number": range(5), "Prompt": PROMPTS, "Category": lis
 
 def lines(rows) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def beyond_all_calendars() -> bytes:
+    """A table with a date that Python does not have."""
+    written = io.BytesIO()
+    when = pyarrow.array([2**62], pyarrow.timestamp("us"))
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a"], "when": when}), written)
+    return written.getvalue()
 
 
 @pytest.fixture
@@ -67,6 +78,30 @@ def test_lines_end_at_line_ends_alone_in_any_marked_encoding(write, name, end, e
     """U+2028, U+0085, form feeds and others that Python calls line breaks are parts of a prompt."""
     prompts = ["a red\u2028circle", "a blue\x85star", "a pink\x0ccross \x1c ring", "漢字"]
     assert read_prompts(write(name, end.join(prompts).encode(encoding))) == prompts
+
+
+@pytest.mark.parametrize(
+    ("content", "prompts"),
+    [
+        ('number;prompt\r1;a cat\r2;"a ""b"""\r', ["a cat", 'a "b"']),  # a carriage return ends a line
+        ("\r\n\r\nnumber;prompt\r\n1;a cat\r\n", ["a cat"]),
+        ('number, prompt\n1, "a cat, asleep"\n', ["a cat, asleep"]),
+        ('"number", "prompt"\n"1", "a cat"\n', ["a cat"]),
+        ("prompt,prompt\na cat,a dog\n", ["a cat"]),  # the first of a name, as pandas has it
+        ("number,prompt\n1\n2,a cat\n", ["a cat"]),
+        (f"prompt,bytes\na cat,{'x' * 200_000}\n", ["a cat"]),
+        ("\ufeff\ufeffprompt\na cat\n\ufeffa dog\n", ["a cat", "a dog"]),  # as files that were joined have it
+    ],
+)
+def test_tables_that_people_wrote_by_hand(write, content, prompts):
+    assert read_prompts(write("a.csv", content)) == prompts
+
+
+def test_of_columns_that_differ_in_case_alone_it_is_that_in_lower_case(write):
+    rows = [{"Prompt": "A", "prompt": "a"}, {"prompt": "b", "Prompt": "B"}]
+    assert read_prompts(write("a.jsonl", lines(rows))) == ["a", "b"]
+    assert read_prompts(write("a.jsonl", lines(rows)), " Prompt") == ["a", "b"]
+    assert read_prompts(write("a.jsonl", lines(rows)), "Prompt") == ["A", "B"]
 
 
 def test_a_table_that_quotes_nothing_keeps_its_quotes(write):
@@ -115,8 +150,11 @@ def test_what_is_left_out_is_counted(write):
     ("name", "content", "words"),
     [
         ("a.txt", "caf\xe9 au lait".encode("latin-1"), r"no text in UTF-8 \(byte 3 is 0xe9\): save it as UTF-8"),
-        ("a.txt", "a star".encode("utf-16-le"), r"no text in UTF-8 \(byte 1 is 0x00\)"),
+        ("a.txt", "a star".encode("utf-16-le"), r"no text in UTF-8 \(line 1 has the byte 0x00\)"),
         ("a.txt", b"\xff\xfea", r"no text in UTF-16"),
+        ("a.txt", codecs.BOM_UTF8 + b"ab\xe9 c", r"no text in UTF-8 \(byte 5 is 0xe9\)"),
+        ("a.txt", b"a" * 99_999 + b"\xe9", r"no text in UTF-8 \(byte 99999 is 0xe9\)"),
+        ("a.txt", "a\0".encode("utf-16"), r"no text in UTF-16 \(line 1 has the byte 0x00\)"),
         ("a.png", b"\x89PNG\r\n\x1a\n\0\0", r"no text in UTF-8 \(byte 0 is 0x89\)"),
         ("a.json", '{"prompt": "a star"}', r"holds an object: give a list of texts, or of objects with prompt or"),
         ("a.json", '"a star"', "holds a str: give a list"),
@@ -127,12 +165,13 @@ def test_what_is_left_out_is_counted(write):
         ("a.json", '["a"', "cannot be read as JSON"),
         ("a.jsonl", '{"prompt": "a"}\n{"prompt": ', "line 2 cannot be read as JSON"),
         ("a.jsonl", '{"prompt": "a"}\n{"title": "b"}', "row 2: no column prompt or text or caption; its columns are"),
-        ("a.csv", "prompt,seed\na cat, asleep,1\n", "row 1 has 3 fields where the header has 2: put texts that"),
+        ("a.csv", "prompt,seed\na cat, asleep,1\n", "row 1 has 3 cells for 2 columns: put texts that"),
         ("a.csv", 'prompt\n"a cat', "cannot be read as a table"),
         ("a.csv", "a red circle\na blue star\n", "its columns are a red circle: name one by prompts.column="),
         ("a.csv", "", "holds no prompt"),
         ("a.csv", "prompt\n", "holds no prompt"),
         ("a.parquet", b"PAR1", "cannot be read as parquet"),
+        ("a.parquet", beyond_all_calendars(), "cannot be read as parquet: date value out of range"),
         ("a.txt.gz", b"no gzip", "cannot be unpacked"),
         ("a.txt.gz", gzip.compress(b"a star", mtime=0)[:-9], "cannot be unpacked"),
     ],

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import PROMPTS
 from textcraftor.errors import UsageError
@@ -109,3 +110,38 @@ def test_a_table_of_any_format_names_the_pictures(folder, tmp_path):
         ("2.png", PROMPTS[2]),
         ("0.png", PROMPTS[0]),
     ]
+
+
+@pytest.mark.parametrize("column", ["file_name", "Filename", "path", "img"])
+def test_a_table_names_pictures_by_any_of_the_usual_columns(folder, tmp_path, column):
+    """Its rows stand in another order than the files; a picture that it does not name is counted."""
+    file = tmp_path / "prompts.csv"
+    file.write_text(f"{column},prompt\n2.png,a star\n0.png,a ring\n")
+    paired = pair(folder, str(file))
+    assert [(one.name, prompt) for one, prompt in paired.pairs] == [("2.png", "a star"), ("0.png", "a ring")]
+    assert paired.told() == "1 of 3 pictures say no prompt and are not scored: 1.png"
+
+
+def test_names_whose_numbers_and_letters_sort_apart_are_refused(folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("one\ntwo\nthree\nfour")
+    (folder / "10.png").write_bytes((folder / "0.png").read_bytes())
+    with pytest.raises(UsageError, match=r"by its letters 10.png comes where by its numbers 2.png does: fill the"):
+        pair(folder, str(tmp_path / "prompts.txt"))
+    for number in range(3):
+        (folder / f"{number}.png").rename(folder / f"0{number}.png")
+    assert [prompt for _, prompt in pair(folder, str(tmp_path / "prompts.txt")).pairs] == [
+        "one",
+        "two",
+        "three",
+        "four",
+    ]
+
+
+def test_every_format_that_data_sets_take_is_scored_and_hidden_files_are_not(folder):
+    for file, suffix in zip(sorted(folder.glob("?.png")), (".TIFF", ".gif", ".jpg"), strict=True):
+        with Image.open(file) as picture:
+            picture.convert("RGB").save(file.with_suffix(suffix))
+        file.with_suffix(".txt").write_text("a star")
+        file.unlink()
+    (folder / "._0.png").write_bytes(b"what a Mac leaves")
+    assert [file.name for file, _ in pair(folder, None).pairs] == ["0.TIFF", "1.gif", "2.jpg"]

@@ -11,7 +11,9 @@ import torch
 from diffusers import (
     HeunDiscreteScheduler,
     KDPM2DiscreteScheduler,
+    SemanticStableDiffusionPipeline,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPAGPipeline,
 )
 from diffusers.callbacks import SDCFGCutoffCallback
@@ -88,12 +90,31 @@ def test_clip_skip_is_read_as_the_pipeline_means_it(runs):
         ({"negative_prompt_embeds": torch.zeros(1, 2, 3)}, r"negative_prompt_embeds is what the mix makes"),
         ({"steps": 3}, r"steps=3: StableDiffusionPipeline takes no such argument"),
         ({"kwargs": 3}, r"kwargs=3: StableDiffusionPipeline takes no such argument"),
+        ({"prompt": None}, r"prompt=None must be a text, or a list of texts"),
+        ({"prompt": []}, r"prompt=\[\] must be a text, or a list of texts"),
+        ({"prompt": ["a star", None]}, r"prompt=\['a star', None\] must be a text, or a list of texts"),
+        ({"prompt": {"a star": 1}}, r"prompt=\{'a star': 1\} must be a text"),
+        ({"num_inference_steps": 0}, r"num_inference_steps=0 must be a whole number from 1 on"),
+        ({"num_inference_steps": 3.5}, r"num_inference_steps=3.5 must be a whole number from 1 on"),
+        ({"clip_skip": -1}, r"clip_skip=-1 must be a whole number from 0 on"),
+        ({"clip_skip": 99}, r"clip_skip=99 must be less than \d+, the layers of the shortest text encoder"),
+        ({"guidance_scale": [3.0, 4.0, 5.0]}, r"guidance_scale=\[3.0, 4.0, 5.0\] must be one number, for all prompts"),
+        ({"timesteps": [900, 100]}, r"timesteps: DDIMScheduler does not take them: give num_inference_steps instead"),
         ({"negative_prompt": ["a red circle"]}, r"1 negative prompts for 3 prompts: give one each"),
     ],
 )
 def test_an_argument_that_a_mix_cannot_follow_is_refused(runs, arguments, message):
     with pytest.raises(UsageError, match=message):
-        Mix({"a": runs["a"]}).inputs(pipeline(), PROMPTS, **arguments)
+        Mix({"a": runs["a"]}).inputs(pipeline(), **{"prompt": PROMPTS} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lacks"),
+    [(StableDiffusionInstructPix2PixPipeline, r"encode_prompt"), (SemanticStableDiffusionPipeline, "prompt_embeds")],
+)
+def test_a_pipeline_that_takes_no_embeddings_as_others_do_is_refused(runs, kind, lacks):
+    with pytest.raises(UsageError, match=f"{kind.__name__} has no .*{lacks}.*by which mixes work: take another"):
+        Mix({"a": runs["a"]}).inputs(pipeline(kind), PROMPTS)
 
 
 def test_adapters_on_the_pipelines_own_text_encoder_are_refused_as_such(runs):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
 import reprlib
+import tokenize
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -57,7 +59,11 @@ def _listed(text: str) -> list[Any]:
             value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return [text]
-    return value if value and all(isinstance(one, str) for one in value) else [text]
+    if not value or not all(isinstance(one, str) for one in value):
+        return [text]
+    # numpy's arrays have no commas between their texts, which Python would join.
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return [ast.literal_eval(token.string) for token in tokens if token.type == tokenize.STRING]
 
 
 def synthetic_of(at: str, value: Any) -> list[tuple[str, str]]:

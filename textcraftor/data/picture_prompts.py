@@ -7,6 +7,7 @@ graph, InvokeAI's metadata, NovelAI's description; in PNG's text, in EXIF's comm
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,9 +16,9 @@ from typing import Any
 from PIL import ExifTags, Image
 
 from textcraftor.data.layouts import CAPTION_SUFFIXES
-from textcraftor.data.prompt_files import decoded
 from textcraftor.errors import UsageError, one_line
 from textcraftor.files.reading import MB, check_file, open_picture
+from textcraftor.files.texts import text_of
 
 MOST_SIDECAR = MB
 CHUNKS = ("prompt", "parameters", "invokeai_metadata", "sd-metadata", "Dream")  # each a text, or JSON that holds it
@@ -25,7 +26,10 @@ PLACES = ("prompt", "positive_prompt", "sui_image_params", "image", "c")  # in J
 # Inputs of a graph's text nodes, and of those that pass conditioning or pieces of text on.
 TEXTS = ("text", "text_g", "t5xxl", "populated_text", "prompt", "text_l", "clip_l", "string", "value")
 PASSED_ON = ("positive", "cond", "guider", "string", "text")
-CODES = {b"UNICODE\0": "utf-16", b"ASCII\0\0\0": "ascii", b"JIS\0\0\0\0\0": "iso2022_jp", b"\0" * 8: "utf-8"}
+JOINTS = ("delimiter", "separator")  # what a node puts between its pieces of text
+SETTINGS = re.compile(r"Negative prompt:|Steps: \d")  # how a line begins behind AUTOMATIC1111's prompt
+DREAM = re.compile(r'"(.*?)" --?[A-Za-z]+ \d', re.DOTALL)  # InvokeAI's first format: "the prompt" -s 50 -W 512
+CODES = {b"UNICODE\0": "utf-16", b"ASCII\0\0\0": "utf-8", b"JIS\0\0\0\0\0": "iso2022_jp", b"\0" * 8: "utf-8"}
 
 
 def prompt_of(file: Path) -> str | None:
@@ -64,7 +68,10 @@ def _exif(picture: Image.Image) -> Iterator[str]:
         if encoding == "utf-16" and not body.startswith((b"\xff\xfe", b"\xfe\xff")):
             high, low = body[::2].count(0), body[1::2].count(0)  # of Latin letters the high byte is 0
             encoding = "utf-16-be" if high > low or (high == low and exif.endian != "<") else "utf-16-le"
-        comment = body.decode(encoding or "utf-8", "replace")
+        try:
+            comment = body.decode(encoding or "utf-8")
+        except UnicodeDecodeError:  # of cameras, whose makers write bytes of their own there
+            comment = None
     for value in exif.values():
         if isinstance(value, str) and value[:7].lower() == "prompt:":
             yield value[7:]
@@ -74,17 +81,16 @@ def _exif(picture: Image.Image) -> Iterator[str]:
 
 def _beside(file: Path) -> Iterator[str]:
     """The text file of a picture's name."""
-    for suffix in CAPTION_SUFFIXES:
-        sidecar = file.with_suffix(suffix)
+    for sidecar in (file.with_suffix(written) for suffix in CAPTION_SUFFIXES for written in (suffix, suffix.upper())):
         if sidecar.is_file():
-            yield decoded(check_file(sidecar, MOST_SIDECAR).read_bytes(), str(sidecar))
+            yield text_of(check_file(sidecar, MOST_SIDECAR).read_bytes(), sidecar)
 
 
 def _prompt(text: str) -> str | None:
     """The prompt of a text: all of it, AUTOMATIC1111's up to its settings, or what JSON means by it."""
     text = text.strip()
-    if text.startswith('"') and '" -' in text:  # InvokeAI's first format: "the prompt" -s 50 -W 512
-        return text[1 : text.index('" -')].strip() or None
+    if with_options := DREAM.match(text):
+        return with_options[1].strip() or None
     if not text.startswith("{"):
         return _before_settings(text) or None
     try:
@@ -96,9 +102,9 @@ def _prompt(text: str) -> str | None:
 
 def _before_settings(text: str) -> str:
     """The lines before those that say the negative prompt and the settings."""
-    lines = text.splitlines()
+    lines = text.split("\n")
     for number, line in enumerate(lines):
-        if line.startswith(("Negative prompt:", "Steps: ")):
+        if SETTINGS.match(line):
             return "\n".join(lines[:number]).strip()
     return text
 
@@ -172,6 +178,7 @@ def _texts(graph: Mapping[str, Any], value: Any, seen: set[str]) -> Iterator[str
         if texts:
             yield from texts
             return
-    for name, more in inputs.items():
-        if name.startswith(PASSED_ON):
-            yield from _texts(graph, more, seen)
+    parts = [more for name, more in inputs.items() if name.startswith(PASSED_ON) and "negative" not in name]
+    texts = [text for part in parts for text in _texts(graph, part, seen)]
+    joint = next((inputs[name] for name in JOINTS if isinstance(inputs.get(name), str)), None)
+    yield from texts if joint is None or not texts else [joint.join(texts)]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import codecs
-import csv
 import gzip
 import io
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +15,9 @@ from textcraftor.assets import is_address, local_file
 from textcraftor.data.prompts import COLUMNS
 from textcraftor.errors import UsageError, one_line
 from textcraftor.files.reading import MB, check_file, is_writable, parse_json
+from textcraftor.files.texts import cells_of, lines_of, text_of
 
 MOST_BYTES = 1024 * MB  # of a file of prompts, unpacked
-# Longest first: UTF-32's mark begins with UTF-16's.
-BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
-DELIMITERS = {".csv": ",;\t", ".tsv": "\t"}
 PLACEHOLDER = "{prompt}"  # in the styles of AUTOMATIC1111's and Fooocus' interfaces
 Say = Callable[[str], object]
 
@@ -87,17 +77,18 @@ def all_rows(path: str | Path | None, column: str | None = None, key: str = "pro
     content, suffix = unpacked(file, place)
     if suffix == ".parquet":
         rows: Iterable[Any] = _parquet(content, place)
+    elif suffix == ".json":
+        rows = _json(text_of(content, place), place)
     else:
-        text = decoded(content, place)
+        lines = lines_of(io.BytesIO(content), place)
         match suffix:
             case ".csv" | ".tsv":
-                rows = _table(text, DELIMITERS[suffix], column, place)
-            case ".json":
-                rows = _json(text, place)
+                wanted = [column.strip().lower()] if column else COLUMNS
+                rows = (row for _, row in cells_of(lines, suffix, wanted, place))
             case ".jsonl" | ".ndjson":
-                rows = _json_lines(text, place)
+                rows = _json_lines(lines, place)
             case _:
-                rows = io.StringIO(text, newline=None)
+                rows = lines
     return [_with_prompt(row, column, f"{place}, row {number}") for number, row in enumerate(rows, 1)]
 
 
@@ -116,61 +107,13 @@ def unpacked(file: Path, place: str) -> tuple[bytes, str]:
     return content, suffixes[-2] if len(suffixes) > 1 else ""
 
 
-def decoded(content: bytes, place: str) -> str:
-    """Text in the encoding that its byte order mark names, else in UTF-8."""
-    encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")
-    remedy = "save it as UTF-8"
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        byte = f"byte {error.start} is 0x{content[error.start]:02x}"
-        raise UsageError(f"{place} is no text in {encoding.upper()} ({byte}): {remedy}") from error
-    if "\0" in text:
-        position = len(text[: text.index("\0")].encode())
-        raise UsageError(f"{place} is no text in {encoding.upper()} (byte {position} is 0x00): {remedy}")
-    return text
-
-
-def _table(text: str, delimiters: str, column: str | None, place: str) -> Iterator[dict[str, str]]:
-    """The rows of a table with a header; its delimiter is the first that makes a column of prompts."""
-    wanted = {column.lower()} if column else {*COLUMNS}
-    first = text.lstrip("\n").split("\n", 1)[0]
-    headers = {mark: {name.strip(' "\r').lower() for name in first.split(mark)} for mark in delimiters}
-    delimiter = next((mark for mark in delimiters if headers[mark] & wanted), delimiters[0])
-    for number, fields in enumerate(_fields(text, delimiter, place)):
-        if number == 0:
-            header = [name.strip() for name in fields]
-            continue
-        if len(fields) > len(header):
-            raise UsageError(
-                f"{place}, row {number} has {len(fields)} fields where the header has {len(header)}: put texts that "
-                "hold a delimiter into double quotes"
-            )
-        yield dict(zip(header, fields, strict=False))
-
-
-def _fields(text: str, delimiter: str, place: str) -> Sequence[list[str]]:
-    """The fields of each row, empty rows left out. Texts may be quoted as RFC 4180 says; where quotes do not fit that,
-    as in tables that quote nothing, they belong to the text."""
-    failure = None
-    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE) if delimiter == "\t" else (csv.QUOTE_MINIMAL,):
-        try:
-            lines = io.StringIO(text, newline="")
-            return [row for row in csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True) if row]
-        except csv.Error as error:
-            failure = error
-    raise UsageError(
-        f"{place} cannot be read as a table ({failure}): put texts into double quotes and double those within"
-    )
-
-
 def _json(text: str, place: str) -> list[Any]:
     """The elements of a list; JSON lines under that name are taken too."""
     try:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
-            return [*_json_lines(text, place)]
+            return [*_json_lines(io.StringIO(text, newline=None), place)]
         raise UsageError(f"{place} cannot be read as JSON: {one_line(error)}") from error
     if not isinstance(rows, list):
         kind = "an object" if isinstance(rows, dict) else f"a {type(rows).__name__}"
@@ -178,27 +121,26 @@ def _json(text: str, place: str) -> list[Any]:
     return rows
 
 
-def _json_lines(text: str, place: str) -> Iterator[Any]:
-    for number, line in enumerate(io.StringIO(text, newline=None), 1):
+def _json_lines(lines: Iterable[str], place: str) -> Iterator[Any]:
+    for number, line in enumerate(lines, 1):
         if line.strip():
             yield parse_json(f"{place}, line {number}", line)
 
 
 def _parquet(content: bytes, place: str) -> list[dict[str, Any]]:
-    import pyarrow
     import pyarrow.parquet
 
     try:
         return pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except Exception as error:  # pyarrow raises a dozen kinds, also over dates that Python does not have
         raise UsageError(f"{place} cannot be read as parquet: {one_line(error)}") from error
 
 
 def _with_prompt(row: Any, column: str | None, place: str) -> dict[str, Any]:
     """A row whose prompt stands under `prompt`."""
     if isinstance(row, Mapping):
-        names = {str(name).strip().lower(): name for name in row}
-        wanted = [column.lower()] if column else COLUMNS
+        names = {str(name).strip().lower(): name for name in sorted(map(str, row), key=str.islower)}
+        wanted = [column.strip().lower()] if column else COLUMNS
         chosen = column if column in row else next((names[name] for name in wanted if name in names), None)
         if chosen is None:
             there = ", ".join(map(str, row)) or "none"

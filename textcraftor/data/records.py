@@ -195,8 +195,10 @@ def _without(path: str | Path, names: set[str], wanted: Sequence[str]) -> UsageE
     """Why a data set without these columns cannot be read."""
     told = f"data.path={path} has the columns {', '.join(sorted(names))}, but none of {', '.join(wanted)}"
     if wanted is PICTURES and any("url" in name for name in names):
-        told += ": download the pictures first, for instance with img2dataset, and give the folder that it writes"
-    return UsageError(told)
+        return UsageError(
+            f"{told}: download the pictures first, for instance with img2dataset, and give the folder that it writes"
+        )
+    return UsageError(f"{told}: rename the one that holds the {'pictures' if wanted is PICTURES else 'captions'}")
 
 
 def _read_captions(files: Iterable[str | Path]) -> dict[str, list[tuple[str, str]]]:

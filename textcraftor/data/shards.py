@@ -13,6 +13,7 @@ from textcraftor.data.layouts import CAPTION_SUFFIXES, PICTURE_SUFFIXES
 from textcraftor.data.sources import InShard, Row, lowered
 from textcraftor.errors import UsageError, one_line
 from textcraftor.files.reading import MB, MOST_TABLE, check_file, parse_json
+from textcraftor.files.texts import text_of
 
 
 @dataclass
@@ -64,10 +65,7 @@ def _text(at: Path, members: tarfile.TarFile, member: tarfile.TarInfo) -> str:
     if member.size > MB:
         raise UsageError(f"{at} has {member.size:,} bytes, more than the {MB:,} of a text: shorten it")
     stream = members.extractfile(member)
-    try:
-        return stream.read().decode("utf-8-sig") if stream else ""
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{at} is no text in UTF-8 (byte {error.start}): save it as UTF-8") from error
+    return text_of(stream.read(), at) if stream else ""
 
 
 def _check_end(shard: Path, members: tarfile.TarFile) -> None:

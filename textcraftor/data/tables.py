@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,10 @@ def rows_of_tables(layout: Layout) -> Iterator[Row]:
             if name not in stored and (lower in FIELDS + PICTURES or is_caption(lower))
         ]
         pictures = _undecoded(table.select_columns(stored))
-        for number in range(len(table)) if not texts else ():
-            yield Row(f"{layout.folder}, row {first + number}", str(first + number), {}, None)
-        for number, row in enumerate(table.select_columns(texts) if texts else ()):
-            at, key, fields = f"{layout.folder}, row {first + number}", str(first + number), lowered(row)
+        read: Iterable[Any] = table.select_columns(texts) if texts else itertools.repeat({}, len(table))
+        for number, row in enumerate(read):
+            at, key = f"{layout.folder}, row {first + number}", str(first + number)
+            fields: dict[str, Any] = dict.fromkeys(names) | lowered(row)
             if isinstance(fields.get("json"), dict):
                 fields = {**lowered(fields["json"]), **fields}
             if stored:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import io
 import itertools
 import reprlib
 from collections.abc import Iterator
@@ -12,7 +12,8 @@ from typing import Any
 from textcraftor.data.layouts import CAPTION_SUFFIXES, PICTURE_SUFFIXES, Layout
 from textcraftor.data.sources import InFile, Row, in_file, lowered
 from textcraftor.errors import UsageError
-from textcraftor.files.reading import MOST_TABLE, check_file, parse_json, read_text
+from textcraftor.files.reading import MOST_TABLE, check_file, parse_json
+from textcraftor.files.texts import cells_of, lines_of
 
 # Columns that hold a picture or the path of one.
 PICTURES = ("image", "png", "jpg", "jpeg", "webp", "file_name", "filename", "file", "image_path", "path", "img")
@@ -26,8 +27,9 @@ def rows_of_texts(layout: Layout) -> Iterator[Row]:
     """
     numbers = itertools.count()
     for file in layout.files:
-        for line, row in json_rows(file) if layout.kind == ".jsonl" else _cells(file):
-            yield naming(f"{file}, line {line}", str(next(numbers)), layout.folder, file.parent, lowered(row))
+        unit, rows = ("line", json_rows(file)) if layout.kind == ".jsonl" else ("row", _cells(file))
+        for number, row in rows:
+            yield naming(f"{file}, {unit} {number}", str(next(numbers)), layout.folder, file.parent, lowered(row))
 
 
 def naming(at: str, key: str, root: Path, folder: Path, fields: dict[str, Any]) -> Row:
@@ -42,40 +44,19 @@ def naming(at: str, key: str, root: Path, folder: Path, fields: dict[str, Any]) 
 
 def json_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The number of each line that is not empty, and the JSON object that it holds."""
-    for number, line in _lines(file):
-        if line.strip():
-            row = parse_json(f"{file}, line {number}", line)
-            if not isinstance(row, dict):
-                raise UsageError(f"{file}, line {number}: {line.strip()[:60]} is no JSON object: write one a line")
-            yield number, row
-
-
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    with check_file(file, MOST_TABLE).open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise UsageError(f"{file}, line {number} is no text in UTF-8: save the file as UTF-8") from error
+    with check_file(file, MOST_TABLE).open("rb") as stream:
+        for number, line in enumerate(lines_of(stream, file), 1):
+            if line.strip():
+                row = parse_json(f"{file}, line {number}", line)
+                if not isinstance(row, dict):
+                    raise UsageError(f"{file}, line {number}: {line.strip()[:60]} is no JSON object: write one a line")
+                yield number, row
 
 
 def _cells(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The number of each line of a table with a header, and its cells by column."""
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-    reader = csv.reader((line for _, line in _lines(file)), delimiter=delimiter, strict=True)
-    try:
-        names = [name.strip().lower() for name in next(reader, [])]
-        header = [f"{name}_{before}" if (before := names[:at].count(name)) else name for at, name in enumerate(names)]
-        for cells in reader:
-            if len(cells) > len(header):
-                raise UsageError(
-                    f"{file}, line {reader.line_num} has {len(cells)} cells for {len(header)} columns: put texts that "
-                    "hold the separator in double quotes"
-                )
-            if cells:
-                yield reader.line_num, dict(itertools.zip_longest(header, cells, fillvalue=""))
-    except csv.Error as error:
-        raise UsageError(f"{file}, line {reader.line_num} cannot be read ({error}): mend its quotes") from error
+    """The number of each row of a table with a header, and its cells by column."""
+    with check_file(file, MOST_TABLE).open("rb") as stream:
+        yield from cells_of(lines_of(stream, file), file.suffix.lower(), PICTURES, file)
 
 
 def rows_of_pairs(layout: Layout) -> Iterator[Row]:
@@ -88,7 +69,7 @@ def rows_of_pairs(layout: Layout) -> Iterator[Row]:
     for picture in pictures:
         texts = beside.get(picture.with_suffix(""), {})
         text = next((texts[suffix] for suffix in CAPTION_SUFFIXES if suffix in texts), None)
-        lines = read_text(text).removeprefix("\ufeff").split("\n") if text else []
+        lines = [*lines_of(io.BytesIO(check_file(text).read_bytes()), text)] if text else []
         yield Row(str(picture), str(picture.relative_to(layout.folder)), {"txt": lines}, InFile(layout.folder, picture))
     for stem in sorted(set(beside) - {picture.with_suffix("") for picture in pictures}):
         for file in beside[stem].values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
+from textcraftor.data.layouts import PICTURE_SUFFIXES
 from textcraftor.data.picture_prompts import prompt_of
 from textcraftor.data.prompt_files import all_rows
+from textcraftor.data.sources import lowered
+from textcraftor.data.texts import PICTURES
 from textcraftor.errors import UsageError
 from textcraftor.files.reading import open_picture
 from textcraftor.files.writing import check_unfinished, finish, locked, write_text
@@ -24,21 +28,18 @@ from textcraftor.rewards.preprocessing import from_pil
 from textcraftor.rewards.total import RewardSum, check_rewards, load_rewards
 
 MOST_RATIO = 64  # of a picture's sides: its short one is what scorers bring to some hundred pixels
-NAMES = ("image", "file_name")  # columns of a table that names pictures
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 Pair = tuple[Path, str]
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The picture files of a folder, by name; a contact sheet is none."""
+    """The picture files of a folder, by name; hidden ones and a contact sheet are none."""
     if not folder.is_dir():
         raise UsageError(f"images={folder} is no folder: give one that holds pictures")
-    files = sorted(
-        file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.stem != "contact_sheet"
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in PICTURE_SUFFIXES and file.stem != "contact_sheet" and not file.name.startswith(".")
     )
-    if not files:
-        raise UsageError(f"images={folder} holds no picture ({', '.join(sorted(SUFFIXES))})")
-    return files
 
 
 @dataclass(frozen=True)
@@ -58,27 +59,44 @@ class Paired:
 def pair(folder: Path, path: str | None, column: str | None = None) -> Paired:
     """Each picture with its prompt: by a table that names the pictures, by the order of names and lines, or as the
     picture or the text file beside it says."""
+    files = pictures_in(folder)
+    rows = [] if path is None else [lowered(row) for row in all_rows(path, column)]
+    if any(name in row for name in PICTURES for row in rows):
+        pairs = [_named(folder, row, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
+        named = {file for file, _ in pairs}
+        return Paired(pairs, [file for file in files if file not in named])
+    if not files:
+        raise UsageError(f"images={folder} holds no picture ({', '.join(PICTURE_SUFFIXES)})")
     if path is None:
-        prompts = {file: prompt_of(file) for file in pictures_in(folder)}
+        prompts = {file: prompt_of(file) for file in files}
         pairs = [(file, prompt) for file, prompt in prompts.items() if prompt]
         if not pairs:
             raise UsageError(f"images={folder}: no picture says its prompt: give prompts.path=")
         return Paired(pairs, [file for file, prompt in prompts.items() if not prompt])
-    rows = [{str(name).lower(): value for name, value in row.items()} for row in all_rows(path, column)]
-    if any(name in row for name in NAMES for row in rows):
-        return Paired([_named(folder, row, f"{path}, row {number}") for number, row in enumerate(rows, 1)], [])
-    files, lines = pictures_in(folder), [row["prompt"] for row in rows if row["prompt"]]
+    lines = [row["prompt"] for row in rows if row["prompt"]]
+    remedy = 'JSON lines {"image": ..., "prompt": ...}'
     if len(files) != len(lines):
         raise UsageError(
             f"{len(lines)} prompts in {path} for {len(files)} pictures in {folder}: give one line each in the order "
-            'of the file names, or JSON lines {"image": ..., "prompt": ...}'
+            f"of the file names, or {remedy}"
+        )
+    if (by_number := sorted(files, key=_by_number)) != files:
+        one, other = next(pair for pair in zip(files, by_number, strict=True) if pair[0] != pair[1])
+        raise UsageError(
+            f"the order of the pictures in {folder} is not clear: by its letters {one.name} comes where by its numbers "
+            f"{other.name} does: fill the numbers up with zeros, or give {remedy}"
         )
     return Paired(list(zip(files, lines, strict=True)), [])
 
 
+def _by_number(file: Path) -> list[tuple[int, str]]:
+    """Sorts 2.png before 10.png."""
+    return [(int(part or 0), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", file.name)]
+
+
 def _named(folder: Path, row: Mapping[str, Any], place: str) -> Pair:
     """The picture that a row names, and its prompt."""
-    name = next((row[name] for name in NAMES if row.get(name)), None)
+    name = next((row[name] for name in PICTURES if row.get(name)), None)
     if not isinstance(name, str) or not row["prompt"]:
         raise UsageError(
             f"{place} must name a picture and its prompt, as {{'image': 'a.png', 'prompt': 'a red circle'}}"

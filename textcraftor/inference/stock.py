@@ -21,6 +21,7 @@ from textcraftor.sampling.conditioning import ConditioningSchedule
 CALLBACK, CHANGED = "callback_on_step_end", "callback_on_step_end_tensor_inputs"
 OLD_CALLBACK = ("callback", "callback_steps")  # which some pipelines still take without naming them
 READING = ("clip_skip", "max_sequence_length", "text_encoder_out_layers")  # how prompts are read
+COUNTS = {"num_inference_steps": 1, "max_sequence_length": 1, "clip_skip": 0}  # whole numbers, and the least of each
 CLOSE = 1e-2  # how far rounding may take embeddings from those that were given, as a share of the largest
 
 
@@ -42,7 +43,7 @@ def stock_inputs(
     defaults = {name: given.default for name, given in inspect.signature(pipe.__call__).parameters.items()}
     _check(model, arguments, defaults)
     chosen = {**defaults, **arguments}
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    prompts = _prompts(prompt)
     one = negative_prompt is None or isinstance(negative_prompt, str)
     negatives: list[Any] = [negative_prompt] * len(prompts) if one else list(negative_prompt or ())
     model.check_prompts([*prompts, *negatives])
@@ -74,10 +75,24 @@ def stock_inputs(
     return found | {CALLBACK: switch, CHANGED: list(dict.fromkeys([*changed.values(), *asked]))}
 
 
+def _prompts(prompt: Any) -> list[str]:
+    """One prompt or several, as a list."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, list | tuple) else []
+    if not prompts or not all(isinstance(one, str) for one in prompts):
+        raise UsageError(f"prompt={prompt!r} must be a text, or a list of texts: prompts are what a mix reads")
+    return prompts
+
+
 def _check(model: Model, arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Refuse arguments that would not do what they say, and a pipeline whose text encoders are not its own alone."""
     pipe = model.pipeline
     kind, known = type(pipe).__name__, {*defaults, *(OLD_CALLBACK if "kwargs" in defaults else ())}
+    reading = inspect.signature(getattr(pipe, "encode_prompt", object)).parameters
+    missing = [name for name in model.family.arguments.values() if name not in defaults]
+    if "num_images_per_prompt" not in reading:
+        missing.append("encode_prompt(..., num_images_per_prompt)")
+    if missing:
+        raise UsageError(f"{kind} has no {' and no '.join(missing)}, by which mixes work: take another pipeline")
     made = {prefix + name for name in model.family.arguments.values() for prefix in ("", "negative_")}
     for name, value in arguments.items():
         if name not in known or name == "kwargs":
@@ -86,6 +101,12 @@ def _check(model: Model, arguments: Mapping[str, Any], defaults: Mapping[str, An
             raise UsageError(
                 f"{name} is what the mix makes of the prompt: leave it out, or give it to the pipeline without a mix"
             )
+        if name in COUNTS and not (type(value) is int and value >= COUNTS[name]):
+            raise UsageError(f"{name}={value!r} must be a whole number from {COUNTS[name]} on")
+        if name == "clip_skip" and value >= (layers := _least_layers(model)):
+            raise UsageError(f"clip_skip={value} must be less than {layers}, the layers of the shortest text encoder")
+        if name == "guidance_scale" and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise UsageError(f"guidance_scale={value!r} must be one number, for all prompts")
         if re.fullmatch(r"(negative_)?prompt_\d", name):
             raise UsageError(f"{name}={value}: all text encoders of a mix read the same prompt; leave {name} out")
     for part in model.text_encoders:
@@ -94,6 +115,10 @@ def _check(model: Model, arguments: Mapping[str, Any], defaults: Mapping[str, An
                 f"the pipeline's {part} has adapters loaded, and a mix is of the base model's own encoder and tuned "
                 "ones: take them off with pipe.unload_lora_weights(), and load a LoRA for the denoiser alone"
             )
+
+
+def _least_layers(model: Model) -> int:
+    return min(getattr(model.pipeline, part).config.num_hidden_layers for part in model.text_encoders)
 
 
 def _asked(model: Model, arguments: Mapping[str, Any]) -> Model:
@@ -165,6 +190,10 @@ def _timesteps(model: Model, size: Size, chosen: Mapping[str, Any], pipe: Any = 
     scheduler = pipe.scheduler if pipe is not None else copy.deepcopy(model.pipeline.scheduler)
     own = {name: chosen[name] for name in ("timesteps", "sigmas") if chosen.get(name) is not None}
     if own:
+        if len(own) > 1 or not {*own} <= inspect.signature(scheduler.set_timesteps).parameters.keys():
+            raise UsageError(
+                f"{' and '.join(own)}: {type(scheduler).__name__} does not take them: give num_inference_steps instead"
+            )
         scheduler.set_timesteps(**own)
     else:
         model.family.set_timesteps(model.pipeline, scheduler, chosen["num_inference_steps"], size)
