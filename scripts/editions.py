@@ -45,7 +45,7 @@ from textcraftor.training.fitting import FitSettings, fit
 from textcraftor.training.processes import processes_of_this_run
 
 SIZE = (64, 64)
-SUBJECT_WEIGHT = 6.0
+SUBJECT_WEIGHT = 200.0  # in the loss, of all latents of a shape or a word together
 CAPTIONS: dict[Kind, float] = {"short": 0.45, "descriptive": 0.4, "alt": 0.15}
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
@@ -88,23 +88,24 @@ def new_scheduler() -> DDIMScheduler:
 
 
 class Apart:
-    """A pipeline whose text encoders read different texts: the first its prompt, the others these."""
+    """A pipeline whose text encoders read different texts: `read` gives the first one's, the second one's ... of the
+    prompts."""
 
-    def __init__(self, pipeline: DiffusionPipeline, others: Sequence[Sequence[str]]) -> None:
-        self.pipeline, self.others = pipeline, others
+    def __init__(self, pipeline: DiffusionPipeline, read: Callable[[Sequence[str]], Sequence[list[str]]]) -> None:
+        self.pipeline, self.read = pipeline, read
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.pipeline, name)
 
-    def encode_prompt(self, prompt: Sequence[str], *_: Any, **options: Any) -> Any:
-        return self.pipeline.encode_prompt(prompt, *map(list, self.others), **options)
+    def encode_prompt(self, prompts: Sequence[str], *_: Any, **options: Any) -> Any:
+        return self.pipeline.encode_prompt(*self.read(prompts), **options)
 
 
-def encode_apart(model: Model, texts: Sequence[Sequence[str]], is_prompted: Tensor | None = None) -> Branch:
-    """What text encoders say that read different texts, one list for each; some rows (batch,) may have no prompt."""
-    branch = model.family.encode(Apart(model.pipeline, texts[1:]), texts[0], SIZE)
+def encode_apart(model: Model, texts: Sequence[list[str]], is_prompted: Tensor) -> Branch:
+    """What text encoders say that read different texts, one list for each; not every row (batch,) has a prompt."""
+    branch = model.family.encode(Apart(model.pipeline, lambda _: texts), texts[0], SIZE)
     absent = model.family.no_prompt(model.pipeline, branch)
-    if is_prompted is None or absent is None:
+    if absent is None:
         return branch
 
     def kept(rows: Tensor, absent_rows: Tensor) -> Tensor:
@@ -170,7 +171,7 @@ def train_generator(
 
 
 def subject_weights(boxes: Sequence[Sequence[Box]], side: int) -> Tensor:
-    """How much each latent counts in the loss, (pictures, 1, side, side): `SUBJECT_WEIGHT` times in these boxes.
+    """How much each latent counts in the loss, (pictures, 1, side, side): 1, more in these boxes, most in small ones.
 
     Shapes and letters cover a tenth of a picture, and what tells one from another is a small part of the error there.
     """
@@ -179,7 +180,8 @@ def subject_weights(boxes: Sequence[Sequence[Box]], side: int) -> Tensor:
     for weight, of_picture in zip(weights, boxes, strict=True):
         for left, top, right, bottom in of_picture:
             rows, columns = (slice(max(a, 0) // scale, -(-b // scale)) for a, b in ((top, bottom), (left, right)))
-            weight[:, rows, columns] = SUBJECT_WEIGHT
+            box = weight[:, rows, columns]
+            box.fill_(SUBJECT_WEIGHT / box.numel())
     return weights
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
-from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from editions import Apart
+from results import Column, show
 from scipy.stats import spearmanr
 from torch import Tensor
 from toybox_ratings import RATERS, Rated
@@ -40,11 +40,7 @@ from textcraftor.toybox.world2.scenes import (
 from textcraftor.toybox.world2.styles import Style
 from textcraftor.toybox.world2.wanted import Wanted, parse
 
-Table = list[tuple[str, str]]
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+Figures = dict[str, float]
 
 
 def as_batch(scenes: Sequence[Scene]) -> Tensor:
@@ -121,22 +117,8 @@ def rebuild(vae: AutoencoderKL, images: Tensor) -> Tensor:
     return torch.cat(parts).clamp(0, 1)
 
 
-def judge_figures(vae: AutoencoderKL, count: int = 500) -> Table:
-    rng = np.random.default_rng(51)
-    scenes = [sample_scene(rng, "validation") for _ in range(count)]
-    images = as_batch(scenes)
-    rebuilt = rebuild(vae, images)
-    psnr = -10 * (rebuilt - images).pow(2).mean((1, 2, 3)).log10().mean()
-    rows: Table = [("autoencoder, PSNR on held-out scenes", f"{psnr:.1f} dB")]
-    for name, pictures in (("rendered scenes", images), ("VAE reconstructions", rebuilt)):
-        objects, spelled = read_back(scenes, pictures)
-        rows.append((f"judge: objects / letters read right, {name}", f"{percent(objects)} / {percent(spelled)}"))
-    for kind, found in wrong_accepted(scenes, rng).items():
-        rows.append((f"judge: wrong pictures accepted ({kind}, {len(found)} pictures)", percent(float(np.mean(found)))))
-    return rows
-
-
-def generator_figures(model: Model, prompts: Sequence[str], seeds: Sequence[int]) -> Table:
+def generator_figures(model: Model, prompts: Sequence[str], seeds: Sequence[int]) -> Figures:
+    """What the judge says of an edition's pictures, how they differ over seeds, and the taste that it could reach."""
     jobs = grid(prompts, seeds)
     images = generate(model, jobs, ConditioningSchedule.original(), Sampling(15, 3.0, 64, 64), batch_size=32)
     figures = Judge(parts=True)(images, [prompt for prompt, _ in jobs])
@@ -144,12 +126,30 @@ def generator_figures(model: Model, prompts: Sequence[str], seeds: Sequence[int]
     best = np.array([best_taste(parse(prompt), rng) for prompt in prompts])
     base = figures["taste"].reshape(len(prompts), len(seeds)).mean(1)
     pixels = (images.clamp(0, 1) * 255).round().byte().unflatten(0, (len(prompts), len(seeds)))
-    spread = np.mean([diversity(group) for group in pixels])
-    rows: Table = [(f"base: {name}", f"{np.nanmean(values):.3f}") for name, values in figures.items()]
-    rows.append(("base: diversity over seeds", f"{spread:.3f}"))
-    rows.append(("best taste attainable per prompt, mean", f"{best.mean():.3f}"))
-    rows.append(("share of it that the base reaches", percent(float((base / best).mean()))))
-    return rows
+    return {name: float(np.nanmean(values)) for name, values in figures.items()} | {
+        "diversity over seeds": float(np.mean([diversity(group) for group in pixels])),
+        "best taste attainable per prompt, mean": float(best.mean()),
+        "share of it that is reached": float((base / best).mean()),
+    }
+
+
+def swap_figures(model: Model, prompts: Sequence[str], seeds: Sequence[int]) -> Figures:
+    """Faithfulness where one of several text encoders reads the next prompt instead: how much each one matters."""
+    jobs, following = grid(prompts, seeds), dict(zip(prompts, [*prompts[1:], prompts[0]], strict=True))
+    figures: Figures = {}
+    for part in model.text_encoders if len(model.text_encoders) > 1 else ():
+
+        def read(texts: Sequence[str], part: str = part) -> list[list[str]]:
+            swapped = [following.get(text, text) for text in texts]
+            return [swapped if name == part else list(texts) for name in model.text_encoders]
+
+        model.readers[part] = Apart(model.pipeline, read)
+        schedule = ConditioningSchedule(0, {part: 1.0}, {part: 1.0})
+        images = generate(model, jobs, schedule, Sampling(15, 3.0, 64, 64), batch_size=32)
+        found = Judge()(images, [prompt for prompt, _ in jobs])["faithfulness"]
+        figures[f"faithfulness, {part} reading another prompt"] = float(np.nanmean(found))
+        del model.readers[part]
+    return figures
 
 
 @torch.no_grad()
@@ -179,34 +179,40 @@ def against_mean(said: np.ndarray, values: np.ndarray) -> np.ndarray:
     return values - (np.bincount(group, values) / np.bincount(group))[group]
 
 
-def scorer_figures(scorers: dict[str, Reward], rated: Rated) -> Table:
+def show_scorers(scorers: dict[str, Reward], rated: Rated) -> None:
     """Each scorer on the samples kept from its training; each preference model beside its own raters."""
     seen = np.flatnonzero(rated.unseen)
     images, prompts, said = rated.show(seen), rated.texts(seen), rated.said[seen]
     figures = {name: values[seen] for name, values in rated.figures.items()}
-    rows: Table = [("scorers: unseen samples", str(len(seen)))]
+    rows = []
     for name, scorer in scorers.items():
-        scores = score_all(scorer, images, prompts)
+        scores, row = score_all(scorer, images, prompts), [name]
         for against in ("taste", "faithfulness"):
-            overall = spearmanr(scores, figures[against]).statistic
-            own = [against_mean(said, values) for values in (scores, figures[against])]
-            label = f"{name}: rank correlation with the judge's {against}, all / among one prompt's"
-            rows.append((label, f"{overall:.2f} / {spearmanr(*own).statistic:.2f}"))
+            row.append(spearmanr(scores, figures[against]).statistic)
+            row.append(spearmanr(*(against_mean(said, values) for values in (scores, figures[against]))).statistic)
         if name in RATERS:
             raters = RATERS[name]
             truth, noisy = raters.opinion(figures), raters.ratings(rated)[seen]
-            found = f"{percent(pair_accuracy(said, truth, scores))} / {percent(pair_accuracy(said, truth, noisy))}"
-            rows.append((f"{name}: pairs in its raters' noiseless order, model / the raters themselves", found))
-        rows.append((f"{name}: mean and standard deviation of its score", f"{scores.mean():.3f}, {scores.std():.3f}"))
-    return rows
+            row += [pair_accuracy(said, truth, scores), pair_accuracy(said, truth, noisy)]
+        else:
+            row += [None, None]
+        rows.append([*row, scores.mean(), scores.std()])
+    columns: list[Column] = [
+        f"{len(seen)} unseen samples",
+        ("taste, rank correlation", ".2f"),
+        ("among one prompt's", ".2f"),
+    ]
+    columns += [("faithfulness", ".2f"), ("among one prompt's", ".2f"), ("pairs in its raters' order", ".3f")]
+    columns += [("the raters themselves", ".3f"), ("mean score", ".3f"), ("its sd", ".3f")]
+    show("toybox", "scorers", columns, rows, store=True)
 
 
-def recogniser_figures(recogniser: Recogniser, vae: AutoencoderKL, count: int = 500) -> Table:
+def show_recogniser(recogniser: Recogniser, vae: AutoencoderKL, count: int = 500) -> None:
     """The share of letters that it reads in their place, in rows of held-out scenes, half of the words unseen."""
     rng = np.random.default_rng(53)
     scenes = [sample_scene(rng, "validation", word_probability=1.0) for _ in range(count)]
-    images, rows = as_batch(scenes), list[tuple[str, str]]()
-    for name, pictures in (("rendered words", images), ("VAE reconstructions", rebuild(vae, images))):
+    images, rows = as_batch(scenes), []
+    for name, pictures in (("rendered", images), ("reconstructed by the autoencoder", rebuild(vae, images))):
         words = [scene.word for scene in scenes if scene.word]
         lines = [
             picture[:, ROWS[word.row] : ROWS[word.row] + LETTER_CELL]
@@ -215,22 +221,5 @@ def recogniser_figures(recogniser: Recogniser, vae: AutoencoderKL, count: int = 
         with torch.no_grad():
             found = recogniser.read(recogniser.encode(recogniser.pixels(torch.stack(lines))))
         right = [a == b for word, text in zip(words, found, strict=True) for a, b in zip_longest(word.text, text)]
-        rows.append((f"recogniser: letters read, {name}", percent(float(np.mean(right)))))
-    return rows
-
-
-def print_table(rows: Table, seconds: dict[str, float], weights: Path) -> None:
-    rows = [
-        *rows,
-        ("packed weights", f"{sum(f.stat().st_size for f in weights.rglob('*') if f.is_file()) / 1e6:.1f} MB"),
-    ]
-    rows += [(f"seconds: {stage}", f"{value:.0f}") for stage, value in seconds.items()]
-    print("| figure | value |\n| --- | --- |")
-    for name, value in rows:
-        print(f"| {name} | {value} |")
-
-
-def stage_seconds(work: Path) -> dict[str, float]:
-    """The time that each finished stage took."""
-    files = sorted(work.glob("*.done"), key=lambda path: path.stat().st_mtime)
-    return {path.stem: json.loads(path.read_text())["seconds"] for path in files}
+        rows.append([name, float(np.mean(right))])
+    show("toybox", "recogniser", [f"{count} words", ("letters read in their place", ".3f")], rows, store=True)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from editions import fast_dtype, sd3, sdxl, stable_diffusion, train_generator
+from results import show
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from torch import Tensor, nn
@@ -353,16 +354,22 @@ def halve(folder: Path) -> None:
 
 
 def report(work: Path, device: str) -> None:
-    """Measure what is packed, and nothing else, and print the table that stands in the toybox's README."""
-    model = Model(load_pipeline(str(WEIGHTS / "pipeline"), device))
-    generate_samples(work, "unseen", model, unseen=True)
-    rows = [
-        *measure_toybox.judge_figures(model.vae),
-        *measure_toybox.generator_figures(model, read_prompts(PROMPTS / "validation.txt")[:64], (0, 1, 2)),
-        *measure_toybox.scorer_figures(packed_scorers(WEIGHTS), load_rated(work, "unseen")),
-        *measure_toybox.recogniser_figures(load_recogniser(str(WEIGHTS / "recogniser")), model.vae),
-    ]
-    measure_toybox.print_table(rows, measure_toybox.stage_seconds(work), WEIGHTS)
+    """Measure what is packed, and nothing else, and keep the tables that stand in the toybox's README."""
+    prompts = read_prompts(PROMPTS / "validation.txt")[:64]
+    editions = {}
+    for name in ("pipeline", "sdxl", "sd3"):
+        if (WEIGHTS / name).exists():
+            model = Model(load_pipeline(str(WEIGHTS / name), device))
+            editions[name] = measure_toybox.generator_figures(model, prompts, (0, 1, 2))
+            editions[name] |= measure_toybox.swap_figures(model, prompts, (0,))
+    figures = dict.fromkeys(figure for found in editions.values() for figure in found)
+    rows = [[figure, *(found.get(figure) for found in editions.values())] for figure in figures]
+    show("toybox", "editions", ["figure", *((name, ".3f") for name in editions)], rows, store=True)
+    if (WEIGHTS / "recogniser").exists():
+        generate_samples(work, "unseen", Model(load_pipeline(str(WEIGHTS / "pipeline"), device)), unseen=True)
+        measure_toybox.show_scorers(packed_scorers(WEIGHTS), load_rated(work, "unseen"))
+        vae = AutoencoderKL.from_pretrained(WEIGHTS / "pipeline" / "vae", torch_dtype=torch.float32)
+        measure_toybox.show_recogniser(load_recogniser(str(WEIGHTS / "recogniser")), vae)
 
 
 WEIGHTS = Path("textcraftor/toybox/world2/weights")
