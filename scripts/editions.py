@@ -97,8 +97,9 @@ class Apart:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.pipeline, name)
 
-    def encode_prompt(self, prompts: Sequence[str], *_: Any, **options: Any) -> Any:
-        return self.pipeline.encode_prompt(*self.read(prompts), **options)
+    def encode_prompt(self, prompts: Sequence[str], *arguments: Any, **options: Any) -> Any:
+        texts = self.read(prompts)
+        return self.pipeline.encode_prompt(*texts, *arguments[len(texts) - 1 :], **options)
 
 
 def encode_apart(model: Model, texts: Sequence[list[str]], is_prompted: Tensor) -> Branch:

@@ -62,7 +62,7 @@ from textcraftor.training.processes import processes_of_this_run
 SCENES = 100_000
 CONTEXT = 48  # tokens that the text encoders read, start and end included
 CLIP_CAPTIONS: dict[Kind, float] = {"short": 0.2, "descriptive": 0.65, "alt": 0.15}
-UNET_STEPS, SDXL_STEPS, SD3_STEPS = 15_000, 8_000, 40_000
+UNET_STEPS, SDXL_STEPS, SD3_STEPS = 12_000, 8_000, 40_000
 
 
 def spelled(drawn: Scene, rng: np.random.Generator) -> str:
