@@ -29,7 +29,7 @@ from statistics import median
 import random_models
 import rivals
 import torch
-from results import Column, Rows, show
+from results import Column, Rows, new_parser, show
 from study import SCHEME
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -386,7 +386,7 @@ def machine(device: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("shapes", nargs="*", default=["toybox", "small"], choices=[*SHAPES, []])
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
     parser.add_argument("--methods", nargs="*", default=[n for n, m in METHODS.items() if not m.compiled])
@@ -395,7 +395,6 @@ def main() -> None:
     parser.add_argument("--scorers", nargs="*", default=list(SCORERS), choices=SCORERS, help="of sd15, sd21 and sdxl")
     parser.add_argument("--scorer-dtype", default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--store", action="store_true", help="keep the tables in docs/results")
     arguments = parser.parse_args()
     if unknown := set(arguments.methods) - set(METHODS):
         parser.error(f"no such method: {', '.join(unknown)}; there are: {'; '.join(METHODS)}")

@@ -7,14 +7,13 @@ rounds, median.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 
 import torch
-from results import show
+from results import new_parser, show
 from transformers import CLIPModel, CLIPTokenizer
 
 from textcraftor.rewards.hpsv2 import HPSv2
@@ -41,13 +40,12 @@ def letter_tokenizer() -> CLIPTokenizer:
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--architecture", default="ViT-H-14")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=512, help="side of the pictures in pixels")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--store", action="store_true", help="keep the table in docs/results")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     scorer = HPSv2(CLIPModel(architecture_config(arguments.architecture)), letter_tokenizer(), open_clip=True)

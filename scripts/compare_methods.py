@@ -8,7 +8,6 @@ different --methods, with one thread each (OMP_NUM_THREADS=1), take less time.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from study import SCHEME, SEEDS, measures_of_runs, print_differences, train
+from results import new_parser, show
+from study import SCHEME, SEEDS, against, measures_of_runs, show_differences, train
 
 from textcraftor.cli import compose, register
 from textcraftor.training.interrupt import Interrupt
@@ -50,15 +50,14 @@ def run(folder: Path, method: str, rate: float, seed: int) -> dict:
     )
 
 
-def costs(folder: Path, method: str, rate: float, runs: Sequence[Mapping]) -> str:
+def costs(folder: Path, method: str, rate: float, runs: Sequence[Mapping]) -> list:
     """A row of what a method costs: its rate, calls of the UNet, seconds and memory."""
     text = (folder / f"{method}_{rate:g}_0" / "metrics.jsonl").read_text()
     calls = np.mean(
         [[line[n] for n in ("denoiser_calls", "gradient_steps")] for line in map(json.loads, text.splitlines())], 0
     )
     gb = np.mean([one["peak_memory_gb"] for one in runs])
-    cells = [f"{rate:g}", f"{calls[0]:.1f}, {calls[1]:.1f}", f"{seconds_per_step(folder, method):.2f}", f"{gb:.2f}"]
-    return f"| {method} | {' | '.join(cells)} |"
+    return [method, rate, f"{calls[0]:.1f}, {calls[1]:.1f}", seconds_per_step(folder, method), gb]
 
 
 def seconds_per_step(folder: Path, method: str, steps: int = 7) -> float:
@@ -74,7 +73,7 @@ def seconds_per_step(folder: Path, method: str, steps: int = 7) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--folder", type=Path, default=Path("runs/methods"))
     arguments = parser.parse_args()
@@ -83,14 +82,12 @@ def main() -> None:
     runs = {method: [run(folder, method, rate, seed) for seed in SEEDS] for method, rate in rates.items()}
     found = {method: measures_of_runs(summaries) for method, summaries in runs.items()}
     first = arguments.methods[0]
-    print("Differences from before training:\n")
-    print_differences({method: after for method, (_, after) in found.items()}, found[first][0], COLUMNS)
+    show_differences("methods", "methods", found, COLUMNS, arguments.store)
     if others := {method: after for method, (_, after) in found.items() if method != first}:
-        print(f"Differences from {first}:\n")
-        print_differences(others, found[first][1], COLUMNS)
-    heads = ["method", "rate", "UNet calls, with gradient", "s/step", "GB"]
-    print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
-    print("\n".join(costs(folder, method, rates[method], runs[method]) for method in arguments.methods))
+        show_differences("methods", f"against {first}", against(found[first][1], others), COLUMNS, arguments.store)
+    columns = ["method", ("rate", "g"), "UNet calls, with gradient", ("s/step", ".2f"), ("GB", ".2f")]
+    rows = [costs(folder, method, rates[method], runs[method]) for method in arguments.methods]
+    show("methods", "costs", columns, rows, arguments.store)
 
 
 if __name__ == "__main__":

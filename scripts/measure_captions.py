@@ -8,11 +8,10 @@ alone (--only kinds letters both direct).
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-import numpy as np
-from study import BRIEF, PICTURES, SCHEME, Measures, Study
+from results import new_parser
+from study import BRIEF, PICTURES, SCHEME, Measures, Study, against
 from toybox_records import write_records
 
 from textcraftor.cli import call
@@ -38,7 +37,7 @@ def make_data(folder: Path) -> dict[str, Path]:
     return places
 
 
-def study_of(folder: Path, shares: list[int]) -> Study:
+def study_of(folder: Path, shares: list[int], store: bool) -> Study:
     places = make_data(folder)
     data, letters = f"data.path={places['world']}", f"data.letters.path={places['letters']}"
     runs = {f"p{share}": (*TUNE, data, f"captions.p={share / 100}") for share in shares}
@@ -52,79 +51,65 @@ def study_of(folder: Path, shares: list[int]) -> Study:
         "seen": (f"prompts.path={root}/words.txt",),
         "unseen": (f"prompts.path={root}/unseen_words.txt",),
     }
-    return Study(folder, runs, PICTURES, SHOWN, prompts)
+    return Study(folder, runs, PICTURES, SHOWN, "captions", store, prompts)
 
 
 def kinds(study: Study) -> None:
     """UNets tuned on both kinds of caption, on prompts of both kinds; those as found hardly ever name a word."""
     names = [name for name in study.runs if name.startswith("p")]
-    for prompts, what in (("found", "as found"), ("descriptive", "descriptive")):
-        rows = {f"{name[1:]} %": study.several(name, {"denoiser.path": name}, prompts=prompts) for name in names}
-        print(f"Prompts {what}; share of descriptive captions in training; differences from the base:\n")
-        shown = [name for name in SHOWN if prompts == "descriptive" or name != "judge/letters"]
-        study.table(rows, study.base(prompts), shown)
-        first, last = rows[f"{names[0][1:]} %"], rows[f"{names[-1][1:]} %"]
-        print(f"The same; from {names[0][1:]} % to {names[-1][1:]} %:\n")
-        study.table({"difference": last}, first, shown)
+    for prompts, title in (("found", "prompts as found"), ("descriptive", "descriptive prompts")):
+        found = {f"{name[1:]} %": study.several(name, {"denoiser.path": name}, prompts=prompts) for name in names}
+        (first, of_first), *_, (last, of_last) = found.items()
+        rows = against(study.base(prompts), found) | {f"{last} against {first}": (of_first, of_last)}
+        study.table(title, rows, [name for name in SHOWN if prompts == "descriptive" or name != "judge/letters"])
 
 
 def letters(study: Study) -> None:
     """With and without letter data, words that training shows and words that it never shows."""
-    shown = ("judge/letters", "judge/faithfulness")
-    for prompts in ("seen", "unseen"):
-        rows, gains = dict[str, Measures](), dict[str, tuple[Measures, Measures]]()
+    for prompts, title in (("seen", "letters, words that training shows"), ("unseen", "letters, unseen words")):
+        rows, gains = dict[str, tuple[Measures, Measures]](), dict[str, tuple[Measures, Measures]]()
         for share, captions in ((FOUND, "as found"), (BEST, f"{BEST} % descriptive")):
             names = f"p{share}", f"{LETTERS}{share}"
-            sides = [study.several(name, {"denoiser.path": name}, prompts=prompts) for name in names]
-            rows |= {
-                f"captions {captions}, {data} % letter data": side for data, side in zip((0, 19), sides, strict=True)
-            }
-            gains[captions] = (sides[0], sides[1])
-        mean = np.nanmean(study.base(prompts)["judge/letters"])
-        print(f"Words {prompts} (the base writes {mean:.3f} of the letters); differences from the base:\n")
-        study.table(rows, study.base(prompts), shown)
-        for captions, (without, with_letters) in gains.items():
-            print(f"The same; captions {captions}, from 0 to 19 % letter data:\n")
-            study.table({"difference": with_letters}, without, shown)
+            without, also = (study.several(name, {"denoiser.path": name}, prompts=prompts) for name in names)
+            found = {"0 % letter data": without, "19 % letter data": also}
+            rows |= against(study.base(prompts), {f"captions {captions}, {data}": one for data, one in found.items()})
+            gains[f"captions {captions}, 19 % against 0 %"] = (without, also)
+        study.table(title, rows | gains, ("judge/letters", "judge/faithfulness"))
 
 
 def both(study: Study) -> None:
     """A caption-tuned UNet, a reward-tuned encoder, and both together: do the gains add up?"""
     encoder, unet = {"tuned.a": "reward"}, {"denoiser.path": f"p{BEST}"}
-    rows = {
+    base = study.base()
+    found = {
         "caption-tuned UNet": study.several(f"p{BEST}", unet),
         "reward-tuned encoder": study.several("reward", encoder),
         "both": study.several("both", encoder | unet),
     }
-    print("Differences from the base:\n")
-    study.table(rows, study.base())
-    one, other = rows["caption-tuned UNet"], rows["reward-tuned encoder"]
-    base = study.base()
+    one, other = found["caption-tuned UNet"], found["reward-tuned encoder"]
     added = {name: one[name] + other[name] - base[name] for name in one}
-    print("Both together, from the sum of the two gains:\n")
-    study.table({"difference": rows["both"]}, added)
+    study.table("both", against(base, found) | {"both, against the sum of the two gains": (added, found["both"])})
 
 
 def direct(study: Study) -> None:
     """Reward tuning from real pictures, noised, in one jump: the paper's first variant."""
-    rows = {
+    found = {
         "from pictures (direct)": study.several("direct", {"tuned.a": "direct"}),
         "from noise (last_k)": study.several("reward", {"tuned.a": "reward"}),
     }
-    print("Reward tuning; differences from the base:\n")
-    study.table(rows, study.base())
+    study.table("direct", against(study.base(), found))
 
 
 PARTS = {"kinds": kinds, "letters": letters, "both": both, "direct": direct}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/captions"))
     parser.add_argument("--shares", nargs="*", type=int, default=[0, 95], help="of descriptive captions, in percent")
     parser.add_argument("--only", nargs="*", default=list(PARTS), choices=PARTS)
     arguments = parser.parse_args()
-    study = study_of(arguments.folder, sorted({*arguments.shares, FOUND, BEST}))
+    study = study_of(arguments.folder, sorted({*arguments.shares, FOUND, BEST}), arguments.store)
     for part in arguments.only:
         PARTS[part](study)
 

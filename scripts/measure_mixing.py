@@ -7,13 +7,13 @@ interrupted at any time, and parts of it asked for alone (--only strip merge swi
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
+from results import new_parser
 from scipy.stats import spearmanr
-from study import BRIEF, JUDGE, PICTURES, SCHEME, Measures, Study
+from study import BRIEF, JUDGE, PICTURES, SCHEME, Measures, Study, against
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TRAIN = ("train", SCHEME, *BRIEF)
@@ -36,8 +36,7 @@ def dialled(study: Study, weight: float, merge: bool = False) -> Measures:
 def strip(study: Study) -> None:
     """Does the trained reward rise with the weight?"""
     rows = {f"{weight:g}": dialled(study, weight) for weight in WEIGHTS[1:]}
-    print("Interpolation, the weight of the tuned encoder; differences from the base:\n")
-    study.table(rows, study.base())
+    study.table("strength", against(study.base(), rows))
     totals = np.array([found["total"].mean((0, 2)) for found in (study.base(), *rows.values())])
     each = [spearmanr(WEIGHTS, prompt).statistic for prompt in totals.T]
     overall = spearmanr(WEIGHTS, totals.mean(1)).statistic
@@ -54,16 +53,14 @@ def merge(study: Study) -> None:
         for weight in (0.5, 1.5)
         for merge in (False, True)
     }
-    print("What is added up, embeddings or the encoders' weights; differences from the base:\n")
-    study.table(rows, study.base())
+    study.table("embeddings or weights", against(study.base(), rows))
 
 
 def switch(study: Study) -> None:
     """The tuned encoder in the last steps alone."""
     rows = {f"last {n} of 15": study.several(f"last_{n}", TUNED, "mix.a=1", f"switch.last={n}") for n in (5, 10)}
     rows |= {"all 15": dialled(study, 1)}
-    print("The tuned encoder in the last steps alone; differences from the base:\n")
-    study.table(rows, study.base())
+    study.table("switch", against(study.base(), rows))
 
 
 def styles(study: Study) -> None:
@@ -71,11 +68,9 @@ def styles(study: Study) -> None:
     first = study.several("only_aesthetic", {"tuned.a": "aesthetic"}, "mix.a=1")
     second = study.several("only_hpsv2", {"tuned.a": "hpsv2"}, "mix.a=1")
     mixed = study.several("styles", {"tuned.a": "aesthetic", "tuned.b": "hpsv2"}, "mix.a=.5", "mix.b=.5")
-    print("Half an encoder tuned on the aesthetic scorer, half one tuned on HPSv2; differences from the base:\n")
-    study.table({"aesthetic": first, "hpsv2": second, "half and half": mixed}, study.base())
-    print("The same mixture; differences from its parents:\n")
-    study.table({"from aesthetic": mixed}, first)
-    study.table({"from hpsv2": mixed}, second)
+    found = {"aesthetic": first, "hpsv2": second, "half and half": mixed}
+    study.table("styles", against(study.base(), found))
+    study.table("half and half", {"from aesthetic": (first, mixed), "from hpsv2": (second, mixed)})
 
 
 def baselines(study: Study) -> None:
@@ -85,8 +80,7 @@ def baselines(study: Study) -> None:
         "DDPO": study.several("ddpo", {"tuned.a": "ddpo"}, "mix.a=1"),
         "TextCraftor": dialled(study, 1),
     }
-    print("Baselines; differences from the base:\n")
-    study.table(rows, study.base())
+    study.table("rivals", against(study.base(), rows))
     for name in ("ddpo", "default"):
         lines = (study.run(name, 0) / "metrics.jsonl").read_text().splitlines()
         calls = sum(json.loads(line)["denoiser_calls"] + 2 * json.loads(line)["gradient_steps"] for line in lines)
@@ -97,12 +91,12 @@ PARTS = {"strip": strip, "merge": merge, "switch": switch, "styles": styles, "ba
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/mixing"))
     parser.add_argument("--only", nargs="*", default=list(PARTS), choices=PARTS)
     arguments = parser.parse_args()
     for part in arguments.only:
-        PARTS[part](Study(arguments.folder, RUNS, PICTURES, SHOWN))
+        PARTS[part](Study(arguments.folder, RUNS, PICTURES, SHOWN, "mixing", arguments.store))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Reads `pipeline` and `scenes.npy` from --work; finished runs are skipped.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 from itertools import pairwise
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from results import new_parser, show
 from safetensors.torch import load_file, save_file
 from study import NOTE, cell, measures_of_runs, train
 from torch import Tensor, nn
@@ -132,7 +132,7 @@ def turned(work: Path, factor: str, policy: str, seed: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--work", type=Path, default=Path(".toybox"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--policies", nargs="*", default=list(POLICIES), choices=POLICIES)
@@ -144,16 +144,17 @@ def main() -> None:
         train_eye(work, arguments.device)
     model, prompts = Model(load_pipeline(str(work / "pipeline"), arguments.device)), read_prompts(PROMPTS)[:32]
     before = judged(model, prompts, prompts)
-    print(f"| factor | before | with words | {' | '.join(arguments.policies)} |")
-    print(f"|{' --- |' * (3 + len(arguments.policies))}")
+    rows = []
     for factor in PARTS:
         words = judged(model, prompts, [worded(prompt, factor) for prompt in prompts])[factor]
-        cells = [f"{np.nanmean(before[factor]):.3f}", cell(before[factor], words)]
+        cells = [{"mean": np.nanmean(before[factor])}, cell(before[factor], words)]
         for policy in arguments.policies:
             runs = [turned(work, factor, policy, seed) for seed in range(arguments.seeds)]
             untuned, tuned = measures_of_runs(runs)
             cells.append(cell(untuned[f"judge/{factor}"], tuned[f"judge/{factor}"]))
-        print(f"| {factor} | {' | '.join(cells)} |", flush=True)
+        rows.append([factor, *cells])
+    columns = ["factor", ("before", ".3f"), *((name, "+.3f") for name in ("with words", *arguments.policies))]
+    show("world2", "premise", columns, rows, arguments.store, seeds=list(range(arguments.seeds)))
     print(f"\nTraining seeds: {arguments.seeds}. {NOTE}")
 
 

@@ -7,13 +7,12 @@ spaces aside.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from results import show
+from results import new_parser, show
 
 from textcraftor.toybox import judge, published_reader, render, scenes
 from textcraftor.toybox.world2 import judge as judge2
@@ -69,9 +68,8 @@ def seconds(work: Callable[[], object], rounds: int = 3) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--count", type=int, default=100, help="pictures of each kind")
-    parser.add_argument("--store", action="store_true", help="keep the tables in docs/results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     drawn = {name: [next(pictures) for _ in range(arguments.count)] for name, pictures in worlds().items()}

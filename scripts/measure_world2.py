@@ -7,7 +7,6 @@ is read with the true one.
 
 from __future__ import annotations
 
-import argparse
 import io
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from results import show
+from results import new_parser, show
 from scipy import ndimage, stats
 
 from textcraftor.toybox.world2.captions import descriptive
@@ -98,11 +97,10 @@ def figures(read: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--count", type=int, default=500, help="scenes")
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--vae", type=Path, default=Path("textcraftor/toybox/world2/weights/pipeline/vae"))
-    parser.add_argument("--store", action="store_true", help="keep the table in docs/results")
     arguments = parser.parse_args()
     rng = np.random.default_rng(arguments.seed)
     scenes = [sample_scene(rng, "validation") for _ in range(arguments.count)]

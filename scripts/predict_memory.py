@@ -6,9 +6,7 @@ prints.
 
 from __future__ import annotations
 
-import argparse
-
-from results import show
+from results import new_parser, show
 
 from textcraftor.cli import compose, register
 from textcraftor.errors import UsageError
@@ -43,8 +41,7 @@ def row(model: str, tune: str, budget: int) -> list:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", action="store_true", help="keep the table in docs/results")
+    parser = new_parser(__doc__)
     arguments = parser.parse_args()
     register()
     rows = [row(model, tune, budget) for model, tune, budgets in CASES for budget in budgets]

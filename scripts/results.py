@@ -26,7 +26,7 @@ DOCUMENTS = (
     *sorted((ROOT / "docs").glob("*.md")),
 )
 PLACE = re.compile(r"(<!-- ([\w-]+\.json): (.+?) -->\n\n)(?:\|.*\n)*")
-Column = str | tuple[str, str]  # a name, of figures with the format of a number: ("total", "+.3f")
+Column = Sequence[str]  # a name, or of figures a name and the format of a number: ("total", "+.3f")
 Rows = Sequence[Sequence[Any]]
 VERSIONS = ("torch", "diffusers", "transformers", "peft")
 
@@ -35,8 +35,9 @@ def show(file: str, title: str, columns: Sequence[Column], rows: Rows, store: bo
     """Print a table as Markdown, and on request keep it in docs/results/<file>.json.
 
     Args:
-        rows: cells, each a text, a number, None for an empty one, or a mapping of `mean`, `low`, `high` (the interval),
-            `sd` (over seeds), `before` and `after`, of which any but `mean` may lack.
+        rows: cells, each a text, a number, None for an empty one, or a mapping of `mean`, `low` and `high` (an
+            interval, None where there is none), `sd` (over training seeds), `n` (prompts), `before` and `after`, of
+            which any but `mean` may lack.
         context: what a reader needs beside the command to make the figures again: `seeds`, `device` ...
     """
     table = new_table(columns, rows)
@@ -59,11 +60,18 @@ def show(file: str, title: str, columns: Sequence[Column], rows: Rows, store: bo
     path.write_text(json.dumps(found, indent=1, ensure_ascii=False, default=float) + "\n")
 
 
+def new_parser(description: str | None) -> argparse.ArgumentParser:
+    """The command line of a script that prints tables."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", action="store_true", help="keep the tables in docs/results")
+    return parser
+
+
 def new_table(columns: Sequence[Column], rows: Rows) -> dict:
     """Columns and rows, as `show` takes them, ready for JSON."""
-    named = [(one, "") if isinstance(one, str) else one for one in columns]
+    named = [{"name": one} if isinstance(one, str) else {"name": one[0], "format": one[1]} for one in columns]
     return {
-        "columns": [{"name": name, "format": form} if form else {"name": name} for name, form in named],
+        "columns": named,
         "rows": [list(row) for row in rows],
     }
 
@@ -79,7 +87,8 @@ def cell_text(cell: Any, form: str) -> str:
         text = f"{cell['before']:{form.lstrip('+')}} -> {cell['after']:{form.lstrip('+')}}, {text}"
     if "low" in cell:
         text += " none" if cell["low"] is None else f" [{cell['low']:{form}}, {cell['high']:{form}}]"
-    return f"{text} ({cell['sd']:{form.lstrip('+')}})" if "sd" in cell else text
+    text += f" ({cell['sd']:{form.lstrip('+')}})" if "sd" in cell else ""
+    return f"{text}, n {cell['n']}" if "n" in cell else text
 
 
 def markdown(one: Mapping[str, Any]) -> str:

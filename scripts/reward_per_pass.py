@@ -11,7 +11,6 @@ two cores two of these run side by side on different --settings or --searches.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import optuna
+from results import Column, new_parser, show
 from study import JUDGE, NOTE, SCHEME, SEEDS, cell, measures_of_runs, train
 from toybox_records import write_records
 
@@ -248,18 +248,30 @@ def mean_of(curves: list[Curve], field: str) -> np.ndarray:
     return np.mean([getattr(curve, field) for curve in curves], 0)
 
 
-def print_table(found: Mapping[str, list[Curve]]) -> None:
+def show_ends(title: str, found: Mapping[str, list[Curve]], store: bool) -> None:
     """The last look, mean and standard deviation over training seeds; and the evaluation after training."""
-    heads = ["setting", "UNet passes", "seconds", "held_out", "judge", *(f"{name}, evaluated" for name in EVALUATED)]
-    print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
+    rows = []
     for name, curves in found.items():
-        ends = {field: [getattr(curve, field)[-1] for curve in curves] for field in ("held_out", "judge")}
-        cells = [f"{np.mean(values):+.3f} ({np.std(values, ddof=1):.3f})" for values in ends.values()]
-        spent = [f"{mean_of(curves, field)[-1]:.0f}" for field in ("passes", "seconds")]
+        ends = [[getattr(curve, field)[-1] for curve in curves] for field in ("held_out", "judge")]
         before, after = measures_of_runs([curve.summary for curve in curves])
-        cells += [cell(before[measure], after[measure]) for measure in EVALUATED]
-        print(f"| {name} | {' | '.join([*spent, *cells])} |")
-    print(f"\n{len(SEEDS)} training seeds. {NOTE}\n", flush=True)
+        rows.append(
+            [
+                name,
+                *(mean_of(curves, field)[-1] for field in ("passes", "seconds")),
+                *({"mean": np.mean(values), "sd": np.std(values, ddof=1)} for values in ends),
+                *(cell(before[measure], after[measure]) for measure in EVALUATED),
+            ]
+        )
+    columns: list[Column] = [
+        "setting",
+        ("UNet passes", ".0f"),
+        ("seconds", ".0f"),
+        ("held_out", "+.3f"),
+        ("judge", "+.3f"),
+    ]
+    columns += [(f"{name}, evaluated", "+.3f") for name in EVALUATED]
+    show("reward_per_pass", title, columns, rows, store, seeds=SEEDS)
+    print(f"{len(SEEDS)} training seeds. {NOTE}\n", flush=True)
 
 
 def cost_to_reach(goal: float, curves: list[Curve], field: str) -> float:
@@ -271,20 +283,21 @@ def cost_to_reach(goal: float, curves: list[Curve], field: str) -> float:
     return float(np.interp(goal, heights[:first], mean_of(curves, field)[:first]))
 
 
-def print_factors(baseline: str, found: Mapping[str, list[Curve]]) -> None:
+def show_factors(baseline: str, found: Mapping[str, list[Curve]], store: bool) -> None:
     """How much sooner other settings reach what the baseline reaches at most, on average and seed by seed."""
     goal = float(mean_of(found[baseline], "held_out").max())
     spent = {field: cost_to_reach(goal, found[baseline], field) for field in ("passes", "seconds")}
     at = f"at {spent['passes']:.0f} passes, {spent['seconds']:.0f} s"
     print(f"To {baseline}'s highest held_out, {goal:+.3f}, {at} (of mean curves, without an interval):\n")
-    print("| setting | passes | seconds | times fewer passes | times fewer seconds | seed by seed |\n|" + " --- |" * 6)
+    columns = ["setting", "passes", "seconds", "times fewer passes", "times fewer seconds", "seed by seed"]
+    rows = []
     for name, curves in found.items():
         needed = {field: cost_to_reach(goal, curves, field) for field in spent}
         each = ", ".join(number_of(cost_to_reach(goal, [curve], "passes")) for curve in curves)
         factors = [f"{spent[field] / needed[field]:.1f}" if np.isfinite(needed[field]) else "" for field in spent]
         if name.startswith(FINAL) and name != baseline:
-            print(f"| {name} | {' | '.join([*map(number_of, needed.values()), *factors, each])} |")
-    print(flush=True)
+            rows.append([name, *map(number_of, needed.values()), *factors, each])
+    show("reward_per_pass", f"as far as {baseline}", columns, rows, store, seeds=SEEDS)
 
 
 def number_of(spent: float) -> str:
@@ -316,7 +329,7 @@ def draw(found: Mapping[str, list[Curve]], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/per_pass"))
     parser.add_argument(
         "--parts", nargs="*", default=["single", "search", "final"], choices=["single", "search", "final"]
@@ -327,7 +340,7 @@ def main() -> None:
     bench, found = Bench(arguments.folder), dict[str, list[Curve]]()
     if "single" in arguments.parts:
         found |= {name: bench.curves(name, SINGLE[name], PASSES) for name in arguments.settings}
-        print_table(found)
+        show_ends("settings", found, arguments.store)
     searches = {name: SEARCHES[name] for name in arguments.searches if {"search", "final"} & set(arguments.parts)}
     best = {name: bench.search(search) for name, search in searches.items()}
     for name, keys in best.items():
@@ -337,11 +350,11 @@ def main() -> None:
             f"{FINAL} {name}": bench.curves(f"{FINAL} {name}", best[name], search.final, search.looks)
             for name, search in searches.items()
         }
-        print_table(final)
+        show_ends("searches", final, arguments.store)
         found |= final
         for baseline in ("scheme", f"{FINAL} {TUNED_SCHEME}"):
             if baseline in found:
-                print_factors(baseline, found)
+                show_factors(baseline, found, arguments.store)
     if found:
         draw(found, arguments.folder / "frontier.png")
 

@@ -9,12 +9,12 @@ are skipped, unfinished ones resumed.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from study import JUDGE, SCHEME, Study, train
+from results import new_parser, show
+from study import JUDGE, SCHEME, Measures, Study, against, train
 
 from textcraftor.evaluation.evaluate import Evaluation
 from textcraftor.models.loading import load_pipeline
@@ -86,41 +86,42 @@ def weakened(run: Path) -> dict[float, dict[str, float]]:
     return found
 
 
-def describe(name: str, summary: dict, index: int = -1) -> str:
+def describe(name: str, summary: dict, index: int = -1) -> list:
     rang = [f"{alarm} at {point['step']}" for point in summary["watched"] for alarm in point["alarms"]]
     first = dict(reversed([one.split(" at ") for one in rang]))
     alarms = ", ".join(f"{alarm} at {step}" for alarm, step in first.items()) or "none"
-    cells = [f"{change(summary, measure, index):+.3f}" for measure in MEASURES]
-    return f"| {name} | {summary['watched'][index]['step']} | {' | '.join(cells)} | {alarms} |"
+    changes = [change(summary, measure, index) for measure in MEASURES]
+    return [name, summary["watched"][index]["step"], *changes, alarms]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/hacking"))
     parser.add_argument("--steps", type=int, default=100)
     arguments = parser.parse_args()
     found = {(tune, rate): search(arguments.folder, arguments.steps, tune, rate) for tune, rate in GRID}
     print("One training seed a run: what can happen, and no claim about a method or a remedy.\n")
-    print(f"| run | steps | {' | '.join(MEASURES)} | alarms, first rung |\n|{' --- |' * (len(MEASURES) + 3)}")
-    for (tune, rate), summary in found.items():
-        print(describe(f"{tune}, {rate}", summary))
-    study = Study(arguments.folder, {}, SUITE, MEASURES)  # the watched prompts are few
+    columns = ["run", "steps", *((measure, "+.3f") for measure in MEASURES), "alarms, first rung"]
+    rows = [describe(f"{tune}, {rate}", summary) for (tune, rate), summary in found.items()]
+    show("hacking", "rates", columns, rows, arguments.store)
+    study = Study(arguments.folder, {}, SUITE, MEASURES, "hacking", arguments.store)  # the watched prompts are few
     hacking = [key for key in found if hacked(found[key])]
     if not hacking:
         print(f"\nNo run of this grid hacks within {arguments.steps} steps: that is the bound that was searched.")
+    last, cures = dict[str, Measures](), []
     for tune, rate in hacking:
         name, summary = f"{tune}_{rate}", found[tune, rate]
-        print(f"\n{tune} at {rate} hacks. Its last weights over the suite, two pictures of each prompt:\n")
-        last = study.measures(name, f"tuned.a={arguments.folder / name / 'last'}")
-        study.table({name: last}, study.measures("base"))
-        print("One remedy each, on the watched prompts:\n")
+        last[f"{tune}, {rate}"] = study.measures(name, f"tuned.a={arguments.folder / name / 'last'}")
         for remedy, extra in REMEDIES.items():
             again = search(arguments.folder, arguments.steps, tune, rate, f"_{remedy.replace(' ', '_')}", *extra)
-            print(describe(remedy, again))
-        print(describe("early stop, what is exported", summary, exported(summary)))
+            cures.append(describe(f"{tune}: {remedy}", again))
+        cures.append(describe(f"{tune}: early stop, what is exported", summary, exported(summary)))
         if tune.endswith("lora"):
             for strength, measures in weakened(arguments.folder / name).items():
-                print(f"| strength {strength} | | {' | '.join(f'{measures[name]:+.3f}' for name in MEASURES)} | |")
+                cures.append([f"{tune}: strength {strength}", None, *(measures[key] for key in MEASURES), None])
+    if hacking:
+        study.table("last weights", against(study.measures("base"), last))
+        show("hacking", "cures", columns, cures, arguments.store)
 
 
 if __name__ == "__main__":

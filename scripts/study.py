@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from results import show
 
 from textcraftor.cli import call
-from textcraftor.evaluation.statistics import LEAST_SEEDS, crossed_difference, interval_text, paired_difference
+from textcraftor.evaluation.statistics import LEAST_SEEDS, crossed_difference, paired_difference
 from textcraftor.evaluation.suite import measures_of, read_rows_of
 from textcraftor.files.writing import is_finished
 
@@ -27,6 +28,7 @@ PICTURES = (  # of evaluations
 )
 JUDGE = ("judge/taste", "judge/faithfulness", "judge/letters")
 Measures = dict[str, np.ndarray]  # each (training seeds, prompts, seeds)
+Pairs = Mapping[str, tuple[Measures, Measures]]  # before and after, by a row's name
 NOTE = (
     "In brackets 95 % intervals over training seeds and n prompts, crossed; in parentheses the standard deviation over "
     f"training seeds. Fewer than {LEAST_SEEDS} of them make no claim about a method, and have no such interval; with 1 "
@@ -52,12 +54,15 @@ class Study:
         runs: a command and its keys by name.
         pictures: keys of every evaluation.
         shown: the measures of a table.
+        file: of docs/results, in which tables are kept if asked for.
     """
 
     folder: Path
     runs: Mapping[str, tuple[str, ...]]
     pictures: Sequence[str]
     shown: Sequence[str]
+    file: str
+    store: bool
     prompts: Mapping[str, Sequence[str]] = field(default_factory=lambda: {"": ()})
 
     def run(self, name: str, seed: int) -> Path:
@@ -94,19 +99,25 @@ class Study:
         """The untuned model's."""
         return self.measures("base", prompts=prompts)
 
-    def table(self, rows: Mapping[str, Measures], against: Measures, shown: Sequence[str] = ()) -> None:
-        """Print each row's differences from `against`, see `print_differences`."""
-        print_differences(rows, against, shown or self.shown)
+    def table(self, title: str, rows: Pairs, shown: Sequence[str] = ()) -> None:
+        """Show each row's differences, see `show_differences`."""
+        show_differences(self.file, title, rows, shown or self.shown, self.store)
 
 
-def print_differences(rows: Mapping[str, Measures], against: Measures, shown: Sequence[str]) -> None:
-    """Print each row's paired differences from `against`, with what their intervals are over."""
-    names = [name for name in shown if name in against]
-    print(f"| | training seeds | {' | '.join(names)} |\n|{' --- |' * (len(names) + 2)}")
-    for label, found in rows.items():
-        seeds = max(len(side[name]) for side in (against, found) for name in names)
-        print(f"| {label} | {seeds} | {' | '.join(cell(against[name], found[name]) for name in names)} |")
-    print(f"\n{NOTE}\n", flush=True)
+def against(base: Measures, rows: Mapping[str, Measures]) -> dict[str, tuple[Measures, Measures]]:
+    """Rows that are all compared with one base."""
+    return {name: (base, found) for name, found in rows.items()}
+
+
+def show_differences(file: str, title: str, rows: Pairs, shown: Sequence[str], store: bool) -> None:
+    """Show each row's paired differences, with what their intervals are over."""
+    names = [name for name in shown if all(name in before for before, _ in rows.values())]
+    cells = []
+    for label, (before, after) in rows.items():
+        seeds = max(len(side[name]) for side in (before, after) for name in names)
+        cells.append([label, seeds, *(cell(before[name], after[name]) for name in names)])
+    show(file, title, ["", "training seeds", *((name, "+.3f") for name in names)], cells, store)
+    print(f"{NOTE}\n", flush=True)
 
 
 def change_of(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
@@ -119,12 +130,13 @@ def change_of(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
     return crossed_difference(before, after) if several else paired_difference(before[0], after[0])
 
 
-def cell(before: np.ndarray, after: np.ndarray) -> str:
+def cell(before: np.ndarray, after: np.ndarray) -> dict[str, float | None]:
     """One difference of a table, see `NOTE`."""
     change = change_of(before, after)
     means = np.nanmean(after.mean(2) - before.mean(2), 1)
-    spread = f" ({means.std(ddof=1):.3f})" if len(means) > 1 else ""
-    return f"{change['mean']:+.3f} {interval_text(change, 3)}{spread}, n {change['n']}"
+    low, high = (None if np.isnan(change[end]) else change[end] for end in ("low", "high"))
+    spread = {"sd": float(means.std(ddof=1))} if len(means) > 1 else {}
+    return {"mean": change["mean"], "low": low, "high": high, **spread, "n": change["n"]}
 
 
 def measures_of_runs(summaries: Sequence[Mapping]) -> tuple[Measures, Measures]:

@@ -8,7 +8,6 @@ true (precision); of those that its kind should state, how many it states (recal
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from results import new_parser, show
 from tokenizers import ByteLevelBPETokenizer
 from toybox_records import write_records
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
@@ -79,9 +79,10 @@ def command(*arguments: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/captioner"))
-    folder = parser.parse_args().folder
+    arguments = parser.parse_args()
+    folder = arguments.folder
     world, held_out, model = folder / "world", folder / "held_out", folder / "language_model"
     if not (world / "metadata.jsonl").exists():
         write_records(world, 8000, seed=81)
@@ -98,18 +99,19 @@ def main() -> None:
         parts = [f"captioner.clip={WEIGHTS / 'aesthetic_clip'}", f"captioner.language_model={model}"]
         place = f"run_dir={folder / 'captioner'}"
         command("train-captioner", f"data.path={world}", *parts, *stages, place, "batch_size=64")
-    heads = ["captioner", "captions", "precision of stated facts", "recall", "precision by kind", "an example"]
-    print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
+    columns = ["captioner", "captions", ("precision of stated facts", ".3f"), ("recall", ".3f")]
+    rows = []
     records = Records.read(held_out).records
     for name in STAGES:
         place = folder / "captions" / name
         if not (place / "captions.jsonl").exists():
             keys = [f"captioner.path={folder / 'captioner'}", f"style={name}", "batch_size=50"]
             command("recaption", f"data.path={held_out}", *keys, f"run_dir={place}")
-        rows = {row["key"]: row["text"] for row in map(json.loads, (place / "captions.jsonl").read_text().splitlines())}
-        pairs = [(record, rows[record.key]) for record in records if record.key in rows]
+        told = {row["key"]: row["text"] for row in map(json.loads, (place / "captions.jsonl").read_text().splitlines())}
+        pairs = [(record, told[record.key]) for record in records if record.key in told]
         precision, recall = np.nanmean([grade(record, caption, name) for record, caption in pairs], 0)
-        print(f"| {name} | {len(pairs)} | {precision:.3f} | {recall:.3f} | {by_kind(pairs)} | {pairs[0][1]} |")
+        rows.append([name, len(pairs), precision, recall, by_kind(pairs), pairs[0][1]])
+    show("captioners", "captioners", [*columns, "precision by kind", "an example"], rows, arguments.store)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from study import NOTE, SEEDS, measures_of_runs, print_differences
+from study import NOTE, SEEDS, against, measures_of_runs, show_differences
 
 from textcraftor.evaluation.statistics import LEAST_SEEDS, crossed_difference, interval_text, paired_difference
 
@@ -19,9 +19,11 @@ def figures(seeds: int) -> dict[str, np.ndarray]:
 
 def test_intervals_are_crossed_from_five_training_seeds_on_and_of_one_over_prompts(capsys):
     base, five, one = figures(1), figures(5), figures(1)
-    print_differences({"five": five, "three": figures(3), "one": one}, base, ("total", "letters", "none"))
-    head, _, *rows, _, note, _ = capsys.readouterr().out.split("\n")[:-1]
-    assert head == "| | training seeds | total | letters |"
+    rows = against(base, {"five": five, "three": figures(3), "one": one})
+    show_differences("study", "all", rows, ("total", "letters"), store=False)
+    title, _, head, _, *rows, _, note, _ = capsys.readouterr().out.split("\n")[:-1]
+    assert title == "all"
+    assert head == "|  | training seeds | total | letters |"
     crossed = interval_text(crossed_difference(base["letters"], five["letters"]), 3)
     assert rows[0].startswith("| five | 5 | ")
     assert f" {crossed} (" in rows[0]
