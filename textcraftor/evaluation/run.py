@@ -14,7 +14,7 @@ from tqdm import tqdm
 from textcraftor.captioning.upsample import check_upsampler, upsampler_of
 from textcraftor.config.making import made
 from textcraftor.errors import UsageError
-from textcraftor.evaluation.evaluate import compare_measures, means, measure
+from textcraftor.evaluation.evaluate import best_of, compare_measures, means, measure
 from textcraftor.evaluation.report import write_evaluation
 from textcraftor.evaluation.statistics import interval_text
 from textcraftor.evaluation.suite import Store, Suite, measures_of, read_rows_of
@@ -157,7 +157,11 @@ def finish(config: DictConfig, folder: Path, base: Path | None) -> None:
     if base is not None:
         theirs = read_rows_of(base)
         before = measures_of(theirs, seeds)
-        summary |= {"base": means(before), "difference": compare_measures(before, measures)}
+        summary |= {
+            "base": means(before),
+            "best_base": best_of(before),
+            "difference": compare_measures(before, measures),
+        }
         summary |= by_category(suite, before, measures)
         order = np.argsort((measures["total"] - before["total"]).mean(1))
         stores = {"before": (Store(base, suite), theirs), "after": (Store(folder, suite), rows)}
@@ -205,17 +209,18 @@ def trained_on(config: DictConfig) -> set[str]:
 
 
 def table(summary: Mapping) -> str:
-    """Every measure, and where there is a base the paired difference from it over its n prompts, as Markdown."""
+    """Every measure, and where there is a base the paired difference from it over its n prompts, as Markdown; beside it
+    what the base gains by choosing the best picture of each prompt."""
     marks = dict.fromkeys(summary["trained_on"], " (trained on)")
     if "base" not in summary:
         lines = [f"| {name} | {value:.4f} |" for name, value in summary["means"].items()]
         return "\n".join(["| measure | mean |", "| --- | --- |", *lines]) + "\n"
-    lines = [
-        "| measure | base | here | difference | 95 % interval over prompts | n | win rate |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    heads = ["measure", "base", f"best of {len(summary['seeds'])} of it", "here", "difference"]
+    heads += ["95 % interval over prompts", "n", "win rate"]
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for name, change in summary["difference"].items():
-        sides = f"{summary['base'][name]:.4f} | {summary['means'][name]:.4f} | {change['mean']:+.4f}"
+        best = f"{summary['best_base'][name]:.4f}" if name in summary["best_base"] else ""
+        sides = f"{summary['base'][name]:.4f} | {best} | {summary['means'][name]:.4f} | {change['mean']:+.4f}"
         interval = f"{interval_text(change, 4)} | {change['n']} | {change['win_rate']:.0%}"
         lines.append(f"| {name}{marks.get(name, '')} | {sides} | {interval} |")
     return "\n".join(lines) + "\n"

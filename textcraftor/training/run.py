@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from omegaconf import DictConfig, OmegaConf
 
 from textcraftor.errors import EndedRunError, UsageError
-from textcraftor.evaluation.evaluate import Evaluation, changes_by_prompt, compare, held_out, seed_spreads
+from textcraftor.evaluation.evaluate import Evaluation, best_of, changes_by_prompt, compare, held_out, seed_spreads
 from textcraftor.evaluation.report import before_after_sheet, write_report
 from textcraftor.files.writing import FINISHED, locked, replacing, replacing_folder, write_json, write_text
 from textcraftor.files.writing import finish as mark_finished
@@ -177,6 +177,7 @@ def finish(
     seconds = clock.laps | {"tuning": round(sum(line["seconds"] for line in metrics.lines), 2)}
     summary = {
         "before": before["evaluated"].means(),
+        "best_before": best_of(before["evaluated"].measures),
         "after": after.means(),
         "held_out": figure,
         "difference": compare(before["evaluated"], after),
