@@ -1,20 +1,23 @@
-"""The watch against figures that are known: alarms, the early stop, the best point; looking leaves no trace."""
+"""The watch against figures that are known: alarms, the early stop, the saved point; looking leaves no trace."""
 
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from scipy import stats
 
 from tests.conftest import load
-from textcraftor.evaluation.evaluate import Evaluation, held_out, seed_spreads
+from textcraftor.evaluation.evaluate import Evaluation, held_out, held_out_error, seed_spreads
 from textcraftor.evaluation.image_statistics import image_statistics
 from textcraftor.models.saving import published
-from textcraftor.training.watch import Alarm
+from textcraftor.training.watch import Alarm, Watch
 
 
 def evaluation(**measures) -> Evaluation:
@@ -43,6 +46,38 @@ def test_held_out_is_the_same_for_prompts_that_are_alike_and_that_are_not():
             after = evaluation(kept=before.measures["kept"] + 1)
             assert held_out(after, before, {"kept": 0.0}, units) == pytest.approx(1 / unit)
     assert seed_spreads([one_seed]) == {"kept": 4.0}, "no prompt has two pictures: over all pictures"
+
+
+def test_the_error_of_held_out_is_the_standard_error_over_prompts():
+    """A prompt without the measure does not count; one prompt has no error."""
+    before = evaluation(kept=[[0.0, 2.0], [0.0, 4.0]], other=[[1.0, 1.0], [np.nan, np.nan]])
+    after = evaluation(kept=[[1.0, 3.0], [4.0, 8.0]], other=[[3.0, 3.0], [np.nan, np.nan]])
+    units, weights = {"kept": 0.5, "other": 2.0}, {"kept": 0.0, "other": 0.0}
+    assert held_out_error(after, before, {"kept": 0.0}, units) == pytest.approx(stats.sem([2.0, 8.0]))
+    assert held_out_error(after, before, weights, units) == pytest.approx(stats.sem([1.5, 8.0]))
+    assert held_out_error(after, before, {"other": 0.0}, units) == 0
+
+
+@pytest.mark.parametrize(
+    ("looks", "saved"), [([2.0, 1.0, 1.5], 3), ([2.0, 1.0, 0.4], 2), ([1.0, 3.0, 1.0], 2), ([1.0, -4.0, 0.2], 3)]
+)
+def test_the_last_point_within_a_standard_error_of_the_highest_is_saved(looks, saved, tmp_path, monkeypatch):
+    """Each look's change is its figure on average, with a standard error of 1 over the two prompts."""
+    before, state = evaluation(kept=np.zeros((2, 2)), total=np.zeros((2, 2))), SimpleNamespace()
+    state.step, state.learners, state.averaged = 0, [], nullcontext
+    state.watched = {"points": [], "best": {}, "stopped_by": []}
+    monkeypatch.setattr("textcraftor.training.watch.state_of", lambda learners: state.step)
+
+    def look() -> Evaluation:
+        figure = looks[state.step - 1]
+        return evaluation(kept=[[figure - 1] * 2, [figure + 1] * 2], total=np.zeros((2, 2)))
+
+    watch = Watch(look, before, {"kept": 0.0}, {"kept": 1.0, "total": 1.0}, {}, [], tmp_path)
+    for _ in looks:
+        state.step += 1
+        watch(state)
+    assert [point["held_out_error"] for point in state.watched["points"]] == pytest.approx([1.0] * len(looks))
+    assert state.watched["best"] == saved
 
 
 def test_alarms_ring_outside_their_limits():

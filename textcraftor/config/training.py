@@ -74,7 +74,7 @@ class Alarm(Group):
 
 @dataclass
 class Watch(Group):
-    """`watch`: held-out prompts that are looked at on the way; the best of these points is what is saved."""
+    """`watch`: held-out prompts that are looked at on the way; the last point as good as the best is what is saved."""
 
     every: int = whole(least=1)
     """Steps between looks."""

@@ -153,14 +153,32 @@ def measure(
 def held_out(
     evaluation: Evaluation, before: Evaluation, weights: Mapping[str, float], spreads: Mapping[str, float]
 ) -> float:
-    """What scorers that training does not hear say of the change: mean over those with weight 0 of the change of their
-    score; over all scorers' total where none has weight 0.
+    """What scorers that training does not hear say of the change: the mean over them of the change of their score.
 
     Args:
         spreads: the unit of each scorer, see `seed_spreads`.
     """
-    names = [name for name, weight in weights.items() if weight == 0] or ["total"]
+    names = held_out_names(weights)
     return float(np.mean([standardised(evaluation, before, name, spreads[name]) for name in names]))
+
+
+def held_out_error(
+    evaluation: Evaluation, before: Evaluation, weights: Mapping[str, float], spreads: Mapping[str, float]
+) -> float:
+    """The standard error of `held_out` over prompts; 0 of a single prompt."""
+    changes = np.array(
+        [
+            (evaluation.measures[name] - before.measures[name]).mean(1) / max(spreads[name], 1e-6)
+            for name in held_out_names(weights)
+        ]
+    )
+    by_prompt = np.nanmean(changes[:, ~np.isnan(changes).all(0)], 0)
+    return float(by_prompt.std(ddof=1) / len(by_prompt) ** 0.5) if len(by_prompt) > 1 else 0.0
+
+
+def held_out_names(weights: Mapping[str, float]) -> list[str]:
+    """The scorers that training does not hear, which have weight 0; all scorers' total where there is none."""
+    return [name for name, weight in weights.items() if weight == 0] or ["total"]
 
 
 def standardised(evaluation: Evaluation, before: Evaluation, name: str, spread: float) -> float:

@@ -22,7 +22,7 @@ from textcraftor.training.memory import Plan
 from textcraftor.training.processes import average_gradients
 from textcraftor.training.rates import LearningRates
 
-WATCHED = {"points": [{"step": int, "held_out": float}], "stopped_by": [str], "best": object}
+WATCHED = {"points": [{"step": int, "held_out": float, "held_out_error": float}], "stopped_by": [str], "best": object}
 HALF_SCALE = 2.0**16  # of gradients where float16 would lose small ones
 HALF_INTERVAL = 2000  # steps without overflow after which the scale doubles
 NEVER = 2**31 - 1

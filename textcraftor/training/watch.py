@@ -1,4 +1,4 @@
-"""The over-optimisation watch: held-out figures during training, alarms, the best point, the grid of pictures."""
+"""The over-optimisation watch: held-out figures during training, alarms, which point is saved, the grid of pictures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from textcraftor.evaluation.evaluate import Evaluation, held_out, standardised
+from textcraftor.evaluation.evaluate import Evaluation, held_out, held_out_error, standardised
 from textcraftor.files.writing import replacing
 from textcraftor.inference.pictures import contact_sheet, to_pil
 from textcraftor.models.tuning import state_of
@@ -32,7 +32,10 @@ class Alarm:
 
 
 class Watch:
-    """Looks at prompts that are neither trained on nor in the final evaluation: choosing the best flatters no one.
+    """Looks at prompts that are neither trained on nor in the final evaluation: choosing among points flatters no one.
+
+    The point that is saved is the last one whose `held_out` is within a standard error of the highest: a few prompts do
+    not tell closer points apart, and longer training is what was asked for (Breiman et al. 1984, section 3.4.3).
 
     Args:
         look: evaluates the model as it is.
@@ -58,12 +61,13 @@ class Watch:
         self.alarms, self.stop_on, self.folder = dict(alarms), set(stop_on), folder
 
     def __call__(self, state: TrainingState) -> None:
-        """Look; keep the figures, the best weights and the alarms that stop the run in the state."""
+        """Look; keep the figures, the weights to be saved and the alarms that stop the run in the state."""
         with state.averaged():
             seen = self.look()
             point = self.point(state.step, seen)
             points = state.watched["points"]
-            if all(point["held_out"] > other["held_out"] for other in points):
+            highest = max([*points, point], key=lambda one: one["held_out"])
+            if point["held_out"] >= highest["held_out"] - highest["held_out_error"]:
                 state.watched["best"] = state_of(state.learners)
         ringing = [name for name in self.alarms if self.alarms[name].rings(self.change(name, point, seen))]
         points.append(point | {"alarms": ringing})
@@ -75,7 +79,8 @@ class Watch:
     def point(self, step: int, seen: Evaluation) -> dict[str, float]:
         figure = held_out(seen, self.before, self.weights, self.spreads)
         gap = standardised(seen, self.before, "total", self.spreads["total"]) - figure
-        return {"step": step, **seen.means(), "held_out": figure, "gap": gap}
+        error = held_out_error(seen, self.before, self.weights, self.spreads)
+        return {"step": step, **seen.means(), "held_out": figure, "held_out_error": error, "gap": gap}
 
     def change(self, name: str, point: Mapping[str, float], seen: Evaluation) -> float:
         if name in ("held_out", "gap", "drift"):
