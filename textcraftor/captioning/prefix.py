@@ -75,8 +75,8 @@ class PrefixCaptioner(nn.Module):
         return nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten(), ignore_index=-100)
 
     def _ids(self, caption: str) -> list[int]:
-        limit = self.max_new_tokens - 1
-        return self.tokenizer(caption, add_special_tokens=False, truncation=True, max_length=limit).input_ids
+        """Cut off here: the tokenizer would remember that it did, and a resumed training's would not."""
+        return self.tokenizer(caption, add_special_tokens=False, verbose=False).input_ids[: self.max_new_tokens - 1]
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image]) -> list[str]:

@@ -24,6 +24,7 @@ from textcraftor.models.model import Model
 from textcraftor.rewards.preprocessing import from_pil
 from textcraftor.training.processes import processes_of_this_run
 
+LATENTS = "latents"  # the folder within a run's, until the run is finished
 Size = tuple[int, int]  # height, width in pixels
 
 

@@ -18,7 +18,7 @@ from textcraftor.data.prompts import split_held_out
 from textcraftor.data.records import Records, check_records
 from textcraftor.errors import UsageError
 from textcraftor.models.model import Model
-from textcraftor.training.latents import Latents, bucket_sizes, encode_records
+from textcraftor.training.latents import LATENTS, Latents, bucket_sizes, encode_records
 from textcraftor.training.processes import say, show
 
 
@@ -105,11 +105,10 @@ class Pictures:
 def kept_while_running(config: DictConfig, folder: Path) -> Iterator[Path]:
     """The folder for latents: within the run's, until it is finished; elsewhere where nothing shall be written."""
     with tempfile.TemporaryDirectory() as scratch:
-        cache = Path(scratch) if config.dry_run else folder / "latents"
+        cache = Path(scratch) if config.dry_run else folder / LATENTS
         try:
             yield cache
         except BaseException:
             if not (folder / "config.yaml").exists():  # nothing to go on with
                 shutil.rmtree(cache, ignore_errors=True)
             raise
-        shutil.rmtree(cache, ignore_errors=True)

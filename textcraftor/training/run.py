@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from textcraftor.training.checkpoint import Checkpoints
 from textcraftor.training.forecast import forecast
 from textcraftor.training.interrupt import Interrupt, InterruptedRunError
 from textcraftor.training.job import Job
+from textcraftor.training.latents import LATENTS
 from textcraftor.training.loop import NotFiniteError, tune
 from textcraftor.training.phases import GB, peak_gb
 from textcraftor.training.processes import processes_of_this_run, say
@@ -204,6 +206,7 @@ def finish(
         yaml = OmegaConf.to_yaml(job.config, resolve=True)
         write_report(folder / "report.html", title, summary, metrics.lines, before["evaluated"], after, yaml, grids)
         write_json(folder / "summary.json", summary)
+        shutil.rmtree(folder / LATENTS, ignore_errors=True)
         mark_finished(folder, command)
     processes.wait_for_everyone()
     return figure
