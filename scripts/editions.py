@@ -159,7 +159,10 @@ def train_generator(
         timesteps = timesteps.clamp(max=schedule.timesteps - 1)
         branch = encode_apart(model, texts, torch.from_numpy(is_prompted))
         output = model.predict(schedule.add_noise(clean, noise, timesteps), timesteps, branch)
-        weights = subject_weights([boxes(scene(int(index))) for index in indices], clean.shape[-1]).to(device)
+        # Only as far as the noise lets see where things stand: else a model learns to show them wherever they might.
+        seen = schedule.levels(timesteps)[0] ** 2
+        boxed = subject_weights([boxes(scene(int(index))) for index in indices], clean.shape[-1]).to(device)
+        weights = 1 + (boxed - 1) * seen
         return {"mse": (weights * (output - schedule.target(clean, noise, timesteps)).square()).mean()}
 
     parts = {"denoiser": model.denoiser, **{part: model.encoders()[part] for part in learning}}
