@@ -316,6 +316,12 @@ def test_fetch_finds_the_whole_toybox_local(configure, capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_fetch_leaves_out_a_scorer_that_is_taken_out(configure):
+    found = fetch.assets_of(configure("fetch", "rewards.hpsv2=null"))
+    assert any(key.startswith("rewards.clip") for key in found)
+    assert not any(key.startswith("rewards.hpsv2") for key in found)
+
+
 def test_fetch_gets_the_others_before_it_says_what_is_missing(configure, capsys, site, tmp_path):
     config = configure("fetch", "rewards=hpsv2", "rewards.hpsv2.reward.checkpoint=missing.pt")
     config.rewards.hpsv2.reward.tokenizer = "/nowhere"

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from textcraftor import assets
 from textcraftor.errors import UsageError
+from textcraftor.rewards.total import parts_of
 
 ASSET_KEYS = (
     "checkpoint",
@@ -30,7 +31,7 @@ def assets_of(config: DictConfig) -> dict[str, str]:
     found = {"model.path": config.model.path, "model.config": config.model.config or _lacking(config.model.path)}
     found |= {f"prompts.{key}": config.prompts[key] for key in ("path", "held_out")}
     found |= {f"suite.{name}": path for name, path in (config.get("suite") or {}).get("files", {}).items()}
-    for name, part in config.rewards.items():
+    for name, part in parts_of(config.rewards).items():
         strings = _strings(OmegaConf.to_container(part.reward, resolve=True), f"rewards.{name}.reward")
         found |= {key: value for key, value in strings if _is_asset(key, value)}
     return {key: value for key, value in found.items() if value}

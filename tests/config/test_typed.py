@@ -111,6 +111,7 @@ def test_wrong_types_are_refused(command):
         ),
         ("evaluate", [f"seeds=[{2**64}]"], f"seeds=[{2**64}] must be a list of seeds of at most {2**64 - 1}"),
         ("generate", [f"seeds=[{2**70}]"], f"seeds=[{2**70}] must be a list of seeds of at most {2**64 - 1}"),
+        ("train", ["training.steps=1e3"], "training.steps=1000.0 must be a whole number, at least 1"),
         ("train", ["seed=1.5"], "seed=1.5 must be a whole number, at least 0"),
         ("train", ["watch.alarms.held_out.low=abc"], "watch.alarms.held_out.low=abc must be a number"),
         ("train", ["evaluation.seeds=[a]"], "evaluation.seeds=[a] must be a list of whole numbers from 0 on, as"),

@@ -19,8 +19,9 @@ import torch
 
 from tests.conftest import PROMPTS, load
 from tests.inference.test_mix import LORA, make_run
+from textcraftor.config.fields import MOST_SEED
 from textcraftor.errors import UsageError
-from textcraftor.inference.app import Studio, check, friendly, names_of
+from textcraftor.inference.app import Studio, check, friendly, names_of, seed_of
 from textcraftor.inference.mix import Mix
 
 PLACES = ("/usr/lib/chromium/chromium", "chromium", "chromium-browser", "google-chrome")
@@ -165,6 +166,17 @@ def test_whatever_a_visitor_sends_is_answered_on_the_page(configure, runs, tmp_p
         show(*sent)
     assert not refused.value.print_exception
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_seed_of_64_bits_means_itself(configure, runs, tmp_path):
+    """Text, for a number of the page has 53 bits: beyond them every second seed was its neighbour."""
+    assert [seed_of(text) for text in ("0", " 7 ", str(2**53 + 1), str(MOST_SEED))] == [0, 7, 2**53 + 1, MOST_SEED]
+    studio = Studio.load(configure("app", *SMALL, f"runs=[{','.join(runs)}]"), tmp_path)
+    for text in ("", "-1", "1.5", "1e3", "seed", str(2**64), "9" * 500):
+        with pytest.raises(UsageError, match=r"seed=.* must be a whole number from 0 on, at most 18446744073709551615"):
+            studio.check("a red circle", seed_of(text), 3, [1.0, 0.0])
+    with pytest.raises(UsageError, match="must be a whole number"):
+        studio.check("a red circle", 10**400, 3, [1.0, 0.0])
 
 
 def test_downloads_have_names_of_their_own_and_old_ones_go(configure, runs, tmp_path):

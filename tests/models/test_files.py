@@ -16,7 +16,7 @@ from textcraftor.models import single_file
 from textcraftor.models.layout import build_pipeline, read_layout
 from textcraftor.models.loading import load_pipeline
 from textcraftor.models.model import Model
-from textcraftor.models.single_file import kind_of, tensor_names
+from textcraftor.models.single_file import kind_of, tensors_of
 
 # One tensor of each part as published: Stable Diffusion 1.5 and 2.1, SDXL, SD 3.5 medium, FLUX.1 dev, and ComfyUI's.
 UNET = "model.diffusion_model.input_blocks.0.0.weight"
@@ -58,13 +58,32 @@ def written(file: Path, names: list[str]) -> Path:
 def test_a_checkpoint_is_known_by_its_tensors(name, tmp_path):
     names, kind = FILES[name]
     file = written(tmp_path / "model.safetensors", names)
-    assert kind_of(file, tensor_names(file))[0] == kind
+    assert kind_of(file, tensors_of(file))[0] == kind
+
+
+OTHERS = [
+    (["model.layers.0.self_attn.q_proj.weight"], "a checkpoint of no family that is known here"),
+    ([UNET, VAE], "a denoiser without the text encoders"),
+    ([UNET, VAE, "conditioner.embedders.0.model.ln_final.weight"], "SDXL's refiner"),
+    (["down_blocks.0.resnets.0.conv1.weight", "conv_in.weight"], "a denoiser in diffusers' layout"),
+    (["lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"], "a LoRA"),
+    (["unet.down_blocks.1.attentions.0.to_q.lora_A.weight"], "a LoRA"),
+    (["base_model.model.text_model.encoder.layers.0.mlp.fc1.lora_B.weight"], "a LoRA"),
+    (["lora_te1_text_model_encoder_layers_0_mlp_fc1.hada_w1_a"], "a LoRA"),
+    ([VAE], "a VAE"),
+    (["decoder.conv_in.weight", "encoder.conv_in.weight"], "a VAE"),
+    (["text_model.encoder.layers.0.mlp.fc1.weight"], "a text encoder"),
+    (["encoder.block.0.layer.0.SelfAttention.q.weight", "shared.weight"], "a text encoder"),
+    (["control_model.input_blocks.0.0.weight"], "a ControlNet"),
+    (["emb_params"], "a textual inversion"),
+    (["double_blocks.0.img_attn.qkv.weight", "double_stream_modulation_img.lin.weight"], "a single file of FLUX.2"),
+]
 
 
 def test_other_files_are_refused(tmp_path):
-    """A language model's, a refiner's UNet alone, and pickles, which are never opened."""
-    for names in (["model.layers.0.self_attn.q_proj.weight"], [UNET, VAE]):
-        with pytest.raises(UsageError, match="is a checkpoint of no family that is known here"):
+    """By what they are; and pickles, which are never opened."""
+    for names, what in OTHERS:
+        with pytest.raises(UsageError, match=rf"model.safetensors is {what}.*: give a whole text-to-image checkpoint"):
             load_pipeline(str(written(tmp_path / "model.safetensors", names)))
     for name in ("model.ckpt", "model.pt", "model.bin"):
         (tmp_path / name).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
@@ -160,6 +179,70 @@ def test_a_file_that_says_that_it_predicts_v_is_taken_by_its_word(small_layouts,
     ).scheduler.config
     assert (config.prediction_type, config.rescale_betas_zero_snr) == ("v_prediction", True)
     assert Model(load_pipeline(str(tmp_path / "x.safetensors"))).noise_schedule.level(999.0) == (0.0, 1.0)
+
+
+@pytest.fixture
+def small_file(small_layouts, tmp_path):
+    """A Stable Diffusion of small widths, as a pipeline and as a file."""
+    layout = small_layouts("sd15")
+    whole = build_pipeline(layout, {"tokenizer": single_file.clip_tokenizer(layout["text_encoder"])})
+    return whole, write_single_file(whole, tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("channels", [5, 8, 9])
+def test_a_model_that_reads_a_mask_or_a_picture_as_well_is_named(channels, small_file):
+    state = load_file(small_file[1])
+    save_file(state | {UNET: torch.zeros(len(state[UNET]), channels, 3, 3)}, small_file[1])
+    with pytest.raises(
+        UsageError, match=rf"x.safetensors reads {channels} channels .* read 4, as models for inpainting"
+    ):
+        load_pipeline(str(small_file[1]))
+
+
+def test_weights_of_8_bits_are_refused_and_those_of_16_are_not(small_file):
+    """diffusers would take them without their scales."""
+    state = load_file(small_file[1])
+    for dtype in (torch.float16, torch.bfloat16):
+        save_file({key: value.to(dtype) for key, value in state.items()}, small_file[1])
+        assert load_pipeline(str(small_file[1])).unet.dtype == torch.float32
+    for dtype, name in ((torch.float8_e4m3fn, "F8_E4M3"), (torch.int8, "I8")):
+        save_file(state | {UNET: state[UNET].to(dtype)}, small_file[1])
+        with pytest.raises(UsageError, match=rf"x.safetensors holds weights in {name} \({UNET}\), too coarse"):
+            load_pipeline(str(small_file[1]))
+
+
+def test_a_folder_of_settings_must_hold_all_of_a_pipeline_of_the_files_kind(small_file, tmp_path):
+    """For a tokenizer that was missing diffusers made one of two words."""
+    whole, file = small_file
+    folder = tmp_path / "settings"
+    whole.save_pretrained(folder)
+    assert len(load_pipeline(str(file), config=str(folder)).tokenizer) == 49408
+    for part in ("tokenizer", "scheduler", "unet"):
+        (folder / part).rename(tmp_path / part)
+        with pytest.raises(UsageError, match=rf"model.config={folder} lacks the folder {part}: copy it"):
+            load_pipeline(str(file), config=str(folder))
+        (tmp_path / part).rename(folder / part)
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace("StableDiffusionPipeline", "StableDiffusionXLPipeline"))
+    with pytest.raises(
+        UsageError, match=r"is a folder of StableDiffusionXLPipeline, and .* of StableDiffusionPipeline"
+    ):
+        load_pipeline(str(file), config=str(folder))
+    for config, line in ((tmp_path, "is a folder of no pipeline"), (tmp_path / "nowhere", "does not exist")):
+        with pytest.raises(UsageError, match=rf"model.config.*{config} {line}"):
+            load_pipeline(str(file), config=str(config))
+
+
+def test_weights_of_another_shape_than_the_settings_say_are_one_plain_line(small_file):
+    file = small_file[1]
+    state = load_file(file)
+    key = next(key for key in state if key.endswith("final_layer_norm.weight"))
+    save_file(state | {key: torch.zeros(3)}, file)
+    with pytest.raises(
+        UsageError, match=r"has \[3\] for the shape of final_layer_norm.weight, .* say \[32\]: give"
+    ) as refused:
+        load_pipeline(str(file))
+    assert "http" not in str(refused.value)
 
 
 def test_a_file_that_lacks_a_tensor_is_named_with_it(small_layouts, tmp_path):

@@ -16,7 +16,7 @@ from textcraftor.evaluation.evaluate import Evaluation
 from textcraftor.evaluation.run import run as evaluate
 from textcraftor.evaluation.suite import read_rows_of
 from textcraftor.inference.run import run as generate
-from textcraftor.models.seeds import global_seed, unit_noise
+from textcraftor.models.seeds import global_seed, run_rng, unit_noise
 from textcraftor.training.train import load
 
 LARGE = [2**32, 2**32 + 1, 2**33, 2**40, 2**48 + 2**32, 2**63 - 1, 2**63, MOST_SEED]
@@ -73,6 +73,17 @@ def test_runs_of_large_seeds_draw_what_is_their_own(configure):
         learners = load(configure("train", "tune=text_encoder_lora", "device=cpu", f"seed={seed}")).learners
         weights.append(torch.cat([parameter.flatten() for parameter in learners[0].parameters]))
     assert all(not torch.equal(weights[one], weights[other]) for one, other in [(0, 1), (0, 2), (1, 2)])
+
+
+def test_no_place_of_a_run_draws_what_another_run_draws():
+    """numpy forgets zeros at the end: what 2^32 drew at its first place, 0 drew at its second."""
+    runs = [0, 1, 2, 2**32, 2**32 + 1, 2**33, 3 * 2**32, MOST_SEED]
+    for place in ((), (0,), (1,)):
+        drawn = {int(run_rng(seed, at, *place).integers(2**62)) for seed in runs for at in range(4)}
+        assert len(drawn) == 4 * len(runs)
+    small, large = (PromptDraw(list("abcdefgh"), seed) for seed in (0, 2**32))
+    assert small(1, 8)[0] != large(0, 8)[0]
+    assert run_rng(7, 3, 0).integers(2**62) == np.random.default_rng((7, 3, 0)).integers(2**62), "small ones as ever"
 
 
 def test_the_global_generators_take_what_a_large_seed_becomes():

@@ -15,6 +15,7 @@ from tests.conftest import WEIGHTS
 from textcraftor.errors import UsageError
 from textcraftor.rewards.ocr import OcrLegibility
 from textcraftor.rewards.recognisers import PUBLISHED, load_recogniser
+from textcraftor.rewards.total import check_rewards
 from textcraftor.toybox.render import render
 from textcraftor.toybox.scenes import LETTERS, Scene, Shape, Word
 
@@ -130,3 +131,14 @@ def test_ocr_published_puts_it_in_the_place_of_the_models_own(configure, command
     assert published.recogniser == str(PUBLISHED)
     assert own.recogniser != published.recogniser
     assert {**own, "recogniser": ""} == {**published, "recogniser": ""}
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "score", "app"])
+def test_ocr_published_without_an_ocr_scorer_is_refused(configure, command):
+    """It chose the reader of nothing, in silence; a scorer of any name will do, also one that is only measured."""
+    line = r"ocr=published chooses the reader of an OCR scorer, and rewards has none, only clip: add it by \+reward"
+    with pytest.raises(UsageError, match=line):
+        check_rewards(configure(command, "rewards=clip", "ocr=published"))
+    check_rewards(configure(command, "rewards=clip"))
+    added = ("+reward@rewards.letters=ocr", "rewards.letters.weight=0")
+    check_rewards(configure(command, "rewards=clip", "ocr=published", *added))

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from diffusers.optimization import get_scheduler
 from torch import nn
 from transformers import CLIPTextModel
 
@@ -58,6 +59,34 @@ def test_restarts_come_back_to_the_whole_rate():
     tops = [step for step in range(5, 20) if share(step) == 1.0]
     assert tops == [5, 10, 15]
     assert share(14) == pytest.approx((1 + math.cos(math.pi * 4 / 5)) / 2)
+
+
+@pytest.mark.parametrize(("steps", "cycles"), [(49, 49), (98, 49), (107, 107), (93, 31), (10, 10)])
+def test_every_restart_has_the_whole_rate(steps, cycles):
+    """49 * (1 / 49) is less than 1, by which a cycle began with a rate of 0."""
+    share = share_of_rate("cosine_with_restarts", 0, steps, cycles)
+    assert [share(step) for step in range(0, steps, steps // cycles)] == [1.0] * cycles
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_warm_up_as_long_as_the_training_ends_with_the_whole_rate(schedule, steps):
+    """As the default one of 10 steps in a training of 10: linear ended with 0, polynomial with a division by 0."""
+    share = share_of_rate(schedule, steps, steps)
+    rising = [(step + 1) / steps for step in range(steps)]
+    assert [share(step) for step in range(steps)] == ([1.0] * steps if schedule == "constant" else rising)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_what_falls_is_what_diffusers_lets_fall(schedule):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    numbers = {"num_warmup_steps": WARMUP, "num_training_steps": STEPS, "num_cycles": CYCLES}
+    theirs, ours = (
+        get_scheduler(schedule, optimizer, **numbers).lr_lambdas[0],
+        share_of_rate(schedule, WARMUP, STEPS, CYCLES),
+    )
+    falling = range(WARMUP, STEPS)
+    assert [ours(step) for step in falling] == pytest.approx([theirs(step) for step in falling], abs=1e-6)
 
 
 def test_a_warm_up_longer_than_the_training_only_rises():

@@ -71,6 +71,8 @@ def refusal(command: str, place: str, schema: type, config: DictConfig, error: O
     value = plain(config, inner)
     if known is None:
         return UsageError(one_line(error))
+    if isinstance(value, float):
+        value = str(value)  # 1000.0 is no whole number, and 1000 would be one
     return must_be(key, value, str(known.rule) + " for each name" * (known.rule.each and known.holds_names))
 
 

@@ -21,6 +21,7 @@ from textcraftor.errors import UsageError
 from textcraftor.files.pictures import to_rgb
 from textcraftor.files.reading import open_picture
 from textcraftor.files.writing import check_unfinished, finish, locked, replacing, write_json, write_text
+from textcraftor.models.seeds import run_rng
 
 Painter = Callable[[str, str, np.random.Generator], tuple[Image.Image, str, str]]
 KINDS = ("word", "number", "series")
@@ -179,7 +180,7 @@ def make(config: DictConfig, folder: Path) -> str:
     texts, paint = made(config.model.letters.texts), made(config.model.letters.painter)
     counts, lines = Counter[str](), []
     for index in tqdm(range(config.count), desc="writing", unit="picture"):
-        rng = np.random.default_rng((config.seed, index))
+        rng = run_rng(config.seed, index)
         kind, text = texts.draw(rng)
         picture, basic, detailed = paint(kind, text, rng)
         with replacing(folder / f"{index:06d}.png") as partial:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from textcraftor.models.seeds import run_rng
+
 COLUMNS = ("prompt", "text", "caption")  # the names under which tables keep prompts, in any case
 
 
@@ -40,7 +42,7 @@ class PromptDraw:
         chosen = []
         for position in range(step * batch_size, (step + 1) * batch_size):
             turn, index = divmod(position, len(self.prompts))
-            order = np.random.default_rng((self.seed, turn)).permutation(len(self.prompts))
+            order = run_rng(self.seed, turn).permutation(len(self.prompts))
             chosen.append(self.prompts[order[index]])
         seeds = np.random.default_rng((self.seed, step, 1)).integers(2**40, 2**48, batch_size)
         return chosen, [int(seed) for seed in seeds]

@@ -46,7 +46,7 @@ def check(config: DictConfig, folder: Path) -> None:
     suite, mix = Suite.of(config), Mix.of(config)
     Sampling(**config.sampling)
     check_upsampler(config)
-    check_rewards(config.rewards)
+    check_rewards(config)
     for key in ("dtype", "scorer_dtype"):
         dtype_of(config, key)
     shard_of(config)

@@ -146,7 +146,7 @@ def check(config: DictConfig, folder: Path) -> Paired:
     paired = pair(Path(config.images).expanduser(), config.prompts.path, config.prompts.column)
     if config.strict and paired.without:
         raise UsageError(f"strict=true: {paired.told()}: give prompts.path=, or leave strict out")
-    check_rewards(config.rewards)
+    check_rewards(config)
     dtype_of(config, "scorer_dtype")
     check_unfinished(folder, "scores")
     return paired

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -61,7 +62,7 @@ def check(config: DictConfig, folder: Path) -> None:
     tuned = names_of(list(config.runs))
     Mix(tuned, {name: 1 / len(tuned) for name in tuned}, timestep=0, **denoiser_of(config))
     check_base(tuned, config)
-    check_rewards(config.rewards)
+    check_rewards(config)
     Sampling(**config.sampling)
     device_of(config.device)
 
@@ -120,7 +121,9 @@ class Studio:
         said = self.rewards(image.to(self.model.device), [prompt])
         return "  ".join(f"{name} {score.item():.3f}" for name, score in said.items())
 
-    def pair(self, prompt: str, seed: float, last: float, *weights: float) -> tuple[Image.Image, str, Image.Image, str]:
+    def pair(
+        self, prompt: str, seed: float | str, last: float, *weights: float
+    ) -> tuple[Image.Image, str, Image.Image, str]:
         """Before and after: the original encoder and the mix, from the same noise."""
         self.check(prompt, seed, last, weights)
         with self.lock:
@@ -129,7 +132,7 @@ class Studio:
             return *self.before[1], *self.picture(prompt, int(seed), self.schedule(list(weights), int(last)))
 
     def strip(
-        self, prompt: str, seed: float, last: float, *weights: float
+        self, prompt: str, seed: float | str, last: float, *weights: float
     ) -> tuple[list[tuple[Image.Image, str]], str]:
         """The mix dialled in from nothing to all of it, and what the scorers say, a line a picture."""
         self.check(prompt, seed, last, weights)
@@ -166,7 +169,7 @@ class Studio:
                 old.unlink()
             return packed
 
-    def check(self, prompt: str | None, seed: float, last: float, weights: Sequence[float]) -> None:
+    def check(self, prompt: str | None, seed: float | str, last: float, weights: Sequence[float]) -> None:
         """Refuse what a page, or whoever speaks to it, may send but cannot mean.
 
         Args:
@@ -177,8 +180,9 @@ class Studio:
             raise UsageError("the prompt is empty: say what the picture shall show")
         if prompt is not None and len(prompt) > LONGEST_PROMPT:
             raise UsageError(f"the prompt has {len(prompt):,} characters; it may have {LONGEST_PROMPT:,}")
-        if not (is_number(seed) and 0 <= seed <= MOST_SEED and seed == int(seed)):
-            raise UsageError(f"seed={seed} must be a whole number from 0 on, at most {MOST_SEED}")
+        whole = isinstance(seed, int | float) and 0 <= seed <= MOST_SEED and is_number(seed) and seed == int(seed)
+        if not whole:
+            raise UsageError(f"seed={str(seed)[:40]} must be a whole number from 0 on, at most {MOST_SEED}")
         if not (is_number(last) and 1 <= last <= steps):
             raise UsageError(f"the mix in the last {last} steps: must lie between 1 and {steps}")
         for name, weight in zip(self.tuned, weights, strict=True):
@@ -186,6 +190,11 @@ class Studio:
                 raise UsageError(f"{name}={weight} must be a number between -{MOST_WEIGHT} and {MOST_WEIGHT}")
         if prompt is not None:
             self.model.check_prompts([prompt])
+
+
+def seed_of(text: str) -> int | str:
+    """The seed that a visitor typed; what is no whole number stays as it is, to be refused."""
+    return int(text) if re.fullmatch(r"\s*\d{1,20}\s*", str(text)) else text
 
 
 def enlarged(image: Tensor, side: int = 256) -> Image.Image:
@@ -218,7 +227,7 @@ def page(studio: Studio, prompt: str) -> Any:
         gradio.Markdown("# TextCraftor\nWeights of tuned text encoders; the original one takes the rest to 1.")
         with gradio.Row():
             said = gradio.Textbox(prompt, label="Prompt", scale=4, max_length=LONGEST_PROMPT)
-            seed = gradio.Number(0, label="Seed", precision=0)
+            seed = gradio.Textbox("0", label="Seed", elem_id="seed", max_length=20)  # browsers round large numbers
         with gradio.Row():
             sliders = [
                 gradio.Slider(-0.5, 1.5, 1 / len(studio.tuned), step=0.05, label=name, elem_id=f"weight-{name}")
@@ -239,10 +248,12 @@ def page(studio: Studio, prompt: str) -> Any:
         scores_strip = gradio.Textbox(label="Scores", elem_id="scores-strip", lines=len(STRIP), interactive=False)
         taken = gradio.File(label="The encoders' weights added up", elem_id="taken", visible=False, interactive=False)
         inputs, outputs = [said, seed, last, *sliders], [before, scores_before, after, scores_after]
-        show = friendly(studio.pair)
+        show = friendly(lambda said, seed, *rest: studio.pair(said, seed_of(seed), *rest))
         for event in (said.submit, seed.submit, last.change, *(slider.change for slider in sliders), blocks.load):
             event(show, inputs, outputs, show_progress="minimal", trigger_mode="always_last")
-        dial.click(friendly(studio.strip), inputs, [strip, scores_strip])
+        dial.click(
+            friendly(lambda said, seed, *rest: studio.strip(said, seed_of(seed), *rest)), inputs, [strip, scores_strip]
+        )
         download = friendly(lambda *values: gradio.File(studio.download(*values), visible=True))
         take.click(download, [last, *sliders], taken)
     return blocks

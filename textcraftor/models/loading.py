@@ -53,10 +53,7 @@ def load_pipeline(
         raise UsageError(f"model.path={path} has no model_index.json: it is not a diffusers pipeline folder")
     source = str(local) if local.exists() else path
     dtype: Any = {"default": torch.float32, **(dtypes or {})}
-    expected = "a diffusion pipeline"
-    if local.is_file():
-        expected += "; settings and tokenizers that a single file does not hold come from model.config=, a folder"
-    with loading(path, "model.path", expected):
+    with loading(path, "model.path", "a diffusion pipeline"):
         if local.is_file():
             pipeline = load_single_file(local, dtype["default"], config)
         else:

@@ -10,6 +10,7 @@ from torch import Tensor
 from textcraftor.config.fields import MOST_SEED
 from textcraftor.errors import UsageError
 
+LARGE = 9  # the mark of a seed of two words; 1 to 8 mark what else a run draws
 BEYOND = 2**32  # the first seed that torch's generator does not tell from a smaller one
 
 
@@ -27,6 +28,15 @@ def unit_noise(shape: tuple[int, ...], seed: int) -> Float[Tensor, ...]:
     if seed < BEYOND:
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
+
+
+def run_rng(seed: int, *place: int) -> np.random.Generator:
+    """Draws what a run of this seed needs at a place, such as a step.
+
+    numpy joins the 32-bit words of all numbers and forgets zeros at the end, so that without a mark a seed of two words
+    would draw at its first place what a smaller seed draws at a later one.
+    """
+    return np.random.default_rng((seed, *place, *((LARGE,) if seed >= BEYOND else ())))
 
 
 def seed_of_32_bits(*entropy: int) -> int:

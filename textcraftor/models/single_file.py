@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,12 +18,18 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import CLIPTokenizer
 
+from textcraftor.assets import folder_or_id, loading
 from textcraftor.errors import UsageError, one_line
+from textcraftor.files.reading import read_json
 from textcraftor.models.layout import read_layout
 from textcraftor.models.model import families
+from textcraftor.models.other_files import NEVER_WHOLE, Stored, kind_of_other, unsuited
 
 MERGES = Path(__file__).with_name("clip_tokenizer") / "merges.txt"
 START, END = "<|startoftext|>", "<|endoftext|>"
+INDEX = DiffusionPipeline.config_name
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline that tuning has no use for
+LACKING = "settings and tokenizers that a single file does not hold come from model.config=, a folder, or by fetch"
 # What SDXL checkpoints such as NoobAI's say by empty tensors of these names, as ComfyUI reads them.
 V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
 
@@ -36,59 +43,106 @@ def load_single_file(file: Path, dtype: torch.dtype, config: str | None = None) 
     Raises:
         UsageError: it is no checkpoint of a family that is known.
     """
-    names = tensor_names(file)
-    class_name, layout = kind_of(file, names)
+    tensors = tensors_of(file)
+    class_name, layout = kind_of(file, tensors)
     kind: Any = getattr(diffusers, class_name)
     with ExitStack() as stack:
-        settings: dict[str, Any] = {} if config is None else {"config": config}
-        if config is None and layout is not None:
-            folder = stack.enter_context(settings_folder(layout, names))
+        settings: dict[str, Any] = {}
+        if config is not None:
+            settings = {"config": checked_settings(config, class_name, file)}
+        elif layout is not None:
+            folder = stack.enter_context(settings_folder(layout, tensors))
             settings = {"config": str(folder), "local_files_only": True}
+        stack.enter_context(loading(str(file), "model.path", f"a {class_name}; {LACKING}"))
         try:
             pipeline = kind.from_single_file(str(file), dtype=dtype, **settings)
         except SingleFileComponentError as error:
-            raise UsageError(f"model.path={file}: {str(error).strip().splitlines()[0]}") from error
+            reason = str(error).strip().splitlines()[0]
+            raise UsageError(f"model.path={file}: {reason} Take a whole checkpoint") from error
         except NotImplementedError as error:  # of tensors that no weight was read for
             raise UsageError(f"model.path={file} lacks tensors of the pipeline: take a whole checkpoint") from error
+        except ValueError as error:
+            raise misfit(file, class_name, error) from error
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module) and (key := next((k for k, t in part.state_dict().items() if t.is_meta), None)):
             raise UsageError(f"model.path={file} lacks {name}'s {key}: take a whole checkpoint")
     return pipeline
 
 
-def tensor_names(file: Path) -> frozenset[str]:
-    """The names of a checkpoint's tensors."""
+def tensors_of(file: Path) -> dict[str, Stored]:
+    """A checkpoint's tensors by name; none of them is read."""
     if file.suffix.lower() != ".safetensors":
         raise UsageError(f"model.path={file} is not a .safetensors file: convert it, pickles can run code")
     try:
         with safe_open(file, "pt") as stored:
-            return frozenset(stored.keys())
+            slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118
+            return {name: Stored(one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
     except (SafetensorError, OSError) as error:
         raise UsageError(
             f"model.path={file} is no whole safetensors file ({one_line(error)}): copy it again"
         ) from error
 
 
-def kind_of(file: Path, names: frozenset[str]) -> tuple[str, str | None]:
-    """The pipeline and the published layout of a checkpoint with tensors of these names."""
+def kind_of(file: Path, tensors: Mapping[str, Stored]) -> tuple[str, str | None]:
+    """The pipeline and the published layout of a checkpoint with these tensors.
+
+    Raises:
+        UsageError: it is something else, and what.
+    """
     kinds = {key: kind for family in families() for key, kind in family.single_files.items()}
-    known = next((kind for key, kind in kinds.items() if key in names), None)
-    if known is None:
-        raise UsageError(f"model.path={file} is a checkpoint of no family that is known here")
+    known = next((kind for key, kind in kinds.items() if key in tensors), None)
+    other = kind_of_other(tensors)
+    if known is None or other in NEVER_WHOLE:
+        what = other or "a checkpoint of no family that is known here"
+        raise UsageError(
+            f"model.path={file} is {what}: give a whole text-to-image checkpoint, a diffusers folder or a hub id"
+        )
+    if reason := unsuited(tensors):
+        raise UsageError(f"model.path={file} {reason}")
     return known
+
+
+def checked_settings(config: str, class_name: str, file: Path) -> str:
+    """The folder or hub id that `model.config` names; a folder must hold all parts of a pipeline of this kind, for what
+    it lacks diffusers would make up."""
+    folder = Path(folder_or_id(config, "model.config"))
+    if not folder.exists():
+        return config
+    index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
+    if index.get("_class_name") != class_name:
+        raise UsageError(
+            f"model.config={config} is a folder of {index.get('_class_name', 'no pipeline')}, and model.path={file} a "
+            f"file of {class_name}: give a folder of that"
+        )
+    parts = [name for name, value in index.items() if isinstance(value, list) and value[:1] != [None]]
+    if missing := [name for name in parts if not name.startswith(UNUSED) and not (folder / name).is_dir()]:
+        raise UsageError(f"model.config={config} lacks the folder {missing[0]}: copy it from the pipeline")
+    return str(folder)
+
+
+def misfit(file: Path, class_name: str, error: ValueError) -> UsageError | ValueError:
+    """In our words, where a tensor's shape is not the settings'; else the error itself."""
+    shapes = re.search(r"because (\S+) expected shape torch.Size\((.+?)\), but got torch.Size\((.+?)\)", str(error))
+    if shapes is None:
+        return error
+    key, wanted, found = shapes.groups()
+    return UsageError(
+        f"model.path={file} has {found} for the shape of {key}, and the settings of {class_name} say {wanted}: give "
+        "those of this file, model.config="
+    )
 
 
 def settings_repository(file: Path) -> str | None:
     """The hub repository from which diffusers takes what a file does not hold; null where it comes with us."""
-    if kind_of(file, tensor_names(file))[1] is not None:
+    tensors = tensors_of(file)
+    if kind_of(file, tensors)[1] is not None:
         return None
-    with safe_open(file, "pt") as stored:
-        shapes = {name: torch.empty(stored.get_slice(name).get_shape(), device="meta") for name in stored.keys()}  # noqa: SIM118
+    shapes = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
     return fetch_diffusers_config(shapes)["pretrained_model_name_or_path"]
 
 
 @contextmanager
-def settings_folder(name: str, names: frozenset[str]) -> Iterator[Path]:
+def settings_folder(name: str, names: Container[str]) -> Iterator[Path]:
     """A folder in diffusers' format with the settings of a layout, and CLIP's tokenizer, for as long as it is used."""
     layout = read_layout(name)
     scheduler = layout["scheduler"]

@@ -165,10 +165,19 @@ def blamed(name: str) -> Iterator[None]:
 
 
 def check_rewards(config: Mapping) -> None:
-    """Refuse scorers that cannot be loaded, before anything is."""
-    if not parts_of(config):
+    """Refuse scorers of a command's configuration that cannot be loaded, before anything is, and a reader without an
+    OCR scorer."""
+    parts = parts_of(config["rewards"])
+    if not parts:
         raise UsageError("rewards names no scorer: choose some, such as rewards=hpsv2")
-    for name, part in parts_of(config).items():
+    reader = (config["model"]["scorers"].get("ocr") or {}).get("recogniser")
+    packed = isinstance(reader, str) and Path(reader).parent == Path(__file__).parent  # by ocr=published alone
+    if packed and not any(part.reward.get("recogniser") for part in parts.values()):
+        raise UsageError(
+            f"ocr=published chooses the reader of an OCR scorer, and rewards has none, only {', '.join(parts)}: add it "
+            "by +reward@rewards.ocr=ocr, or leave ocr=published out"
+        )
+    for name, part in parts.items():
         for key, value in part.reward.items():
             local = isinstance(value, str) and not str(key).startswith("_") and not is_address(value)
             if local and looks_local(value) and not Path(value).expanduser().exists():

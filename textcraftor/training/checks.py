@@ -79,7 +79,7 @@ def check_tuning(config: DictConfig, folder: Path) -> None:
     trackers = sorted(str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers())
     if config.tracker is not None and config.tracker not in trackers:
         raise UsageError(f"tracker={config.tracker} is not installed; there are {', '.join(trackers)}, or null")
-    check_rewards(config.rewards)
+    check_rewards(config)
     device_of(config.device)
     for key in ("dtype", "scorer_dtype"):
         dtype_of(config, key)

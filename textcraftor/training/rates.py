@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
-from diffusers.optimization import SchedulerType, get_scheduler
 
-SCHEDULES = [one.value for one in SchedulerType if one is not SchedulerType.PIECEWISE_CONSTANT]
-WITH_CYCLES = SchedulerType.COSINE_WITH_RESTARTS.value
+WITH_CYCLES = "cosine_with_restarts"
+# What share of the whole rate is left after this share of the way from the end of the warm-up to the end.
+FALLS: dict[str, Callable[[float], float]] = {
+    "linear": lambda way: 1 - way,
+    "cosine": lambda way: (1 + math.cos(math.pi * way)) / 2,
+    WITH_CYCLES: lambda way: (1 + math.cos(math.pi * way)) / 2,
+    "polynomial": lambda way: 1 - way,
+    "constant": lambda way: 1.0,
+    "constant_with_warmup": lambda way: 1.0,
+}
+SCHEDULES = [*FALLS]
 
 
 def share_of_rate(schedule: str, warmup: int, steps: int, cycles: int = 1) -> Callable[[int], float]:
     """What share of its learning rate a step has, in (0, 1]; steps count from 0.
 
-    Of diffusers' schedules, but for the warm-up: there step s has (s + 1) / warmup instead of s / warmup, for a rate of
-    0 teaches nothing.
+    Diffusers' schedules, but for their edges: step s of the warm-up has (s + 1) / warmup instead of s / warmup, for a
+    rate of 0 teaches nothing, and each cycle begins with exactly the whole rate.
 
     Args:
-        schedule: one of `SCHEDULES`.
+        schedule: one of `SCHEDULES`; `constant` has no warm-up.
         warmup: so many steps rise to the whole rate.
         steps: of the training in all.
         cycles: of `cosine_with_restarts`.
     """
-    # Of the optimizer it takes the peak alone: with 1 what it returns is a share.
-    unit = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    numbers = {"num_warmup_steps": warmup, "num_training_steps": steps, "num_cycles": cycles}
-    share = get_scheduler(schedule, unit, **numbers).lr_lambdas[0]
-    return lambda step: share(step + 1 if step < warmup else step)
+    rising = 0 if schedule == "constant" else warmup
+    falling = steps - rising
+    falls = cycles if schedule == WITH_CYCLES else 1
+
+    def share(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        return FALLS[schedule](falls * (step - rising) % falling / falling)
+
+    return share
 
 
 class LearningRates:

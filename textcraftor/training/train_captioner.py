@@ -17,7 +17,7 @@ from textcraftor.data.records import Records, check_records
 from textcraftor.errors import UsageError
 from textcraftor.files.writing import check_unfinished, finish, locked, write_text
 from textcraftor.models.loading import device_of
-from textcraftor.models.seeds import global_seed
+from textcraftor.models.seeds import global_seed, run_rng
 from textcraftor.training.fitting import FitSettings, fit
 from textcraftor.training.processes import processes_of_this_run
 
@@ -116,7 +116,7 @@ def fit_stage(
     share = -(-config.batch_size // processes.num_processes)
 
     def loss_of(step: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng((config.seed, step, processes.process_index))
+        rng = run_rng(config.seed, step, processes.process_index)
         chosen = [int(index) for index in rng.choice(indices, share)]
         captions = [learned[index][int(rng.integers(len(learned[index])))] for index in chosen]
         return {"cross_entropy": captioner.loss(torch.stack([embeds[index] for index in chosen]), captions)}
