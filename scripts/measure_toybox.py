@@ -126,7 +126,7 @@ def generator_figures(model: Model, prompts: Sequence[str], seeds: Sequence[int]
     best = np.array([best_taste(parse(prompt), rng) for prompt in prompts])
     base = figures["taste"].reshape(len(prompts), len(seeds)).mean(1)
     pixels = (images.clamp(0, 1) * 255).round().byte().unflatten(0, (len(prompts), len(seeds)))
-    return {name: float(np.nanmean(values)) for name, values in figures.items()} | {
+    return {name: float(np.nanmean(values)) for name, values in figures.items() if not np.isnan(values).all()} | {
         "diversity over seeds": float(np.mean([diversity(group) for group in pixels])),
         "best taste attainable per prompt, mean": float(best.mean()),
         "share of it that is reached": float((base / best).mean()),

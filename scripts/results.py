@@ -69,7 +69,7 @@ def show(file: str, title: str, columns: Sequence[Column], rows: Rows, store: bo
     found = json.loads(path.read_text()) if path.exists() else {}
     found[title] = made | table
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1, ensure_ascii=False, default=float) + "\n")
+    path.write_text(json.dumps(found, indent=1, ensure_ascii=False, default=float, allow_nan=False) + "\n")
 
 
 def new_parser(description: str | None) -> argparse.ArgumentParser:
