@@ -28,18 +28,6 @@ DOCUMENTS = (
 PLACE = re.compile(r"(<!-- ([\w-]+\.json): (.+?) -->\n\n)(?:\|.*\n)*")
 Column = Sequence[str]  # a name, or of figures a name and the format of a number: ("total", "+.3f")
 Rows = Sequence[Sequence[Any]]
-DEMO = {  # what the README shows of the demo
-    "total": "trained total",
-    "aesthetic": "aesthetic",
-    "hpsv2": "HPSv2 layout",
-    "clip": "CLIP constraint",
-    "pickscore": "PickScore layout, held out of training",
-    "judge/taste": "judge: taste",
-    "judge/faithfulness": "judge: faithfulness",
-    "judge/letters": "judge: letters",
-    "judge/read": "published reader: letters",
-    "diversity": "diversity over seeds",
-}
 VERSIONS = ("torch", "diffusers", "transformers", "peft")
 
 
@@ -121,26 +109,9 @@ def rendered(document: str) -> str:
     return PLACE.sub(render, document)
 
 
-def show_demo(folder: Path) -> None:
-    """The README's table of the demo, from its run."""
-    summary = json.loads((folder / "summary.json").read_text())
-    found, seeds = summary["difference"], summary["seeds"]
-    rows = []
-    for measure, name in DEMO.items():
-        change = found[measure]
-        values = [side.get(measure) for side in (summary["before"], summary["best_before"], summary["after"])]
-        rows.append([name, *values, {key: change[key] for key in ("mean", "low", "high")}, change["n"]])
-    sides = (("before", ".3f"), (f"best of {len(seeds)} before", ".3f"), ("after", ".3f"))
-    columns = ["measure", *sides, ("difference, 95 % interval over prompts", "+.3f"), "n"]
-    show("demo", "demo", columns, rows, store=True, command=f"textcraftor train run_dir={folder}", seeds=seeds)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--demo", type=Path, help="the folder of the demo's run: its table is stored first")
-    arguments = parser.parse_args()
-    if arguments.demo:
-        show_demo(arguments.demo)
+    parser.parse_args()
     for path in DOCUMENTS:
         path.write_text(rendered(path.read_text()))
 
