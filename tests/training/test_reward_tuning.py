@@ -431,6 +431,18 @@ def test_one_evaluated_prompt_has_no_interval_in_summary_and_report(go):
     assert "nan" not in re.sub(r"data:image[^\"]*", "", html)
 
 
+def test_scores_that_are_all_the_same_cannot_be_normalised(go, tmp_path):
+    """Of prompts that want no text every legibility is 0; with a millionth for its spread, nothing else counted."""
+    (tmp_path / "words.txt").write_text('a red circle with the word "KKQ"\na blue star with the word "ABC"\n')
+    (tmp_path / "plain.txt").write_text("a red circle\na blue star\na green square\n")
+    prompts = (f"prompts.path={tmp_path / 'words.txt'}", f"prompts.held_out={tmp_path / 'plain.txt'}")
+    with pytest.raises(
+        UsageError, match=r"normalize_rewards=true .* rewards.ocr gives all of them 0: evaluate prompts"
+    ):
+        go("run", "rewards=legible", "normalize_rewards=true", *prompts)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
 def test_one_picture_cannot_normalise_rewards(configure, monkeypatch):
     """Refused before any model loads; two pictures of one prompt can."""
     monkeypatch.setattr("textcraftor.training.job.open_model", lambda *_: pytest.fail("a model loads"))

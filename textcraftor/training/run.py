@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from textcraftor.errors import EndedRunError, UsageError
 from textcraftor.evaluation.evaluate import Evaluation, best_of, changes_by_prompt, compare, held_out, seed_spreads
 from textcraftor.evaluation.report import before_after_sheet, write_report
+from textcraftor.evaluation.statistics import TIE
 from textcraftor.files.writing import FINISHED, locked, replacing, replacing_folder, write_json, write_text
 from textcraftor.files.writing import finish as mark_finished
 from textcraftor.inference.opening import BEGIN
@@ -119,6 +121,8 @@ def before_training(job: Job, folder: Path) -> dict[str, Evaluation]:
             raise UsageError(
                 f"rewards.{name} scores no picture (NaN for all): mend it, or leave it out by rewards.{name}=null"
             )
+    if job.config.normalize_rewards:
+        check_spread({name: found["evaluated"].measures[name] for name in rewards.scorers})
     scores = {name: torch.from_numpy(found["evaluated"].measures[name].ravel()) for name in rewards.scorers}
     rewards.start({name: score.to(job.model.device) for name, score in scores.items()})
     if job.config.normalize_rewards:
@@ -129,6 +133,17 @@ def before_training(job: Job, folder: Path) -> dict[str, Evaluation]:
             }
             evaluation.measures["total"] = rewards.total(parts).cpu().numpy().reshape(shape)
     return found
+
+
+def check_spread(scores: Mapping[str, np.ndarray]) -> None:
+    """Refuse to standardise scores that are all the same: divided by next to nothing, they would be all that counts."""
+    for name, values in scores.items():
+        if np.ptp(values) <= TIE * np.abs(values).max():
+            raise UsageError(
+                "normalize_rewards=true divides by how far scores spread over the evaluated pictures, and "
+                f"rewards.{name} gives all of them {values.flat[0]:g}: evaluate prompts that it tells apart, or leave "
+                "normalize_rewards out"
+            )
 
 
 def before_file(folder: Path, name: str) -> Path:
