@@ -102,17 +102,10 @@ class Apart:
         return self.pipeline.encode_prompt(*texts, *arguments[len(texts) - 1 :], **options)
 
 
-def encode_apart(model: Model, texts: Sequence[list[str]], is_prompted: Tensor) -> Branch:
+def encode_apart(model: Model, texts: Sequence[list[str]], is_prompted: Sequence[bool]) -> Branch:
     """What text encoders say that read different texts, one list for each; not every row (batch,) has a prompt."""
     branch = model.family.encode(Apart(model.pipeline, lambda _: texts), texts[0], SIZE)
-    absent = model.family.no_prompt(model.pipeline, branch)
-    if absent is None:
-        return branch
-
-    def kept(rows: Tensor, absent_rows: Tensor) -> Tensor:
-        return torch.where(is_prompted.to(rows.device).view(-1, *[1] * (rows.ndim - 1)), rows, absent_rows)
-
-    return Branch({name: kept(rows, absent.mixed[name]) for name, rows in branch.mixed.items()}, branch.fixed)
+    return model.absent_as_meant(branch, ["" if prompted else None for prompted in is_prompted])
 
 
 def train_generator(
@@ -157,7 +150,7 @@ def train_generator(
         # High noise is preferred, where the text decides.
         timesteps = ((1 - torch.rand(len(clean), device=device) ** 2) * schedule.timesteps).long()
         timesteps = timesteps.clamp(max=schedule.timesteps - 1)
-        branch = encode_apart(model, texts, torch.from_numpy(is_prompted))
+        branch = encode_apart(model, texts, is_prompted)
         output = model.predict(schedule.add_noise(clean, noise, timesteps), timesteps, branch)
         # Only as far as the noise lets see where things stand: else a model learns to show them wherever they might.
         seen = schedule.levels(timesteps)[0] ** 2
@@ -220,9 +213,9 @@ def spelled_clip(work: Path, clip: str, spelling: str) -> CLIPTextModelWithProje
     state["text_projection.weight"] = whole.text_projection.weight
     config.num_hidden_layers += 1
     longer = CLIPTextModelWithProjection(config)
-    for key in longer.load_state_dict(state, strict=False).missing_keys:
-        if ".out_proj." in key or ".fc2." in key:
-            nn.init.zeros_(longer.get_parameter(key))
+    for key, value in longer.state_dict().items():
+        state.setdefault(key, torch.zeros_like(value) if ".out_proj." in key or ".fc2." in key else value)
+    longer.load_state_dict(state)
     return longer
 
 

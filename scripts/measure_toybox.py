@@ -22,7 +22,6 @@ from textcraftor.rewards.base import Reward
 from textcraftor.rewards.recognisers import Recogniser
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.toybox.world2.captions import descriptive
-from textcraftor.toybox.world2.ink import ROWS
 from textcraftor.toybox.world2.judge import Judge, check, letters, taste
 from textcraftor.toybox.world2.reading import Reading, read
 from textcraftor.toybox.world2.render import render
@@ -30,6 +29,7 @@ from textcraftor.toybox.world2.scenes import (
     GROUNDS,
     LETTER_CELL,
     LETTERS,
+    ROWS,
     SHAPES,
     SIZES,
     Scene,

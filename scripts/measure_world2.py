@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from measure_toybox import rebuild
 from PIL import Image
 from results import new_parser, show
 from scipy import ndimage, stats
@@ -61,11 +62,8 @@ def reconstruction(folder: Path) -> Damage:
     """What an autoencoder makes of a picture."""
     vae = AutoencoderKL.from_pretrained(folder)
 
-    @torch.no_grad()
     def rebuilt(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        pixels = torch.tensor(picture).permute(2, 0, 1)[None] * 2 - 1
-        image = vae.decode(vae.encode(pixels).latent_dist.mean).sample / 2 + 0.5
-        return image[0].permute(1, 2, 0).clamp(0, 1).numpy()
+        return rebuild(vae, torch.tensor(picture).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
 
     return rebuilt
 

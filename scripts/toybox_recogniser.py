@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from textcraftor.rewards.recognisers import TrOCR
-from textcraftor.toybox.world2.scenes import IMAGE_SIZE, LETTER_CELL, LETTERS, WORD_LENGTHS
+from textcraftor.toybox.world2.scenes import IMAGE_SIZE, LETTER_CELL, LETTERS, ROWS, WORD_LENGTHS
 from textcraftor.training.fitting import FitSettings, fit
 
 OCR_PROCESSING = {
@@ -84,7 +84,7 @@ def rows_to_read(pictures: Tensor, numbers: np.ndarray, rng: np.random.Generator
     crops, texts = list[Tensor](), list[str]()
     for picture, number in zip(pictures, numbers, strict=True):
         word = scene(int(number)).word
-        own = {"top": 0, "bottom": IMAGE_SIZE - LETTER_CELL}[word.row] if word else None
+        own = ROWS[word.row] if word else None
         top = own if word and rng.random() < 0.65 else int(rng.choice(tops))
         crops.append(picture[:, top : top + LETTER_CELL])
         texts.append(word.text if word and top == own else "")

@@ -159,10 +159,10 @@ class Model:
         if negative_prompts is None:
             return Conditioning(prompt, None)
         negative = branch.map(lambda tensor: tensor[[texts.index(text or "") for text in negative_prompts]])
-        return Conditioning(prompt, self._absent_as_meant(negative, negative_prompts))
+        return Conditioning(prompt, self.absent_as_meant(negative, negative_prompts))
 
-    def _absent_as_meant(self, negative: Branch, texts: Sequence[str | None]) -> Branch:
-        """A negative branch in which no prompt means what it means in this family."""
+    def absent_as_meant(self, negative: Branch, texts: Sequence[str | None]) -> Branch:
+        """A branch of guidance in which None among its texts means what no prompt means in this family."""
         absent = self.family.no_prompt(self.pipeline, negative)
         if absent is None or None not in texts:
             return negative

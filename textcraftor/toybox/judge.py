@@ -31,6 +31,7 @@ from textcraftor.toybox.scenes import (
     colors_on,
 )
 from textcraftor.toybox.scenes import Shape as SceneShape
+from textcraftor.toybox.world2.scenes import ROWS
 from textcraftor.toybox.world2.wanted import Wanted, WantedShape, parse  # both worlds state facts in the same words
 
 GROUND_TOLERANCE = 60.0  # 8-bit RGB distance within which a pixel counts as ground
@@ -39,7 +40,6 @@ MIN_AREA = 30  # pixels below which a patch of colour is no shape
 MIN_OVERLAP = 0.62  # intersection over union with a shape's mask
 MIN_LETTER = 0.72  # correlation with a letter's mask
 WINDOW = 31  # pixels around a patch within which shapes are compared
-ROWS = {"top": 0, "bottom": IMAGE_SIZE - LETTER_CELL}
 
 
 @dataclass(frozen=True)

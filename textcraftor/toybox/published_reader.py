@@ -14,9 +14,8 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from textcraftor.rewards.recognisers import PUBLISHED, Recogniser, load_recogniser
-from textcraftor.toybox.scenes import IMAGE_SIZE, LETTER_CELL, LETTERS
+from textcraftor.toybox.world2.scenes import LETTER_CELL, LETTERS, ROWS
 
-ROWS = {"top": 0, "bottom": IMAGE_SIZE - LETTER_CELL}
 BATCH = 32  # rows at a time
 
 

@@ -11,9 +11,8 @@ import numpy as np
 from scipy import ndimage
 
 from textcraftor.toybox.world2.render import letter_mask
-from textcraftor.toybox.world2.scenes import IMAGE_SIZE, LETTER_CELL, LETTERS, WORD_LENGTHS
+from textcraftor.toybox.world2.scenes import IMAGE_SIZE, LETTER_CELL, LETTERS, ROWS, WORD_LENGTHS
 
-ROWS = {"top": 0, "bottom": IMAGE_SIZE - LETTER_CELL}
 CELLS = IMAGE_SIZE // LETTER_CELL
 REACH = 4  # pixels by which a word may stand off its row
 SOFTNESSES = (0.3, 1.0, 1.7)  # sigmas in pixels that letters are compared at

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from textcraftor.toybox.world2.ground import Ground, fit_ground
-from textcraftor.toybox.world2.ink import ROWS, InkWord, read_words
+from textcraftor.toybox.world2.ink import InkWord, read_words
 from textcraftor.toybox.world2.outlines import SURE, Outline, find_outlines
 from textcraftor.toybox.world2.paint import Canvas
 from textcraftor.toybox.world2.palette import Palette, name_colors
@@ -20,7 +20,7 @@ from textcraftor.toybox.world2.render import (
     STAIN_COVER,
     light_on,
 )
-from textcraftor.toybox.world2.scenes import SIZES
+from textcraftor.toybox.world2.scenes import ROWS, SIZES
 
 MIN_GROUND = 0.25  # share of a picture's pixels without which it has no ground
 MAX_MISFIT = 0.2  # RGB distance of the ground from any that the world has

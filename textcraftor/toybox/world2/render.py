@@ -16,6 +16,7 @@ from textcraftor.toybox.world2.scenes import (
     IMAGE_SIZE,
     LETTER_CELL,
     MIDDLES,
+    ROWS,
     SIZES,
     Scene,
     Word,
@@ -118,8 +119,7 @@ def ink_on(ground: str) -> tuple[int, int, int]:
 
 def letter_cells(word: Word) -> list[tuple[int, int]]:
     """The (x, y) of the top left pixel of each letter's cell, from the left edge on."""
-    y = 0 if word.row == "top" else IMAGE_SIZE - LETTER_CELL
-    return [(LETTER_CELL * i, y) for i in range(len(word.text))]
+    return [(LETTER_CELL * i, ROWS[word.row]) for i in range(len(word.text))]
 
 
 def unit(color: Sequence[int]) -> np.ndarray:

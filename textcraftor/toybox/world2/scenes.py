@@ -55,6 +55,7 @@ RIGHT = tuple(name for name, (x, _) in PLACES.items() if x > 0)
 MIDDLES = {None: 32, "top": 40, "bottom": 24}  # height of the free area's middle, by the word's row
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LETTER_CELL = 16  # a word stands in 16-pixel cells, one row of the picture's height
+ROWS = {"top": 0, "bottom": IMAGE_SIZE - LETTER_CELL}  # topmost pixel of each row for words
 WORD_LENGTHS = (2, 3, 4)
 JITTER = 1  # pixels by which a shape may stand off its named place
 MIN_COLOR_DISTANCE = 100.0  # Euclidean, in 8-bit RGB, between a shape and its ground
@@ -134,7 +135,7 @@ def boxes(scene: Scene) -> list[tuple[int, int, int, int]]:
         (x, y), radius = center_of(shape, scene.word), SIZES[shape.size]
         found.append((x - radius, y - radius, x + radius, y + radius))
     if scene.word:
-        top = 0 if scene.word.row == "top" else IMAGE_SIZE - LETTER_CELL
+        top = ROWS[scene.word.row]
         found.append((0, top, LETTER_CELL * len(scene.word.text), top + LETTER_CELL))
     return found
 
