@@ -7,7 +7,8 @@ their families do.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from toybox_ratings import draw_captions, scene
 from transformers import (
     CLIPModel,
@@ -89,22 +90,24 @@ def new_scheduler() -> DDIMScheduler:
 
 class Apart:
     """A pipeline whose text encoders read different texts: `read` gives the first one's, the second one's ... of the
-    prompts."""
+    prompts; `options` go to its `encode_prompt`."""
 
-    def __init__(self, pipeline: DiffusionPipeline, read: Callable[[Sequence[str]], Sequence[list[str]]]) -> None:
-        self.pipeline, self.read = pipeline, read
+    def __init__(
+        self, pipeline: DiffusionPipeline, read: Callable[[Sequence[str]], Sequence[list[str]]], **options: Any
+    ) -> None:
+        self.pipeline, self.read, self.options = pipeline, read, options
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.pipeline, name)
 
     def encode_prompt(self, prompts: Sequence[str], *arguments: Any, **options: Any) -> Any:
         texts = self.read(prompts)
-        return self.pipeline.encode_prompt(*texts, *arguments[len(texts) - 1 :], **options)
+        return self.pipeline.encode_prompt(*texts, *arguments[len(texts) - 1 :], **options, **self.options)
 
 
-def encode_apart(model: Model, texts: Sequence[list[str]], is_prompted: Sequence[bool]) -> Branch:
+def encode_apart(model: Model, texts: Sequence[list[str]], is_prompted: Sequence[bool], **options: Any) -> Branch:
     """What text encoders say that read different texts, one list for each; not every row (batch,) has a prompt."""
-    branch = model.family.encode(Apart(model.pipeline, lambda _: texts), texts[0], SIZE)
+    branch = model.family.encode(Apart(model.pipeline, lambda _: texts, **options), texts[0], SIZE)
     return model.absent_as_meant(branch, ["" if prompted else None for prompted in is_prompted])
 
 
@@ -117,6 +120,7 @@ def train_generator(
     learning: Sequence[str] = (),
     forgets: float = 0.0,
     batch: int = 32,
+    reading: Mapping[str, Any] | None = None,
 ) -> None:
     """Train a pipeline's denoiser by the loss that tunes denoisers on captions; what captions name counts more.
 
@@ -124,6 +128,7 @@ def train_generator(
         name: of the folder in --work that the pipeline is written to.
         learning: text encoders that learn along.
         forgets: how often each of several text encoders reads nothing, so that the denoiser heeds all of them.
+        reading: options of the pipeline's `encode_prompt`.
     """
     latents = load_file(work / "latents.safetensors")["latents"]
     torch.manual_seed(0)
@@ -132,9 +137,6 @@ def train_generator(
     schedule, processes = model.noise_schedule, processes_of_this_run()
     for part, encoder in model.encoders().items():
         encoder.requires_grad_(part in learning)
-    if device == "cpu" and isinstance(model.denoiser, UNet2DConditionModel):
-        # On CPUs the backward pass of fused attention in bf16 takes three times that of plain products.
-        model.denoiser.set_attn_processor(AttnProcessor())
     record = begin_record(work, name)
 
     def loss_of(step: int) -> dict[str, Tensor]:
@@ -150,7 +152,7 @@ def train_generator(
         # High noise is preferred, where the text decides.
         timesteps = ((1 - torch.rand(len(clean), device=device) ** 2) * schedule.timesteps).long()
         timesteps = timesteps.clamp(max=schedule.timesteps - 1)
-        branch = encode_apart(model, texts, is_prompted)
+        branch = encode_apart(model, texts, is_prompted, **(reading or {}))
         output = model.predict(schedule.add_noise(clean, noise, timesteps), timesteps, branch)
         # Only as far as the noise lets see where things stand: else a model learns to show them wherever they might.
         seen = schedule.levels(timesteps)[0] ** 2
@@ -160,7 +162,9 @@ def train_generator(
 
     parts = {"denoiser": model.denoiser, **{part: model.encoders()[part] for part in learning}}
     settings = FitSettings(steps, 1e-3, warmup=300, ema_decay=0.999, log_every=100)
-    fit(name, nn.ModuleDict(parts), loss_of, settings, work)
+    # On CPUs the backward pass of fused attention in bf16 takes up to three times that of plain products.
+    with sdpa_kernel(SDPBackend.MATH) if device == "cpu" else nullcontext():
+        fit(name, nn.ModuleDict(parts), loss_of, settings, work)
     if processes.is_main_process:
         model.pipeline.save_pretrained(work / name)
         told = json.dumps({"steps": record["steps"] + steps}) + "\n"
