@@ -97,6 +97,12 @@ def word_list() -> Any:
     return ruled(Rule("a list, as {key}=[{value}]"))
 
 
+def region_list() -> Any:
+    """A list of parts of a picture with prompts of their own; `sampling.regions.Region` says what each must be."""
+    kind = "a list, as {key}=[{box: [0, 0, .5, 1], prompt: '...', strength: 1}]"
+    return ruled(Rule(kind, ((kind, lambda value: isinstance(value, list)),), literal=True))
+
+
 def one_seed() -> Any:
     """A seed."""
     return whole(least=0, most=MOST_SEED)

@@ -52,6 +52,8 @@ def as_typed(command: str, overrides: Sequence[str]) -> list[str]:
         key = key_of(SCHEMAS[command], name)
         if "=" in override and key and key.is_text and not (key.nullable and value == "null"):
             override = f"{sign}{name}={quoted(value)}"
+        elif key and key.rule.literal:
+            override = f"{sign}{name}={literal(value)}"
         found.append(override)
     return found
 

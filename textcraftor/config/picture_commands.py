@@ -15,6 +15,7 @@ from textcraftor.config.fields import (
     groups_by_name,
     path_list,
     paths_by_name,
+    region_list,
     seed_list,
     typed_path,
     typed_text,
@@ -84,6 +85,8 @@ class Generate(Picturing):
 
     prompt: str | None = typed_text()
     """One prompt, taken literally."""
+    regions: list[Any] = region_list()
+    """Parts of each picture, sides from 0 to 1, with prompts of their own."""
     grid: dict[str, Any] = by_name("a list of weights, as {key}=[0,.5,1]", is_list_of_weights)
     """A column of pictures for each weight of the mix; two names: one downwards, one across."""
 

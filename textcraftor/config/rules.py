@@ -19,6 +19,7 @@ class Rule:
         kind: of value, as `a whole number`; `{key}` and `{value}` stand for those of the key that is refused.
         limits: what must hold of a value of this kind, each with the words for it.
         text: whether the value is text that is taken as typed, never parsed.
+        literal: whether texts within the value, as in a list, are taken as they are: `${` is no interpolation there.
         opens: the dataclass of those keys of an open mapping that are known.
         each: whether this is the rule of each value of a mapping, whose names the user chooses.
         judges_null: whether the limits hold of null too; otherwise the field's type says whether it may be null.
@@ -27,6 +28,7 @@ class Rule:
     kind: str
     limits: tuple[Limit, ...] = ()
     text: bool = False
+    literal: bool = False
     opens: type | None = None
     each: bool = False
     judges_null: bool = False

@@ -16,6 +16,7 @@ from textcraftor.models.model import Model
 from textcraftor.models.sampler import Sampler
 from textcraftor.sampling.chain import Chain, denoise
 from textcraftor.sampling.conditioning import ConditioningSchedule
+from textcraftor.sampling.regions import Region, with_regions
 
 SCHEDULERS = ("ddim", "euler", "dpmsolver++", "pndm")  # which of them a model knows depends on its family
 
@@ -62,10 +63,14 @@ class Sampling:
         """The sampler's timesteps, highest noise first; PNDM has one more than `steps`."""
         return self.sampler(model).timesteps
 
-    def encode(self, model: Model, prompts: Sequence[str], encoders: Iterable[str]) -> dict[str, Conditioning]:
-        """What each of these encoders says of the prompts, for as many branches as guidance needs."""
+    def encode(
+        self, model: Model, prompts: Sequence[str], encoders: Iterable[str], regions: Sequence[Sequence[Region]] = ()
+    ) -> dict[str, Conditioning]:
+        """What each of these encoders says of the prompts and of each picture's regions, for as many branches as
+        guidance needs."""
         negatives = [self.negative_prompt] * len(prompts) if model.guided(self.guidance_scale) else None
-        return {name: model.encode(prompts, negatives, name, self.size) for name in encoders}
+        encoded = {name: model.encode(prompts, negatives, name, self.size) for name in encoders}
+        return {name: with_regions(model, one, regions, name, self.size) for name, one in encoded.items()}
 
     def chain(self, model: Model, seeds: Sequence[int], **options) -> Chain:
         """One pass for these seeds, see `Chain` for the options."""
@@ -79,12 +84,18 @@ def generate(
     schedule: ConditioningSchedule,
     sampling: Sampling,
     batch_size: int = 16,
+    regions: Sequence[Sequence[Region]] | None = None,
 ) -> Float[Tensor, "jobs 3 height width"]:
-    """One picture for each (prompt, seed), in [0, 1] on the CPU."""
+    """One picture for each (prompt, seed), in [0, 1] on the CPU.
+
+    Args:
+        regions: of each job.
+    """
     images = []
-    for batch in batches(jobs, batch_size):
-        prompts, seeds = map(list, zip(*batch, strict=True))
-        encoded = sampling.encode(model, prompts, schedule.encoders)
+    for batch in batches(list(zip(jobs, regions or [()] * len(jobs), strict=True)), batch_size):
+        of_batch, places = zip(*batch, strict=True)
+        prompts, seeds = map(list, zip(*of_batch, strict=True))
+        encoded = sampling.encode(model, prompts, schedule.encoders, places)
         chain = sampling.chain(model, seeds)
         latents = denoise(chain, chain.start(), chain.timesteps, partial(schedule.at, encoded))
         images.append(model.decode(latents).float().cpu())

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,6 +18,7 @@ from textcraftor.inference.generate import Sampling, generate, grid
 from textcraftor.inference.mix import Mix
 from textcraftor.inference.opening import open_model
 from textcraftor.inference.pictures import contact_sheet, save_png, to_pil
+from textcraftor.sampling.regions import Region
 
 
 def prompts_of(config: DictConfig, say: Say | None = None) -> list[str]:
@@ -35,6 +37,15 @@ def mixes(config: DictConfig) -> Iterator[tuple[dict[str, float], Mix]]:
         yield dict(cell), Mix.of(config, **dict(cell))
 
 
+def regions_of(config: DictConfig) -> list[Region]:
+    """The regions of `regions=`."""
+    given: Any = OmegaConf.to_container(config.regions, resolve=True)
+    try:
+        return [Region.of(one) for one in given]
+    except UsageError as error:
+        raise UsageError(f"regions: {error}") from error
+
+
 def check(config: DictConfig, folder: Path) -> None:
     """Refuse what cannot work before any model is loaded and before anything is written."""
     if not all(prompt.strip() for prompt in prompts_of(config)):
@@ -43,6 +54,7 @@ def check(config: DictConfig, folder: Path) -> None:
         raise UsageError(f"grid names {', '.join(config.grid)}: a sheet has two directions, so two at most")
     list(mixes(config))
     Sampling(**config.sampling)
+    regions_of(config)
     check_upsampler(config)
     check_unfinished(folder, "pictures")
 
@@ -58,15 +70,16 @@ def run(config: DictConfig, folder: Path) -> None:
 
 def make(config: DictConfig, folder: Path) -> None:
     """The same, once nobody else writes there."""
-    prompts, cells = prompts_of(config, print), list(mixes(config))
-    opened = open_model(config, [mix for _, mix in cells], prompts)
+    prompts, regions, cells = prompts_of(config, print), regions_of(config), list(mixes(config))
+    opened = open_model(config, [mix for _, mix in cells], [*prompts, *(region.prompt for region in regions)])
     model, sampling, schedules = opened.model, opened.sampling, opened.schedules
     upsampler = upsampler_of(config)
     read = dict(zip(prompts, upsampler(prompts) if upsampler else prompts, strict=True))
     jobs, found, lines = grid(prompts, config.seeds), [], []
     for (cell, _), schedule in zip(cells, schedules, strict=True):
-        images = generate(model, [(read[prompt], seed) for prompt, seed in jobs], schedule, sampling, config.batch_size)
-        settings = {key: OmegaConf.to_container(config[key]) for key in ("tuned", "denoiser", "sampling")}
+        wanted, places = [(read[prompt], seed) for prompt, seed in jobs], [regions] * len(jobs)
+        images = generate(model, wanted, schedule, sampling, config.batch_size, places)
+        settings = {key: OmegaConf.to_container(config[key]) for key in ("tuned", "denoiser", "sampling", "regions")}
         settings |= {"model": config.model.path, "conditioning": schedule.to_dict()}
         label = " ".join(f"{name}={weight:g}" for name, weight in cell.items())
         for (prompt, seed), image in zip(jobs, images, strict=True):

@@ -162,8 +162,8 @@ def _changed(model: Model, ends: Sequence[Conditioning]) -> dict[str, str]:
     pipe, family = model.pipeline, model.family
     found = {}
     for branches in zip(*(end.branches for end in ends), strict=True):
-        for name in branches[0].mixed if branches[0] is not None else ():
-            if torch.equal(*(branch.mixed[name] for branch in branches)):  # type: ignore[union-attr]
+        for name in branches[0].mixed:
+            if torch.equal(*(branch.mixed[name] for branch in branches)):
                 continue
             seen = family.switchable.get(name, "")
             negative = branches[0] is ends[0].negative
@@ -253,9 +253,7 @@ def _exchanged(pipe: Any, seen: str, held: Tensor, name: str, now: Conditioning,
     Raises:
         UsageError: a row is of no branch.
     """
-    before, after = (
-        torch.cat([branch.mixed[name] for branch in one.branches if branch is not None]).to(held) for one in (now, then)
-    )
+    before, after = (torch.cat([branch.mixed[name] for branch in one.branches]).to(held) for one in (now, then))
     if held.shape[1:] == before.shape[1:]:
         apart = torch.stack([(held - row).abs().flatten(1).amax(1) for row in before], 1)
         nearest = apart.min(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -53,37 +53,76 @@ class Branch:
 
 
 @dataclass(frozen=True)
+class Regional:
+    """What the text says of parts of pictures: a row for each region of each sample.
+
+    Args:
+        owners: (regions,), the sample that each belongs to.
+        weights: (regions, 1, h, w), how much each counts at each latent beside the picture's prompt, which counts 1.
+    """
+
+    branch: Branch
+    owners: Tensor
+    weights: Float[Tensor, "regions 1 h w"]
+
+    def blend(
+        self, whole: Float[Tensor, "batch channels h w"], parts: Float[Tensor, "regions channels h w"]
+    ) -> Float[Tensor, "batch channels h w"]:
+        """(eps(P) + sum_i w_i eps(P_i)) / (1 + sum_i w_i) from the outputs for pictures and for regions."""
+        weights = self.weights.to(whole.dtype)
+        total = torch.ones_like(whole[:, :1]).index_add(0, self.owners, weights)
+        return whole.index_add(0, self.owners, weights * parts) / total
+
+    def row(self, index: int) -> Regional | None:
+        """The regions of one sample alone."""
+        own = self.owners == index
+        if not own.any():
+            return None
+        return Regional(self.branch.map(lambda tensor: tensor[own]), self.owners[own] - index, self.weights[own])
+
+
+@dataclass(frozen=True)
 class Conditioning:
     """What the text says to the denoiser.
 
     Args:
         prompt: the conditional branch.
         negative: the unconditional branch: the negative prompt or the empty one; None without classifier-free guidance.
+        regional: the conditional branch of the regions that have prompts of their own; None without any.
     """
 
     prompt: Branch
     negative: Branch | None
+    regional: Regional | None = None
 
     @property
-    def branches(self) -> tuple[Branch, Branch | None]:
-        return self.prompt, self.negative
+    def branches(self) -> list[Branch]:
+        """The prompt's, the negative one's and the regions', as far as there are any."""
+        regions = None if self.regional is None else self.regional.branch
+        return [branch for branch in (self.prompt, self.negative, regions) if branch is not None]
+
+    def change(self, change: Callable[[Branch], Branch]) -> Conditioning:
+        """The same conditioning with every branch changed, in the order of `branches`."""
+        prompt, negative = change(self.prompt), None if self.negative is None else change(self.negative)
+        regional = self.regional and replace(self.regional, branch=change(self.regional.branch))
+        return Conditioning(prompt, negative, regional)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
-        """The same conditioning with every tensor changed."""
-        return Conditioning(self.prompt.map(change), None if self.negative is None else self.negative.map(change))
+        """The same conditioning with every branch's tensors changed."""
+        return self.change(lambda branch: branch.map(change))
 
     def row(self, index: int) -> Conditioning:
         """That of one sample alone."""
-        return self.map(lambda tensor: tensor[index : index + 1])
+        own = replace(self, regional=None).map(lambda tensor: tensor[index : index + 1])
+        return own if self.regional is None else replace(own, regional=self.regional.row(index))
 
     @staticmethod
     def mix(parts: Mapping[str, Conditioning], weights: Mapping[str, float]) -> Conditioning:
-        """The weighted sum of several encoders' embeddings, both branches alike (TextCraftor, section 3.4)."""
-        prompts = Branch.mix({name: parts[name].prompt for name in weights}, weights)
-        negatives = {name: parts[name].negative for name in weights}
-        if any(one is None for one in negatives.values()):
-            return Conditioning(prompts, None)
-        return Conditioning(prompts, Branch.mix(negatives, weights))  # type: ignore[arg-type]
+        """The weighted sum of several encoders' embeddings, all branches alike (TextCraftor, section 3.4)."""
+        each = {name: iter(parts[name].branches) for name in weights}
+        return parts[next(iter(weights))].change(
+            lambda _: Branch.mix({name: next(branches) for name, branches in each.items()}, weights)
+        )
 
 
 class Family(ABC):

@@ -72,18 +72,24 @@ def _seed_of(seed: int, copy: int) -> int:
 def guided(
     chain: Chain, latents: Float[Tensor, "batch channels h w"], t: Tensor, conditioning: Conditioning
 ) -> Float[Tensor, "batch channels h w"]:
-    """The denoiser's output with classifier-free guidance, both branches in one call where both carry a gradient."""
-    predict, scale, prompt, negative = chain.model.predict, chain.guidance_scale, *conditioning.branches
-    if negative is None:
-        return predict(latents, t, prompt, scale)
-    if chain.detach_negative and torch.is_grad_enabled():
+    """The denoiser's output with classifier-free guidance and regions, all branches in one call where all carry a
+    gradient."""
+    predict, scale = chain.model.predict, chain.guidance_scale
+    prompt, negative, regional = conditioning.prompt, conditioning.negative, conditioning.regional
+    inputs, outputs = dict[str, tuple[Tensor, Branch]](), dict[str, Tensor]()
+    if negative is not None and chain.detach_negative and torch.is_grad_enabled():
         with torch.no_grad():
-            without = predict(latents, t, negative, scale)
-        with_prompt = predict(latents, t, prompt, scale)
-    else:
-        both = Branch.cat([negative, prompt])
-        without, with_prompt = predict(torch.cat([latents, latents]), t, both, scale).chunk(2)
-    return without + scale * (with_prompt - without)
+            outputs["negative"] = predict(latents, t, negative, scale)
+    elif negative is not None:
+        inputs["negative"] = latents, negative
+    inputs["prompt"] = latents, prompt
+    if regional is not None:
+        inputs["regions"] = latents[regional.owners], regional.branch
+    rows, branches = zip(*inputs.values(), strict=True)
+    output = predict(torch.cat(rows), t, Branch.cat(branches), scale)
+    outputs |= zip(inputs, output.split([len(one) for one in rows]), strict=True)
+    with_prompt = outputs["prompt"] if regional is None else regional.blend(outputs["prompt"], outputs["regions"])
+    return with_prompt if negative is None else outputs["negative"] + scale * (with_prompt - outputs["negative"])
 
 
 def output_at(

@@ -207,21 +207,19 @@ def _through(
 
 def deferred_output(chain: Chain, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
     """Zero, with the gradient of the guided output: it is computed in the backward pass alone, and by itself."""
-    prompt, negative = conditioning.branches
-    texts = [one for branch in (prompt, negative) if branch is not None for one in branch.mixed.values()]
+    texts = [one for branch in conditioning.branches for one in branch.mixed.values()]
     learning = [weight for weight in chain.model.denoiser.parameters() if weight.requires_grad]
     chain.gradient_steps += 1
     chain.calls += 1
 
     def compute(inputs: Sequence[Tensor]) -> Tensor:
-        said = iter(inputs[1:])
-        replaced = Conditioning(_said(prompt, said), None if negative is None else _said(negative, said))
-        return guided(chain, inputs[0], t, replaced)
+        embeds = iter(inputs[1:])
+        return guided(chain, inputs[0], t, conditioning.change(lambda branch: _replaced(branch, embeds)))
 
     return _Deferred.apply(compute, learning, latents, *texts, *learning)
 
 
-def _said(branch: Branch, embeds: Iterator[Tensor]) -> Branch:
+def _replaced(branch: Branch, embeds: Iterator[Tensor]) -> Branch:
     """A branch with other embeddings, in their order."""
     return Branch({name: next(embeds) for name in branch.mixed}, branch.fixed)
 
