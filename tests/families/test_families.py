@@ -26,6 +26,7 @@ from textcraftor.models.tuned import read_lora
 from textcraftor.models.tuning import add_learners
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.sampling.gradients import last_k
+from textcraftor.sampling.regions import Region
 from textcraftor.training.train import run
 
 JOBS = [(PROMPTS[0], 3), (PROMPTS[2], 4)]
@@ -64,6 +65,22 @@ def test_a_negative_prompt_means_what_it_means_in_the_stock_pipeline(case):
         assert_same(made[-1], stock(case.pipeline(), prompt=TEXTS, negative_prompt=many))
     assert (made[0] - made[1]).abs().max() > 1e-3
     assert ((made[1] - made[2]).abs().max() > 1e-3) == (case.name == "sdxl")
+
+
+def test_regions_blend_prompts_in_every_family(case):
+    """One over the whole picture that outweighs the prompt makes the picture of its own prompt, one that repeats the
+    prompt or counts nothing that of the prompt, and half a picture something between."""
+    model, original = case.model(), ConditioningSchedule.original()
+    everywhere, left = (0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 0.5, 1.0)
+
+    def made(text: str, *regions: Region) -> torch.Tensor:
+        return generate(model, [(text, 3)], original, case.sampling, regions=[regions])
+
+    plain, other = made(TEXTS[0]), made(TEXTS[1])
+    assert_same(made(TEXTS[0], Region(everywhere, TEXTS[1], 1e7)), other)
+    assert_same(made(TEXTS[0], Region(left, TEXTS[0], 2.0), Region(everywhere, TEXTS[1], 0.0)), plain)
+    half = made(TEXTS[0], Region(left, TEXTS[1], 1e7))
+    assert min((half - one).abs().max() for one in (plain, other)) > 1e-3
 
 
 def test_every_encoder_that_is_used_gets_a_gradient_and_nothing_frozen_does(case):

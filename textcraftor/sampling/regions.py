@@ -11,12 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from textcraftor.config.rules import is_number, shown
 from textcraftor.errors import UsageError
 from textcraftor.models.base import Conditioning, Regional, Size
 from textcraftor.models.model import ORIGINAL, Model
 
 Box = tuple[float, float, float, float]
 
+SIDES = "four numbers in [0, 1]: left, top, right, bottom"
 EDGE = 0.01  # sigma of a mask's soft edges, as a share of the picture's sides (DiffSynth-Studio: 10 of 1024 pixels)
 PARTS = 8  # by so many points along each side of a latent a mask is averaged
 
@@ -38,26 +40,30 @@ class Region:
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        numbers = [one for one in self.box if isinstance(one, int | float) and not isinstance(one, bool)]
-        if len(self.box) != 4 or len(numbers) != 4 or not all(0 <= one <= 1 for one in numbers):
-            raise UsageError(f"box={list(self.box)} must be four numbers in [0, 1]: left, top, right, bottom")
+        if not all(0 <= side <= 1 for side in self.box):
+            raise UsageError(f"box={shown(self.box)} must be {SIDES}")
         left, top, right, bottom = self.box
         if not (left < right and top < bottom):
-            raise UsageError(f"box={list(self.box)} is empty: left must be less than right, top less than bottom")
-        if not isinstance(self.prompt, str) or not self.prompt.strip():
-            raise UsageError(f"the prompt of box={list(self.box)} is empty: say what it shall show")
-        strength = self.strength
-        if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength < math.inf:
-            raise UsageError(f"strength={strength} of box={list(self.box)} must be a finite number, 0 or more")
+            raise UsageError(f"box={shown(self.box)} is empty: left must be less than right, top less than bottom")
+        if not self.prompt.strip():
+            raise UsageError(f"the prompt of box={shown(self.box)} is empty: say what it shall show")
+        if not 0 <= self.strength < math.inf:
+            raise UsageError(f"strength={shown(self.strength)} of box={shown(self.box)} must be finite, 0 or more")
 
     @classmethod
     def of(cls, given: Any) -> Region:
         """From a mapping of box, prompt and, if it is not 1, strength, as in a configuration or a JSON file."""
         if not isinstance(given, Mapping) or not {"box", "prompt"} <= {*given} <= {"box", "prompt", "strength"}:
-            raise UsageError(f"a region must be {{box: [0, 0, 1, 1], prompt: '...', strength: 1}}, not {given}")
-        if not isinstance(given["box"], Sequence) or isinstance(given["box"], str):
-            raise UsageError(f"box={given['box']} must be four numbers in [0, 1]: left, top, right, bottom")
-        return cls(tuple(given["box"]), given["prompt"], given.get("strength", 1.0))
+            raise UsageError(f"a region must be {{box: [0, 0, 1, 1], prompt: '...', strength: 1}}, not {shown(given)}")
+        box, prompt, strength = given["box"], given["prompt"], given.get("strength", 1.0)
+        if not isinstance(box, list | tuple) or len(box) != 4 or not all(is_number(side) for side in box):
+            raise UsageError(f"box={shown(box)} must be {SIDES}")
+        if not isinstance(prompt, str):
+            raise UsageError(f"prompt={shown(prompt)} of box={shown(box)} must be a text")
+        if not is_number(strength):
+            raise UsageError(f"strength={shown(strength)} of box={shown(box)} must be finite, 0 or more")
+        left, top, right, bottom = map(float, box)
+        return cls((left, top, right, bottom), prompt, float(strength))
 
     def mask(self, height: int, width: int) -> Float[Tensor, "h w"]:
         """How far each latent lies in the box, in [0, 1]; edges within the picture are soft."""
