@@ -36,6 +36,7 @@ COMMANDS = {
     "recaption": ("textcraftor.captioning.recaption", "write a further caption for every picture of a data set"),
     "letters": ("textcraftor.data.letters", "write pictures of text with captions"),
     "upsample": ("textcraftor.captioning.upsample", "rewrite prompts so that they say more"),
+    "enhance": ("textcraftor.enhancement.enhance", "learn from what an understanding model advises on pictures"),
     "generate": ("textcraftor.inference.run", "make pictures with a tuned encoder, or without"),
     "evaluate": ("textcraftor.evaluation.run", "measure a tuned encoder against the original over a suite of prompts"),
     "export": ("textcraftor.inference.export", "write what was tuned for diffusers, web UIs and the hub"),

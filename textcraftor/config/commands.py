@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from textcraftor.config.caption_commands import Letters, Recaption, TrainCaptioner, Upsample
 from textcraftor.config.command import Command, Named
+from textcraftor.config.enhancing import Enhance
 from textcraftor.config.fields import path_list, word
 from textcraftor.config.picture_commands import App, Evaluate, Export, Generate, Score
 from textcraftor.config.tuning_commands import Fetch, Train, TuneCaptions
@@ -30,6 +31,7 @@ SCHEMAS: dict[str, type[Command]] = {
     "recaption": Recaption,
     "letters": Letters,
     "upsample": Upsample,
+    "enhance": Enhance,
     "generate": Generate,
     "evaluate": Evaluate,
     "export": Export,

@@ -90,4 +90,5 @@ def rate_of(config: Any, part: str) -> float:
     options = config.tune[part]
     kind = part if part == "denoiser" else "text_encoder"
     suited = config.model.training.lr[f"{kind}_lora" if options.lora else kind]
-    return next(float(rate) for rate in (options.lr, config.optim.lr, suited) if rate != AUTO)
+    usual = config.optim.lr if "optim" in config else AUTO
+    return next(float(rate) for rate in (options.lr, usual, suited) if rate != AUTO)

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,15 +129,18 @@ def measure(
     jobs: Sequence[tuple[str, int]],
     batch_size: int,
     upsampler: Upsampler | None = None,
+    **options: Any,
 ) -> dict[str, np.ndarray]:
     """Make a picture for each (prompt, seed): one value a picture by measure, and `pictures`, of 8 bits a channel.
 
     Args:
         upsampler: writes the prompts that the encoders read; scorers and judge read the prompts as they are.
+        options: of `generate`, as regions.
     """
     texts = [prompt for prompt, _ in jobs]
     read = upsampler(texts) if upsampler else texts
-    images = generate(model, list(zip(read, (seed for _, seed in jobs), strict=True)), schedule, sampling, batch_size)
+    wanted = list(zip(read, (seed for _, seed in jobs), strict=True))
+    images = generate(model, wanted, schedule, sampling, batch_size, **options)
     scores: dict[str, list[np.ndarray]] = {}
     for batch, said in zip(images.split(batch_size), batches(texts, batch_size), strict=True):
         shown = batch.to(model.device)

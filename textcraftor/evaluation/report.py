@@ -21,7 +21,7 @@ from textcraftor.inference.pictures import contact_sheet, to_pil
 
 LEFT_OUT = ("step", "seconds", "alarms", "denoiser_calls", "gradient_steps")
 COSTS = ("seconds/", "gb/", "learning_rate/")
-TEMPLATES = jinja2.FileSystemLoader(Path(__file__).parent)
+TEMPLATES = Path(__file__).parent
 THUMBNAIL = 256  # pixels, the largest side of a picture in a report
 
 
@@ -39,7 +39,8 @@ def _data_url(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _png(picture: Image.Image) -> str:
+def picture_url(picture: Image.Image) -> str:
+    """A picture as an address that holds it."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return _data_url(buffer.getvalue(), "png")
@@ -72,12 +73,15 @@ def _curves(lines: Sequence[Mapping], window: int) -> str:
     return _data_url(buffer.getvalue(), "svg+xml")
 
 
-def _render(template: str, **values) -> str:
-    return (
-        jinja2.Environment(loader=TEMPLATES, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        .get_template(template)
-        .render(interval_text=interval_text, **values)
-    )
+def render(template: str, folder: Path = TEMPLATES, **values) -> str:
+    """A page from a template, which may extend this package's `base.html.j2`.
+
+    Args:
+        folder: where the template lies.
+    """
+    loader = jinja2.FileSystemLoader([folder, TEMPLATES])
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(template).render(interval_text=interval_text, **values)
 
 
 def write_report(
@@ -92,19 +96,21 @@ def write_report(
     rows: int = 12,
 ) -> None:
     """Write the report of a finished run."""
-    html = _render(
+    html = render(
         "report.html.j2",
         title=title,
         summary=summary,
         curves=_curves(metrics, window=10) if metrics else None,
         watched=_curves(summary["watched"], window=1) if len(summary["watched"]) > 1 else None,
-        grids=[{"step": int(grid.stem.rpartition("_")[2]), "picture": _png(open_picture(grid))} for grid in grids],
+        grids=[
+            {"step": int(grid.stem.rpartition("_")[2]), "picture": picture_url(open_picture(grid))} for grid in grids
+        ],
         seeds=before.seeds,
         rows=[
             {
                 "prompt": prompt,
-                "before": [_png(to_pil(image)) for image in before.images[i]],
-                "after": [_png(to_pil(image)) for image in after.images[i]],
+                "before": [picture_url(to_pil(image)) for image in before.images[i]],
+                "after": [picture_url(to_pil(image)) for image in after.images[i]],
             }
             for i, prompt in enumerate(before.prompts[:rows])
         ],
@@ -123,13 +129,13 @@ def write_evaluation(
     """
     shown = [
         [
-            {**row, **{side: [_png(thumbnail(image)) for image in row[side]] for side in ("before", "after")}}
+            {**row, **{side: [picture_url(thumbnail(image)) for image in row[side]] for side in ("before", "after")}}
             for row in rows
         ]
         for rows in (worst, best)
     ]
     marks = dict.fromkeys(summary["trained_on"], " (trained on)")
-    html = _render(
+    html = render(
         "evaluation.html.j2", title=title, summary=summary, config=config, marks=marks, worst=shown[0], best=shown[1]
     )
     write_text(path, html)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import UInt8
 from omegaconf import DictConfig
 from torch import Tensor
+from tqdm import tqdm
 
 from textcraftor.data.prompt_files import Say, read_rows
 from textcraftor.errors import UsageError, one_line
@@ -21,6 +22,7 @@ from textcraftor.evaluation.evaluate import diversity
 from textcraftor.files.pictures import to_rgb
 from textcraftor.files.reading import check_confined, check_file, check_plain, open_picture, read_json_lines, shaped
 from textcraftor.files.writing import append, finish, replacing
+from textcraftor.inference.generate import batches
 from textcraftor.inference.pictures import save_png
 
 ROWS, PICTURES = "rows.parquet", "pictures"
@@ -78,6 +80,25 @@ class Store:
     def done(self) -> dict[tuple[int, int], dict]:
         """Those of them whose pictures are whole; each is opened to know that."""
         return {key: row for key, row in self.rows().items() if self._has_picture(row)}
+
+    def fill(
+        self,
+        jobs: Sequence[tuple[int, int]],
+        part: int,
+        batch_size: int,
+        measured: Callable[[Sequence[tuple[int, int]]], Mapping[str, np.ndarray]],
+    ) -> None:
+        """Make the pictures of these jobs that are not there yet.
+
+        Args:
+            jobs: by the prompt's number and the seed.
+            part: names the file that this process appends its rows to.
+            measured: makes some of them and measures them, see `evaluate.measure`.
+        """
+        done = self.done()
+        waiting = [job for job in jobs if job not in done]
+        for batch in tqdm(list(batches(waiting, batch_size)), desc=self.folder.name, unit="batch", disable=part > 0):
+            self.write(part, batch, measured(batch))
 
     def write(self, part: int, jobs: Sequence[tuple[int, int]], measured: Mapping[str, np.ndarray]) -> None:
         """Pictures, and after them their rows, appended to a file of this part's own."""

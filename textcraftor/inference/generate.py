@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -85,24 +86,32 @@ def generate(
     sampling: Sampling,
     batch_size: int = 16,
     regions: Sequence[Sequence[Region]] | None = None,
+    originals: Float[Tensor, "jobs 3 height width"] | None = None,
+    strength: float = 1.0,
 ) -> Float[Tensor, "jobs 3 height width"]:
     """One picture for each (prompt, seed), in [0, 1] on the CPU.
 
     Args:
         regions: of each job.
+        originals: pictures in [0, 1] to start from, noised, instead of noise alone (SDEdit, Meng et al. 2022).
+        strength: the share of the sampler's steps that is taken from there, in (0, 1].
     """
     images = []
-    for batch in batches(list(zip(jobs, regions or [()] * len(jobs), strict=True)), batch_size):
-        of_batch, places = zip(*batch, strict=True)
-        prompts, seeds = map(list, zip(*of_batch, strict=True))
-        encoded = sampling.encode(model, prompts, schedule.encoders, places)
+    for rows in batches(range(len(jobs)), batch_size):
+        prompts, seeds = map(list, zip(*(jobs[row] for row in rows), strict=True))
+        encoded = sampling.encode(model, prompts, schedule.encoders, [regions[row] for row in rows] if regions else ())
         chain = sampling.chain(model, seeds)
-        latents = denoise(chain, chain.start(), chain.timesteps, partial(schedule.at, encoded))
+        timesteps, latents = chain.timesteps, chain.start()
+        if originals is not None:
+            timesteps = timesteps[-max(1, round(strength * len(timesteps))) :]
+            clean = model.to_latents(originals[rows.start : rows.stop] * 2 - 1)
+            latents = chain.sampler.noised(clean.to(latents), chain.noise(), timesteps[0])
+        latents = denoise(chain, latents, timesteps, partial(schedule.at, encoded))
         images.append(model.decode(latents).float().cpu())
     return torch.cat(images)
 
 
-def batches(items: Sequence, size: int) -> Iterator[Sequence]:
+def batches(items: Sequence, size: int) -> Iterator[Any]:
     """Consecutive slices of at most `size`."""
     return (items[i : i + size] for i in range(0, len(items), size))
 

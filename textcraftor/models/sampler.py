@@ -32,6 +32,13 @@ class Sampler:
         """Unit noise as the latents that the sampler starts from."""
         return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
+    def noised(
+        self, clean: Float[Tensor, "batch channels h w"], noise: Float[Tensor, "batch channels h w"], t: Tensor
+    ) -> Float[Tensor, "batch channels h w"]:
+        """Clean latents at the noise level of one of the timesteps, as `step` takes them."""
+        add = getattr(self.scheduler, "scale_noise", None)  # of flows
+        return self.scheduler.add_noise(clean, noise, t[None]) if add is None else add(clean, t[None], noise)
+
     def scaled(self, latents: Float[Tensor, "batch channels h w"], t: Tensor) -> Float[Tensor, "batch channels h w"]:
         """Latents as the denoiser wants them."""
         scale = getattr(self.scheduler, "scale_model_input", None)

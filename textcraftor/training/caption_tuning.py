@@ -59,30 +59,8 @@ class CaptionTuning:
     def losses(
         self, examples: Sequence[Example], phases: Phases
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """The weighted loss of each example, all of one size, and its squared error without the weight."""
-        model, schedule = self.model, self.model.noise_schedule
-        latents = torch.stack([self.latents[example.index] for example in examples]).to(model.device)
-        size = self.latents.size_of(examples[0].index)
-        noise = model.noise([example.noise_seed for example in examples], *size)
-        timesteps = self.densities.timesteps(model, examples)
-        with phases("encode"):
-            branch = self._branch([example.caption for example in examples], timesteps, size)
-        timesteps = timesteps.to(model.device)
-        with phases("denoise"):
-            output = model.predict(schedule.add_noise(latents, noise, timesteps), timesteps, branch)
-            errors = (output.float() - schedule.target(latents, noise, timesteps)).square().mean((1, 2, 3))
-            return errors * self.densities.weights(schedule, timesteps), errors
-
-    def _branch(self, captions: Sequence[str], timesteps: Tensor, size: tuple[int, int]) -> Branch:
-        """Each caption as the schedule conditions its own noise level."""
-        encoded = {name: self.model.encode(captions, None, name, size) for name in self.schedule.encoders}
-        if self.schedule.early == self.schedule.late:
-            return self.schedule.at(encoded, timesteps[0]).prompt
-
-        def at(row: int) -> Branch:
-            return self.schedule.at({name: one.row(row) for name, one in encoded.items()}, timesteps[row]).prompt
-
-        return Branch.cat([at(row) for row in range(len(captions))])
+        """See `denoising_losses`."""
+        return denoising_losses(self.model, self.schedule, self.latents, self.densities, examples, phases)
 
     @property
     def names(self) -> tuple[str]:
@@ -104,6 +82,43 @@ class CaptionTuning:
 
     def costs(self) -> DenoisingCosts:
         return DenoisingCosts(self)
+
+
+def denoising_losses(
+    model: Model,
+    schedule: ConditioningSchedule,
+    stored: Latents,
+    densities: Densities,
+    examples: Sequence[Example],
+    phases: Phases | None = None,
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """The weighted loss of each example, all of one size, and its squared error without the weight."""
+    noising, phases = model.noise_schedule, phases or Phases(model.device)
+    latents = torch.stack([stored[example.index] for example in examples]).to(model.device)
+    size = stored.size_of(examples[0].index)
+    noise = model.noise([example.noise_seed for example in examples], *size)
+    timesteps = densities.timesteps(model, examples)
+    with phases("encode"):
+        branch = _branch(model, schedule, [example.caption for example in examples], timesteps, size)
+    timesteps = timesteps.to(model.device)
+    with phases("denoise"):
+        output = model.predict(noising.add_noise(latents, noise, timesteps), timesteps, branch)
+        errors = (output.float() - noising.target(latents, noise, timesteps)).square().mean((1, 2, 3))
+        return errors * densities.weights(noising, timesteps), errors
+
+
+def _branch(
+    model: Model, schedule: ConditioningSchedule, captions: Sequence[str], timesteps: Tensor, size: tuple[int, int]
+) -> Branch:
+    """Each caption as the schedule conditions its own noise level."""
+    encoded = {name: model.encode(captions, None, name, size) for name in schedule.encoders}
+    if schedule.early == schedule.late:
+        return schedule.at(encoded, timesteps[0]).prompt
+
+    def at(row: int) -> Branch:
+        return schedule.at({name: one.row(row) for name, one in encoded.items()}, timesteps[row]).prompt
+
+    return Branch.cat([at(row) for row in range(len(captions))])
 
 
 class DenoisingCosts:
