@@ -31,7 +31,7 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from textcraftor.errors import UsageError
+from textcraftor.errors import UsageError, one_line
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -176,6 +176,9 @@ def loading(path: str, what: str, expected: str) -> Iterator[None]:
         yield
     except UsageError:
         raise
+    except ImportError as error:
+        why = one_line(error).partition(". ")[0]
+        raise UsageError(f"{what}: {path} needs a package that is not there: {why}: install it with pip") from error
     except (OSError, ValueError, SafetensorError) as error:
         raise UsageError(f"{what}: {path} cannot be loaded ({_hub_reason(error)}); expected {expected}") from error
 

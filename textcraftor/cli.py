@@ -25,7 +25,7 @@ from textcraftor.config.overrides import as_typed, quoted, split
 from textcraftor.config.resume import resumed_config
 from textcraftor.config.schema import key_of
 from textcraftor.config.typed import typed
-from textcraftor.errors import EndedRunError, UsageError, one_line
+from textcraftor.errors import EndedRunError, UsageError, one_line, printable
 
 __all__ = ["COMMANDS", "call", "compose", "config_dir", "main", "register"]
 
@@ -104,7 +104,7 @@ def told(error: BaseException) -> tuple[str, int]:
         causes.append(cause)
     # Hydra and diffusers wrap what a constructor raises; the user's mistake is below.
     if mistake := next((one for one in causes if isinstance(one, UsageError)), None):
-        return printable(one_line(mistake)), 2
+        return printable(one_line(mistake), MOST_LINE), 2
     if isinstance(error, KeyboardInterrupt):
         return "stopped by Ctrl-C; the same command goes on or begins again", 130
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -119,12 +119,6 @@ def told(error: BaseException) -> tuple[str, int]:
         return f"ended by SystemExit({error.code}); {traceback_file()} says where", 1
     what = f"{type(error).__name__}: {one_line(error)[:300]}" if str(error) else type(error).__name__
     return f"unforeseen {what}; the traceback is in {traceback_file()}", 1
-
-
-def printable(line: str) -> str:
-    """A line without signs that steer a terminal, and no longer than a screen."""
-    shown = "".join(sign if sign.isprintable() else "?" for sign in line)
-    return shown if len(shown) <= MOST_LINE else f"{shown[:MOST_LINE]} ..."
 
 
 def disk_error(error: BaseException) -> int | None:

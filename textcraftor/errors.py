@@ -24,6 +24,12 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def printable(line: str, most: int) -> str:
+    """A line without characters that steer a terminal, cut after `most`."""
+    shown = "".join(sign if sign.isprintable() else "?" for sign in line)
+    return shown if len(shown) <= most else f"{shown[:most]} ..."
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that the device's memory does not suffice."""
     said = ("not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tokenizers import ByteLevelBPETokenizer
 from toybox_records import write_records
 from transformers import (
     AutoTokenizer,
@@ -17,15 +16,9 @@ from transformers import (
     BlipForConditionalGeneration,
     BlipImageProcessor,
     BlipProcessor,
-    CLIPImageProcessor,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPT2TokenizerFast,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
 )
 
+from tests.captioning.tiny_models import byte_level_tokenizer, save_gpt2, save_llava
 from tests.conftest import WEIGHTS
 from textcraftor.captioning.image_to_text import ImageToText
 from textcraftor.captioning.prefix import PrefixCaptioner
@@ -51,17 +44,7 @@ def language_model(tmp_path_factory) -> str:
     """GPT-2, tiny and untrained, with a byte-level tokenizer of the world's words."""
     folder = tmp_path_factory.mktemp("gpt2")
     captions = (WEIGHTS.parent / "prompts" / "train.txt").read_text().splitlines()
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(captions, vocab_size=320, special_tokens=["<|endoftext|>"], show_progress=False)
-    bpe.save(str(folder / "tokenizer.json"))
-    tokenizer = GPT2TokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-    tokenizer.save_pretrained(folder)
-    end = tokenizer.eos_token_id
-    config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=96, n_embd=64, n_layer=2, n_head=2, bos_token_id=end, eos_token_id=end
-    )
-    torch.manual_seed(0)
-    GPT2LMHeadModel(config).save_pretrained(folder)
+    save_gpt2(folder, byte_level_tokenizer(folder, captions, size=320))
     return str(folder)
 
 
@@ -100,29 +83,7 @@ def test_blip_writes_what_its_own_class_writes(tmp_path):
 
 def test_models_with_a_chat_template_are_asked_in_it(tmp_path):
     """LLaVA, tiny: the template's words are not in the caption; a batch says what its pictures say alone."""
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS / "pipeline" / "tokenizer")
-    tokenizer.add_tokens(["<image>"], special_tokens=True)
-    tokenizer.pad_token = tokenizer.eos_token
-    vision = {"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
-    vision |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 16, "projection_dim": 32}
-    text = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
-    text |= {"num_attention_heads": 2, "vocab_size": len(tokenizer), "initializer_range": 0.5}
-    text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    image = {"image_token_index": tokenizer.convert_tokens_to_ids("<image>"), "vision_feature_layer": -1}
-    config = LlavaConfig(vision_config=vision, text_config=text, **image)
-    LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
-    part = "{% if c.type == 'image' %}<image>{% else %}{{ c.text }}{% endif %}"
-    template = f"{{% for m in messages %}}{{% for c in m.content %}}{part}{{% endfor %}}{{% endfor %}}"
-    processor = LlavaProcessor(
-        CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32),
-        tokenizer,
-        patch_size=16,
-        vision_feature_select_strategy="default",
-        chat_template=template,
-        num_additional_image_tokens=1,
-    )
-    processor.save_pretrained(tmp_path)
+    save_llava(tmp_path, AutoTokenizer.from_pretrained(WEIGHTS / "pipeline" / "tokenizer"))
     captioner = ImageToText(str(tmp_path), "a picture of the shapes", max_new_tokens=5)
     together = captioner(PICTURES)
     assert together == [captioner([picture])[0] for picture in PICTURES]

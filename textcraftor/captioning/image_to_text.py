@@ -1,8 +1,9 @@
-"""Any image-to-text model of transformers as a captioner."""
+"""Any image-to-text model of transformers, as a captioner or asked about each picture apart."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,14 +15,15 @@ from textcraftor.errors import UsageError
 
 
 class ImageToText:
-    """BLIP, Florence-2, Qwen-VL, LLaVA and whatever else `AutoModelForImageTextToText` loads. Greedy.
+    """BLIP, Florence-2, Qwen-VL, LLaVA and whatever else `AutoModelForImageTextToText` loads.
 
     Args:
         path: a local folder or a hub id.
-        prompt: what the model is asked, or that for each style; null asks nothing, as BLIP can do. Where the processor
-            has a chat template it is the user's message beside the picture.
+        prompt: what the model is asked as a captioner, or that for each style; null asks nothing, as BLIP can do. Where
+            the processor has a chat template it is the user's message beside the picture.
         style: the kind of caption that is wanted.
-        max_new_tokens: of a caption.
+        max_new_tokens: of a text.
+        group: where these arguments stand in the configuration, for messages.
     """
 
     def __init__(
@@ -31,22 +33,23 @@ class ImageToText:
         style: str | None = None,
         max_new_tokens: int = 120,
         device: str = "cpu",
+        group: str = "captioner",
     ) -> None:
         if isinstance(prompt, Mapping):
             if style is None or style not in prompt:
-                raise UsageError(f"style={style}: captioner.prompt knows {', '.join(prompt)}; or give it as one text")
+                raise UsageError(f"style={style}: {group}.prompt knows {', '.join(prompt)}; or give it as one text")
             prompt = prompt[style]
-        place = folder_or_id(path, "captioner.path")
+        place = folder_or_id(path, f"{group}.path")
         self.name, self.prompt, self.max_new_tokens = path, prompt, max_new_tokens
         dtype = torch.float32 if device == "cpu" else "auto"
-        with loading(place, "captioner.path", "an image-to-text model of transformers"):
+        with loading(place, f"{group}.path", "an image-to-text model of transformers"):
             self.processor: Any = AutoProcessor.from_pretrained(place, trust_remote_code=False)
             loaded: Any = AutoModelForImageTextToText.from_pretrained(place, trust_remote_code=False, dtype=dtype)
         self.model = loaded.to(device).eval().requires_grad_(False)
         tokenizer = self.processor.tokenizer
         tokenizer.padding_side = "left"  # what is written follows the prompt
         if self.chats and prompt is None:
-            raise UsageError(f"captioner.prompt is needed: {path} answers messages")
+            raise UsageError(f"{group}.prompt is needed: {path} answers messages")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
 
@@ -54,25 +57,41 @@ class ImageToText:
     def chats(self) -> bool:
         return getattr(self.processor, "chat_template", None) is not None
 
-    @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image]) -> list[str]:
-        """A caption for each picture; an empty one where the model says nothing."""
-        inputs = self._inputs(pictures).to(self.model.device, self.model.dtype)
-        written = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1)
-        asked = inputs.get("input_ids")
-        length = 0 if asked is None else asked.shape[1]
-        if length and written.shape[1] > length and torch.equal(written[:, :length], asked):
-            written = written[:, length:]
-        said = self.processor.batch_decode(written, skip_special_tokens=True)
-        return [self._without_prompt(text) for text in said]
+        """A caption for each picture, greedy; an empty one where the model says nothing."""
+        texts = self.answers(pictures, [self.prompt] * len(pictures))
+        return [" ".join(text.split()) for text in texts]
 
-    def _inputs(self, pictures: Sequence[Image.Image]) -> Any:
+    @torch.no_grad()
+    def answers(
+        self, pictures: Sequence[Image.Image], asked: Sequence[str | None], seed: int | None = None
+    ) -> list[str]:
+        """What the model writes on each picture.
+
+        Args:
+            asked: about each picture; None, then for all, asks nothing.
+            seed: of a draw; None takes the likeliest token each time.
+        """
+        inputs = self._inputs(pictures, asked).to(self.model.device, self.model.dtype)
+        with seeded(seed, self.model.device):
+            written = self.model.generate(
+                **inputs, max_new_tokens=self.max_new_tokens, do_sample=seed is not None, num_beams=1
+            )
+        read = inputs.get("input_ids")
+        length = 0 if read is None else read.shape[1]
+        if length and written.shape[1] > length and torch.equal(written[:, :length], read):
+            written = written[:, length:]
+        texts = self.processor.batch_decode(written, skip_special_tokens=True)
+        return [_without(prompt, text.strip()) for prompt, text in zip(asked, texts, strict=True)]
+
+    def _inputs(self, pictures: Sequence[Image.Image], asked: Sequence[str | None]) -> Any:
         if not self.chats:
-            text = None if self.prompt is None else [self.prompt] * len(pictures)
-            return self.processor(images=list(pictures), text=text, return_tensors="pt")
+            text = None if asked[0] is None else list(asked)
+            padding = {"padding": True} if len({*asked}) > 1 else {}
+            return self.processor(images=list(pictures), text=text, return_tensors="pt", **padding)
         messages = [
-            [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": self.prompt}]}]
-            for picture in pictures
+            [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}]}]
+            for picture, text in zip(pictures, asked, strict=True)
         ]
         return self.processor.apply_chat_template(
             messages,
@@ -83,9 +102,20 @@ class ImageToText:
             processor_kwargs={"padding": True},
         )
 
-    def _without_prompt(self, text: str) -> str:
-        """BLIP begins its answer with the prompt."""
-        text = text.strip()
-        if self.prompt is not None and text.lower().startswith(self.prompt.lower()):
-            text = text[len(self.prompt) :]
-        return " ".join(text.split())
+
+@contextlib.contextmanager
+def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Draw from a seed, and leave the global generators as they were; None leaves them alone."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _without(prompt: str | None, text: str) -> str:
+    """BLIP begins its answer with the prompt."""
+    if prompt is not None and text.lower().startswith(prompt.lower()):
+        text = text[len(prompt) :].strip()
+    return text

@@ -112,7 +112,7 @@ class PrefixCaptioner(nn.Module):
         """
         folder = Path(path).expanduser() / (style or "")
         if not (folder / CONFIG).exists():
-            raise UsageError(f"captioner.path: {folder} holds no {CONFIG}: give the folder that train-captioner wrote")
+            raise UsageError(f"{folder} holds no {CONFIG}: give the folder that train-captioner wrote")
         check_confined(folder)
         settings = shaped(folder / CONFIG, read_json(folder / CONFIG), SETTINGS)
         captioner = cls(language_model=str(folder / "language_model"), **settings)

@@ -121,6 +121,20 @@ class Captioner(Group):
 
 
 @dataclass
+class Understander(Group):
+    """`understander`: what advises on pictures, and its arguments; further ones may be added."""
+
+    _target_: str = word()
+    """The import path of what loads it."""
+    path: str | None = typed_path(default=None)
+    """A folder or a hub id."""
+    url: str | None = typed_path(default=None)
+    """Of a server that is asked instead."""
+    model: str | None = typed_text(default=None)
+    """Its name on the server."""
+
+
+@dataclass
 class NewCaptioner(Group):
     """`captioner` of train-captioner: the networks that it is made of."""
 
