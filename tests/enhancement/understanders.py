@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from PIL import Image
-from textcraftor.captioning.advice import Advice
 
+from textcraftor.captioning.advice import Advice
 from textcraftor.sampling.regions import Region
 
 EVERYWHERE = (0.0, 0.0, 1.0, 1.0)
@@ -34,6 +34,6 @@ class Scripted:
             return Advice(fault="no JSON list in the answer: what a fine picture")
         if self.silent and self.silent in prompt:
             return Advice()
-        parts = [Region(EVERYWHERE, f"{prompt}{self.more}", 2.0)]
+        parts = [Region(EVERYWHERE, f"{prompt} {self.more}", 2.0)]
         parts += [Region((0.0, 0.0, 0.5, 1.0), self.left)] if self.left else []
         return Advice(tuple(parts))

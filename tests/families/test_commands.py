@@ -12,9 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import PROMPTS
+from tests.enhancement.test_enhance import QUICK as ENHANCING
 from tests.families.conftest import SCORED, small_keys
 from tests.training.test_processes import first_moments, two_processes
 from textcraftor.config.resume import resumed_config
+from textcraftor.enhancement import enhance
+from textcraftor.enhancement.opening import read_states
 from textcraftor.errors import UsageError
 from textcraftor.evaluation import run as evaluation
 from textcraftor.evaluation.suite import read_rows_of
@@ -120,3 +123,13 @@ def test_a_flow_may_learn_by_policy_gradient(case, configure, prompts, tmp_path)
     check(configure("train", *keys), tmp_path / "run")
     with pytest.raises(UsageError, match=r"sampling.scheduler=dpmsolver\+\+: gradient=ddpo draws its steps"):
         check(configure("train", *keys, "sampling.scheduler=dpmsolver++"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("case", ["sdxl", "flux1_dev"], indirect=True)
+def test_enhance_learns_adapters_of_any_denoiser(case, configure, prompts, tmp_path):
+    folder = tmp_path / "enhanced"
+    keys = [*ENHANCING, f"model={case.name}", f"model.path={case.base}", *LOOK, f"prompts.path={prompts}", "limit=2"]
+    enhance.run(configure("enhance", *keys, "prompts.held_out=null", "rounds=1", f"run_dir={folder}"), folder)
+    assert json.loads((folder / "summary.json").read_text())["rounds"][0]["kept"] == 2
+    state = read_states(folder / "round_1" / "run")["denoiser"]
+    assert max(float(one.abs().max()) for name, one in state.items() if ".lora_B." in name) > 1e-5

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from textcraftor.config.command import Computing
-from textcraftor.config.data import Prompts
+from textcraftor.config.data import Prompts, Understander
 from textcraftor.config.fields import (
     MOST_BATCH,
     by_name,
@@ -32,11 +32,6 @@ from textcraftor.config.training import Denoising, Evaluation
 from textcraftor.config.tune import Tune
 
 STAGES = ("advise", "remake", "filter", "train")
-
-
-@dataclass
-class Understander(Group):
-    """`understander`: what looks at pictures and advises."""
 
 
 @dataclass

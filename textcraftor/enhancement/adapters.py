@@ -106,21 +106,21 @@ def combined(states: Sequence[State], weights: Sequence[float], rank: int | None
     configs = [
         LoraConfig(r=rank_of(state), lora_alpha=rank_of(state), target_modules=layers_of(state)) for state in states
     ]
-    network = get_peft_model(skeleton(states[0]), configs[0], adapter_name="0")  # type: ignore[arg-type]
+    network = get_peft_model(skeleton(states[0]), configs[0], adapter_name="pair_0")  # type: ignore[arg-type]
     for number, (state, config) in enumerate(zip(states, configs, strict=True)):
         if number:
-            network.add_adapter(str(number), config)
+            network.add_adapter(f"pair_{number}", config)
         given = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
-        set_peft_model_state_dict(network, given, adapter_name=str(number))
-    names = [str(number) for number in range(len(states))]
+        set_peft_model_state_dict(network, given, adapter_name=f"pair_{number}")
+    names = [f"pair_{number}" for number in range(len(states))]
     how = (
         {"combination_type": "cat"}
         if rank is None
         else {"combination_type": "svd", "svd_rank": rank, "svd_full_matrices": False}
     )
-    network.base_model.add_weighted_adapter(names, list(weights), "sum", **how)  # type: ignore[operator]
-    state = get_peft_model_state_dict(network, adapter_name="sum")
-    scale = network.peft_config["sum"].lora_alpha / network.peft_config["sum"].r  # type: ignore[attr-defined]
+    network.base_model.add_weighted_adapter(names, list(weights), "combined", **how)  # type: ignore[operator]
+    state = get_peft_model_state_dict(network, adapter_name="combined")
+    scale = network.peft_config["combined"].lora_alpha / network.peft_config["combined"].r  # type: ignore[attr-defined]
     return {
         name.removeprefix("base_model.model."): tensor.detach().clone() * (scale if ".lora_B." in name else 1.0)
         for name, tensor in state.items()

@@ -19,7 +19,7 @@ from textcraftor.enhancement.adapters import State, combined
 from textcraftor.enhancement.methods import METHODS, Pairs
 from textcraftor.enhancement.opening import Session, read_states, save_run, session_of
 from textcraftor.enhancement.outcome import conclude, figures_of, gain, held_out_store, look
-from textcraftor.enhancement.pairs import check_filter, read_kept
+from textcraftor.enhancement.pairs import KEPT, check_filter, read_kept
 from textcraftor.enhancement.stages import Round, advise, filter_pairs, generate, picture_in, remake, suites_of
 from textcraftor.errors import UsageError
 from textcraftor.evaluation.statistics import interval_text
@@ -65,8 +65,15 @@ def check(config: DictConfig, folder: Path) -> None:
     check_unfinished(folder, "an enhancement")
     if (folder / SETTINGS).exists():
         stored, ours = read_yaml(folder / SETTINGS), settings_of(config)
-        if different := [key for key in ours if key not in MAY_DIFFER and ours[key] != stored.get(key)]:
+        if different := [key for key in ours if key not in free_in(folder) and ours[key] != stored.get(key)]:
             raise UsageError(f"run_dir={folder} holds the beginning of another enhancement, by {', '.join(different)}")
+
+
+def free_in(folder: Path) -> set[str]:
+    """The keys that may differ from those that an enhancement began with: what they are about is still to come."""
+    coming = {KEPT: ("filter",), RUN: ("method", "training", "denoising", "tune")}
+    later = {key for name, keys in coming.items() if not list(folder.glob(f"round_*/{name}")) for key in keys}
+    return {*MAY_DIFFER, *later}
 
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
@@ -86,7 +93,7 @@ def run(config: DictConfig, folder: Path) -> str:
 def rounds_in(config: DictConfig, folder: Path) -> str:
     """The same, once nobody else writes there. The method: generate, ask, make again, filter, learn, look."""
     learned, held_out = suites_of(config, show)
-    if processes_of_this_run().is_main_process and not (folder / SETTINGS).exists():
+    if processes_of_this_run().is_main_process:
         write_text(folder / SETTINGS, OmegaConf.to_yaml(config, resolve=True))
     rounds = [Round(config, folder / f"round_{number}", learned) for number in range(config.rounds + 1)]
     if not is_finished(held_out_store(rounds[0].folder, held_out).folder):
