@@ -17,8 +17,8 @@ from textcraftor.captioning.advice import (
 )
 from textcraftor.sampling.regions import Region
 
-LIGHT = Region((0, 0, 1, 1), "soft light")
-DOG = Region((0.25, 0.5, 0.5, 1), 'a "good" {dog}, [sitting]')
+LIGHT = Region((0.0, 0.0, 1.0, 1.0), "soft light")
+DOG = Region((0.25, 0.5, 0.5, 1.0), 'a "good" {dog}, [sitting]')
 BOTH = text_of([LIGHT, DOG])
 ENTRY = {"box": [0, 0, 1, 1], "prompt": "soft light"}
 
@@ -37,7 +37,7 @@ def entry(**changed: object) -> str:
             (LIGHT, DOG),
         ),
         (f"<think>[] or [{{'box'...}}]?</think>{BOTH}", (LIGHT, DOG)),
-        (entry(strength=0.5), (Region((0, 0, 1, 1), "soft light", 0.5),)),
+        (entry(strength=0.5), (Region((0.0, 0.0, 1.0, 1.0), "soft light", 0.5),)),
         (entry(reason="it is dark", prompt=" soft\n light "), (LIGHT,)),
         (json.dumps([ENTRY] * 20), (LIGHT,)),
         ('[{"box": [0, 0, 1, 1], "prompt": "soft\nlight"}]', (LIGHT,)),
@@ -79,8 +79,8 @@ def test_advice_is_read_wherever_it_stands_in_an_answer(answer, regions):
         (entry(box=[0.5, 0, 0.2, 1]), "is empty"),
         (entry(box=[0.5, 0, 0.501, 1]), "less than 1% of the picture's side"),
         (entry(strength=-1), "strength=-1"),
-        (entry(strength=None), "strength=None"),
-        (entry(strength=1e6), "strength=1000000.0 is more than 10"),
+        (entry(strength=None), "strength=null"),
+        (entry(strength=1e6), "strength=1000000 is more than 10"),
         (entry().replace("1]", "NaN]"), "nan is no number that can be meant"),
         (entry().replace("1]", "1e999]"), "inf is no number that can be meant"),
         (entry().replace("1]", f"{'9' * 4000}]"), "a whole number of many digits is no number"),

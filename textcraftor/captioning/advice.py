@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from textcraftor.config.rules import shown
 from textcraftor.errors import UsageError, one_line, printable
 from textcraftor.files.reading import check_plain
 from textcraftor.sampling.regions import EDGE, Region
@@ -151,7 +152,7 @@ def _list_in(answer: str) -> list[Any]:
 def _region(entry: Any, box_scale: int) -> Region:
     """A region from what a model wrote; keys that a region does not have are left out."""
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
-        raise UsageError(f"an entry must be an object with a box and a prompt, not {entry}")
+        raise UsageError(f"an entry must be an object with a box and a prompt, not {shown(entry)}")
     prompt = " ".join(entry["prompt"].split())
     if len(prompt) > MOST_PROMPT:
         raise UsageError(f"a prompt of {len(prompt):,} characters, more than {MOST_PROMPT:,}")
@@ -162,10 +163,10 @@ def _region(entry: Any, box_scale: int) -> Region:
     left, top, right, bottom = region.box
     if min(right - left, bottom - top) < EDGE:
         raise UsageError(
-            f"box={entry['box']} is less than {EDGE:.0%} of the picture's side: {box_scale} is a whole side"
+            f"box={shown(entry['box'])} is less than {EDGE:.0%} of the picture's side: {box_scale} is a whole side"
         )
     if region.strength > MOST_STRENGTH:
-        raise UsageError(f"strength={region.strength} is more than {MOST_STRENGTH:g}")
+        raise UsageError(f"strength={shown(region.strength)} is more than {MOST_STRENGTH:g}")
     return region
 
 
@@ -174,5 +175,5 @@ def _shares(box: Any, box_scale: int) -> Any:
     if box_scale == 1 or not isinstance(box, list):
         return box
     if not all(type(one) is int and 0 <= one <= box_scale for one in box):
-        raise UsageError(f"box={box} must be four whole numbers from 0 to {box_scale}: left, top, right, bottom")
+        raise UsageError(f"box={shown(box)} must be four whole numbers from 0 to {box_scale}: left, top, right, bottom")
     return [one / box_scale for one in box]

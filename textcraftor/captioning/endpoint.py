@@ -16,6 +16,7 @@ from PIL import Image
 
 from textcraftor.captioning.advice import Advice, short
 from textcraftor.captioning.understanding import ask, check_asking, seed_of
+from textcraftor.config.rules import shown
 from textcraftor.errors import UsageError, one_line
 from textcraftor.files.pictures import to_rgb
 from textcraftor.files.reading import MB
@@ -198,7 +199,7 @@ def _checked(url: str | None) -> str:
     if parts.userinfo:
         raise UsageError("understander.url holds a user or password: give the key by understander.key_variable")
     if parts.scheme not in ("http", "https") or not parts.host or parts.query or parts.fragment:
-        raise UsageError(f"understander.url={url} must be an API's root, as http://localhost:8000/v1")
+        raise UsageError(f"understander.url={shown(url)} must be an API's root, as http://localhost:8000/v1")
     return f"{str(parts).rstrip('/')}/chat/completions"
 
 
@@ -212,6 +213,6 @@ def _key_in(variable: str | None) -> str | None:
         )
     key = os.environ.get(variable, "").strip()
     if not key or not re.fullmatch(r"[!-~]+", key):
-        state = "holds signs that no key has" if key else "is not set"
+        state = "holds characters that no key has" if key else "is not set"
         raise UsageError(f"understander.key_variable={variable}: this environment variable {state}: put the key there")
     return key

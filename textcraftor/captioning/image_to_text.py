@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from textcraftor.assets import folder_or_id, loading
 from textcraftor.errors import UsageError
+from textcraftor.models.seeds import seeded
 
 
 class ImageToText:
@@ -101,17 +101,6 @@ class ImageToText:
             return_tensors="pt",
             processor_kwargs={"padding": True},
         )
-
-
-@contextlib.contextmanager
-def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Draw from a seed, and leave the global generators as they were; None leaves them alone."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _without(prompt: str | None, text: str) -> str:

@@ -19,6 +19,7 @@ from textcraftor.data.prompt_files import read_prompts
 from textcraftor.errors import UsageError
 from textcraftor.files.writing import check_unfinished, finish, locked, write_text
 from textcraftor.models.loading import device_of
+from textcraftor.models.seeds import seeded
 
 Upsampler = Callable[[Sequence[str]], list[str]]
 INSTRUCTION = """Rewrite the prompt of a picture as one description of {least} to {most} words. Keep everything that it
@@ -113,8 +114,7 @@ class InstructedModel:
         inputs = self.tokenizer.apply_chat_template(
             chats, add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True
         ).to(self.model.device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(zlib.crc32(json.dumps([*prompts, number]).encode()))
+        with seeded(zlib.crc32(json.dumps([*prompts, number]).encode()), self.model.device):
             written = self.model.generate(
                 **inputs,
                 max_new_tokens=3 * self.most,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -47,3 +50,14 @@ def seed_of_32_bits(*entropy: int) -> int:
 def global_seed(seed: int) -> int:
     """Of a run's seed, what the global generators can be seeded with: itself, if they can take it."""
     return seed if seed < BEYOND else seed_of_32_bits(seed)
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Draw from a seed, and leave the global generators as they were; None draws from these."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
