@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from textcraftor.config.data import Understander
 from textcraftor.config.fields import MOST_BATCH, MOST_PIXELS, group, number, opens, typed_path, whole, word
 from textcraftor.config.rewards import Scorer
 from textcraftor.config.rules import Group
@@ -122,6 +123,8 @@ class Model(Group):
     """What reads pictures back, where the truth about them is known."""
     upsampler: dict[str, Any] | None = opens(Target)
     """What rewrites prompts for upsample=true."""
+    understander: dict[str, Any] | None = opens(Understander)
+    """What advises on pictures in textcraftor enhance, unless understander= names another."""
     letters: ModelLetters = group()
     """Of textcraftor letters."""
     prompts: ModelPrompts = group()

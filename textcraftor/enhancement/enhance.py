@@ -20,7 +20,16 @@ from textcraftor.enhancement.methods import METHODS, Pairs
 from textcraftor.enhancement.opening import Session, read_states, save_run, session_of
 from textcraftor.enhancement.outcome import conclude, figures_of, gain, held_out_store, look
 from textcraftor.enhancement.pairs import KEPT, check_filter, read_kept
-from textcraftor.enhancement.stages import Round, advise, filter_pairs, generate, picture_in, remake, suites_of
+from textcraftor.enhancement.stages import (
+    Round,
+    advise,
+    filter_pairs,
+    generate,
+    picture_in,
+    remake,
+    suites_of,
+    understander_of,
+)
 from textcraftor.errors import UsageError
 from textcraftor.evaluation.statistics import interval_text
 from textcraftor.files.reading import read_yaml
@@ -41,7 +50,7 @@ MAY_DIFFER = ("stage", "rounds", "batch_size", "device", "run_dir", "name")  # b
 
 def check(config: DictConfig, folder: Path) -> None:
     """Refuse what cannot work before any model is loaded and before anything is written."""
-    if config.understander is None:
+    if understander_of(config) is None:
         raise UsageError("understander is needed: choose understander=qwen_vl, endpoint or written")
     suites_of(config)
     Sampling(**config.sampling)

@@ -88,13 +88,18 @@ def looked_at(
     return measure(*made_of, wanted, config.batch_size, **options)
 
 
+def understander_of(config: DictConfig) -> Any:
+    """What advises: `understander`, else the one that comes with the model; None where there is none."""
+    return config.get("understander") or config.model.understander
+
+
 def advise(round_: Round) -> None:
     """Ask the understanding model about every picture that it has not answered on yet."""
     config, processes = round_.config, processes_of_this_run()
     rows, known = round_.before.rows(), round_.advice()
     waiting = [job for job in mine(round_.suite.jobs) if job not in known]
     if waiting:
-        understander = made(config.understander)
+        understander = made(understander_of(config))
         for batch in tqdm(list(batches(waiting, config.batch_size)), desc="asking", unit="batch"):
             pictures = [picture_in(round_.before.folder, rows[job]["picture"]) for job in batch]
             advice = understander(pictures, [round_.suite.prompts[index] for index, _ in batch])
@@ -112,7 +117,7 @@ def advise(round_: Round) -> None:
     say(f"advice on {advised} of {len(answers)} pictures, {len(faults)} answers that cannot be used")
     if not advised:
         why = f"; the first: {faults[0]}" if faults else ": it finds nothing to improve"
-        raise UsageError(f"{config.understander._target_} gave no advice on {len(answers)} pictures{why}")
+        raise UsageError(f"{understander_of(config)._target_} gave no advice on {len(answers)} pictures{why}")
 
 
 def remake(round_: Round, session: Session) -> None:
