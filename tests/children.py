@@ -17,6 +17,7 @@ import torch
 import textcraftor.captioning.recaption
 import textcraftor.captioning.upsample
 import textcraftor.data.letters
+import textcraftor.enhancement.enhance
 import textcraftor.evaluation.compare
 import textcraftor.evaluation.run
 import textcraftor.evaluation.score

@@ -87,6 +87,7 @@ PLAIN = {
     "app": ["{run}"],
     "upsample": ["prompts.path=p.txt"],
     "recaption": ["data.path=."],
+    "enhance": ["prompts.path=p.txt", "understander=written"],
     "train-captioner": ["data.path=."],
     "tune-captions": ["data.path=."],
 }

@@ -55,6 +55,20 @@ COMMANDS = {
         "tracker=null",
         "captions.p=0",
     ],
+    "enhance": [
+        "enhance",
+        "prompts.path=p.txt",
+        "prompts.held_out=h.txt",
+        "+understander._target_=tests.enhancement.understanders.Scripted",
+        "rewards=aesthetic",
+        "rounds=1",
+        "training.steps=1",
+        "filter.gain.total=-100",
+        "evaluation.seeds=[0]",
+        "evaluation.batch_size=1",
+        "batch_size=1",
+        *SMALL,
+    ],
     "train": ["train", *LINES, "tracker=null", "training.steps=2", "training.checkpoint_every=1"],
 }
 # Of each kind one without --long: pictures one by one, rows in parts, a folder at once. Training is killed elsewhere.
@@ -69,6 +83,7 @@ def place(tmp_path) -> Path:
     tmp_path = tmp_path / "inputs"
     tmp_path.mkdir()
     (tmp_path / "p.txt").write_text("a red circle\na blue star\n")
+    (tmp_path / "h.txt").write_text("a pink cross\na green ring\n")
     (tmp_path / "pictures").mkdir()
     lines = []
     for name, color in (("a.png", "red"), ("b.png", "blue")):
