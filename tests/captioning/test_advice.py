@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -42,7 +43,7 @@ def entry(**changed: object) -> str:
         (json.dumps([ENTRY] * 20), (LIGHT,)),
         ('[{"box": [0, 0, 1, 1], "prompt": "soft\nlight"}]', (LIGHT,)),
         ("[]", ()),
-        ("The picture is perfect as it is: [ ]", ()),
+        ("The picture is perfect as it is: [\n]", ()),
     ],
 )
 def test_advice_is_read_wherever_it_stands_in_an_answer(answer, regions):
@@ -55,6 +56,7 @@ def test_advice_is_read_wherever_it_stands_in_an_answer(answer, regions):
         ("", "the answer is empty"),
         ("I like [1] it.", "no JSON list in the answer: I like [1] it."),
         ("[5, 6]", "no JSON list"),
+        ("- [ ] add light", "no JSON list"),
         (BOTH[:-20], "its JSON is broken or cut short"),
         (BOTH.replace('"box"', "'box'"), "its JSON is broken"),
         (json.dumps(ENTRY), "must hold one JSON list, not an object"),
@@ -123,8 +125,8 @@ def test_how_boxes_are_written_is_told_and_never_guessed():
 @pytest.mark.parametrize(("box_scale", "box"), [(1, (0.123, 0.45, 0.679, 0.9)), (10, (0.1, 0.4, 0.7, 0.9))])
 def test_what_is_written_is_read_back(box_scale, box):
     """Boxes grow to the next number that can be told; prompts stay letter by letter."""
-    region = Region((0.1234, 0.45, 0.6781, 0.9), 'a "sign" that says {"box": []}, été \\ 日本')
-    assert advice_in(text_of([region], box_scale), box_scale).regions == (Region(box, region.prompt),)
+    region = Region((0.1234, 0.45, 0.6781, 0.9), 'a "sign" that says {"box": []}, été \\ 日本', 0.5)
+    assert advice_in(text_of([region, LIGHT], box_scale), box_scale).regions == (replace(region, box=box), LIGHT)
 
 
 def test_a_question_holds_the_prompt_as_it_is():

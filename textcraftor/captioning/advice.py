@@ -23,7 +23,7 @@ MOST_STRENGTH = 10.0
 SHOWN = 200  # characters of a fault
 FINEST = 1000  # parts of a side that `text_of` tells apart in boxes of shares
 NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # controls, and halves of signs
-START = re.compile(r'\[\s*[{\]]|\{\s*"')  # of a list of objects, of an empty list, or of an object
+START = re.compile(r'\[(?:\s*\{|\n*\])|\{\s*"')  # of a list of objects, of an empty list, or of an object
 
 INSTRUCTION = """This picture was made from the prompt below. Say what would make it more beautiful, while it still \
 shows all that the prompt says.
@@ -92,14 +92,19 @@ def text_of(regions: Iterable[Region], box_scale: int = 1) -> str:
     Args:
         box_scale: as of `advice_in`.
     """
-    return json.dumps([{"box": _told(one, box_scale), "prompt": one.prompt} for one in regions], ensure_ascii=False)
+    entries = [
+        {"box": _box_of(one, box_scale), "prompt": one.prompt}
+        | ({} if one.strength == 1 else {"strength": one.strength})
+        for one in regions
+    ]
+    return json.dumps(entries, ensure_ascii=False)
 
 
-def _told(region: Region, box_scale: int) -> list[float]:
+def _box_of(region: Region, box_scale: int) -> list[float]:
     parts = FINEST if box_scale == 1 else box_scale
     near, far = region.box[:2], region.box[2:]
-    told = [math.floor(round(one * parts, 6)) for one in near] + [math.ceil(round(one * parts, 6)) for one in far]
-    return [one / parts for one in told] if box_scale == 1 else [*told]
+    sides = [math.floor(round(one * parts, 6)) for one in near] + [math.ceil(round(one * parts, 6)) for one in far]
+    return [one / parts for one in sides] if box_scale == 1 else [*sides]
 
 
 def advice_in(answer: str, box_scale: int = 1) -> Advice:
