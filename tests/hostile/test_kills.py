@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 from PIL import Image
 
 from tests.captioning import test_captioners
@@ -106,15 +107,22 @@ def captioner(tmp_path_factory, language_model) -> Path:
     return folder
 
 
-def written(folder: Path) -> dict[str, bytes]:
+def tensors(content: bytes) -> dict[str, list]:
+    return {name: one.float().tolist() for name, one in safetensors.torch.load(content).items()}
+
+
+def written(folder: Path) -> dict[str, object]:
     """What a command wrote, but for times and whether it was resumed; and for what a kill after the last file leaves:
-    a lock, which blocks nobody, and the parts that the last file was made from."""
-    found = {
-        name: one for name, one in contents(folder).items() if not re.search(r"\.lock|\.part$|rows\..*jsonl$", name)
+    a lock, which blocks nobody, and the parts that the last file was made from. Of weights the tensors: safetensors
+    writes what is said about them in any order."""
+    found: dict[str, object] = {
+        name: tensors(one) if name.endswith(".safetensors") else one
+        for name, one in contents(folder).items()
+        if not re.search(r"\.lock|\.part$|rows\..*jsonl$", name)
     }
     assert not [name for name in found if ".partial" in name or ".old" in name]
     if "config.yaml" in found:
-        found["config.yaml"] = found["config.yaml"].replace(b"resume: out\n", b"resume: null\n")
+        found["config.yaml"] = contents(folder)["config.yaml"].replace(b"resume: out\n", b"resume: null\n")
     return {name: one for name, one in found.items() if Path(name).name not in TIMED and "checkpoints/" not in name}
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -82,7 +83,12 @@ class Endpoint:
         Raises:
             UsageError: the server is down, refuses, or answers what its API does not promise.
         """
-        return ask(lambda *asked: asyncio.run(self._answers(*asked)), pictures, prompts, self.tries, self.box_scale)
+        return ask(self._asked, pictures, prompts, self.tries, self.box_scale)
+
+    def _asked(self, pictures: Sequence[Image.Image], questions: Sequence[str], number: int) -> list[str]:
+        """In a thread of its own: a notebook's has an event loop already."""
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, self._answers(pictures, questions, number)).result()
 
     async def _answers(self, pictures: Sequence[Image.Image], questions: Sequence[str], number: int) -> list[str]:
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
