@@ -77,12 +77,15 @@ def test_stage_by_stage_and_interrupted_it_ends_with_the_same_files_as_at_once(e
     """Half of the answers and of the pictures are taken away again, as where a stage is cut short. Scores are those of
     other batches then, and equal but for rounding."""
     whole = files_of(enhance("whole", "rounds=1", "limit=2"))
-    for stage, side in (("advise", "advice.0.jsonl"), ("remake", "after/rows.0.jsonl"), ("filter", ""), ("train", "")):
+    for stage, side in (("advise", "advice.jsonl"), ("remake", "after/rows.0.jsonl"), ("filter", ""), ("train", "")):
         folder = enhance("parts", "rounds=1", "limit=2", f"stage={stage}")
         if side:
             file = folder / "round_1" / side
-            lines = file.read_text().split("\n")
-            file.write_text("\n".join([*lines[:-1], lines[-1][:20]]))
+            lines = file.read_text().rstrip("\n").split("\n")
+            cut = file.with_name("advice.0.part") if stage == "advise" else file
+            cut.write_text("\n".join([*lines[:-1], lines[-1][:20]]))
+            if cut != file:
+                file.unlink()
             (folder / "round_1" / "after" / "finished.json").unlink(missing_ok=True)
     parts = files_of(enhance("parts", "rounds=1", "limit=2"))
     assert whole.keys() == parts.keys()
@@ -204,5 +207,5 @@ def test_two_processes_share_the_work(enhance, prompts, tmp_path):
     two_processes("enhance", *keys, cwd=tmp_path)
     kept = "round_1/kept.jsonl"
     assert (alone / kept).read_text() == (both / kept).read_text()
-    assert len(list(both.glob("round_1/advice.*.jsonl"))) == 2
+    assert (alone / "round_1/advice.jsonl").read_text() == (both / "round_1/advice.jsonl").read_text()
     assert (both / "round_1" / "run" / "run.json").exists()

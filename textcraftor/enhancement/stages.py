@@ -24,13 +24,14 @@ from textcraftor.evaluation.evaluate import measure
 from textcraftor.evaluation.suite import PICTURES, Store, Suite
 from textcraftor.files.pictures import to_rgb
 from textcraftor.files.reading import open_picture, read_json_lines
-from textcraftor.files.writing import append, finish
+from textcraftor.files.writing import append, finish, json_line, write_text
 from textcraftor.inference.generate import batches
 from textcraftor.rewards.clip import ClipScore
 from textcraftor.rewards.preprocessing import from_pil
 from textcraftor.sampling.regions import Region
 from textcraftor.training.processes import processes_of_this_run, say
 
+ADVICE = "advice.jsonl"  # of a round: the regions of each picture, or the fault of the answer
 Job = tuple[int, int]  # a prompt's number and a seed
 
 
@@ -52,7 +53,9 @@ class Round:
 
     def advice(self) -> dict[Job, dict[str, Any]]:
         """What the understanding model said of each picture so far: its regions, or the fault of its answer."""
-        rows = [row for file in sorted(self.folder.glob("advice.*.jsonl")) for row in read_json_lines(file)]
+        whole = self.folder / ADVICE
+        files = [whole] if whole.exists() else sorted(self.folder.glob("advice.*.part"))
+        rows = [row for file in files for row in read_json_lines(file)]
         return {(row["prompt_index"], row["seed"]): row for row in rows if row.keys() >= {"prompt_index", "seed"}}
 
 
@@ -109,7 +112,13 @@ def advise(round_: Round) -> None:
                 for (index, seed), of_one in zip(batch, advice, strict=True)
             ]
             told = "".join("\n" + json.dumps(line, ensure_ascii=False) for line in lines)
-            append(round_.folder / f"advice.{processes.process_index}.jsonl", told)
+            append(round_.folder / f"advice.{processes.process_index}.part", told)
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        known = round_.advice()
+        write_text(round_.folder / ADVICE, "".join(json_line(known[job]) for job in round_.suite.jobs))
+        for part in round_.folder.glob("advice.*.part"):
+            part.unlink()
     processes.wait_for_everyone()
     answers = round_.advice().values()
     faults = [row["fault"] for row in answers if row["fault"]]
