@@ -21,7 +21,8 @@ from tests.conftest import PROMPTS, load
 from tests.inference.test_mix import LORA, make_run
 from textcraftor.config.fields import MOST_SEED
 from textcraftor.errors import UsageError
-from textcraftor.inference.app import Studio, check, friendly, names_of, seed_of
+from textcraftor.inference.app import Studio, check, names_of, seed_of
+from textcraftor.inference.hosting import friendly
 from textcraftor.inference.mix import Mix
 
 PLACES = ("/usr/lib/chromium/chromium", "chromium", "chromium-browser", "google-chrome")
@@ -194,6 +195,6 @@ def test_what_cannot_be_shown_is_refused(configure, runs, tmp_path):
     both = [make_run(tmp_path / name, 7, {"text_encoder": None, "denoiser": LORA}) for name in ("one", "two")]
     with pytest.raises(UsageError, match=r"one and two each tuned a denoiser: choose one with denoiser.path"):
         check(configure("app", f"runs=[{both[0]},{both[1]}]"), tmp_path)
-    check(configure("app", f"runs=[{both[0]},{both[1]}]", f"denoiser.path={both[1]}"), tmp_path)
+    check(configure("app", f"runs=[{both[0]},{both[1]}]", f"denoiser.path={both[1]}", "port=0"), tmp_path)
     with pytest.raises(UsageError, match="port=70000 must be at most 65535"):
         check(configure("app", f"runs=[{runs[0]}]", "port=70000"), tmp_path)
