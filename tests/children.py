@@ -18,6 +18,8 @@ import textcraftor.captioning.recaption
 import textcraftor.captioning.upsample
 import textcraftor.data.letters
 import textcraftor.evaluation.compare
+import textcraftor.evaluation.rate
+import textcraftor.evaluation.ratings
 import textcraftor.evaluation.run
 import textcraftor.evaluation.score
 import textcraftor.inference.export

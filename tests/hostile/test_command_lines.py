@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from textcraftor.cli import COMMANDS, configured, paths_as_runs, register, told
+from textcraftor.cli import COMMANDS, configured, paths_as_list, register, told
 from textcraftor.config.commands import SCHEMAS
 from textcraftor.config.overrides import as_typed
 from textcraftor.config.rules import Rule
@@ -85,6 +85,8 @@ PLAIN = {
     "evaluate": ["suite=toybox"],
     "compare": ["{run}", "{run}"],
     "app": ["{run}"],
+    "rate": ["models.a=nowhere"],
+    "ratings": ["nowhere.jsonl"],
     "upsample": ["prompts.path=p.txt"],
     "recaption": ["data.path=."],
     "train-captioner": ["data.path=."],
@@ -107,10 +109,8 @@ def command_lines(draw) -> tuple[str, list[str]]:
 
 def ends_well(command: str, overrides: list[str]) -> None:
     """Compose and check a command line as the command does before anything is loaded."""
-    if command in ("compare", "app"):
-        overrides = paths_as_runs(overrides)
     try:
-        config = configured(command, as_typed(command, overrides))
+        config = configured(command, as_typed(command, paths_as_list(command, overrides)))
         importlib.import_module(COMMANDS[command][0]).check(config, Path(config.run_dir).expanduser())
         OmegaConf.to_container(config, resolve=True)
     except Exception as error:
