@@ -179,9 +179,17 @@ def test_folders_without_pairs_are_refused(tmp_path):
         UsageError, match=r"0_0.png and 1_0.png show the same prompt with the same seed, as a grid's do"
     ):
         read_sets({"a": base})
-    rows.write_text('{"file_name": "gone.png", "caption": "a red circle", "seed": 0}\n' * 2 + rows.read_text())
-    with pytest.raises(UsageError, match="show the same prompt"):
-        read_sets({"a": base})
+    for line, words in (
+        ('"file_name": "0_0.png", "caption": "a red circle", "seed": -1', "seed=-1 of 0_0.png must lie between 0"),
+        ('"file_name": "0_0.png", "caption": "a red circle"', "metadata.jsonl, line 2 must have seed"),
+        (
+            '"file_name": "../../x/gone.png", "caption": "a star", "seed": 5',
+            "base/gone.png cannot be read: No such file",
+        ),
+    ):
+        rows.write_text('{"file_name": "1_0.png", "caption": "a blue star", "seed": 0}\n{' + line + "}\n")
+        with pytest.raises(UsageError, match=words):
+            read_sets({"a": base})
 
 
 def test_every_pair_is_asked_once_in_an_order_and_on_sides_that_the_seed_decides(sets):

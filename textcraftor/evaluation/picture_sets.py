@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from textcraftor.config.fields import MOST_SEED
 from textcraftor.errors import UsageError
 from textcraftor.evaluation.suite import PICTURES, ROWS, read_rows_of
 from textcraftor.files.reading import (
@@ -46,12 +47,16 @@ class PictureSet:
             name: the model's.
 
         Raises:
-            UsageError: no such folder, fewer than two pictures, two pictures of one prompt and seed, a picture that is
-                missing.
+            UsageError: no such folder, fewer than two pictures, two of one prompt and seed, a seed that is none, a
+                picture that is missing.
         """
         files: dict[Key, Path] = {}
         for key, written in _rows(name, folder):
             file = folder / written
+            if not 0 <= key[1] <= MOST_SEED:
+                raise UsageError(
+                    f"models.{name}={folder}: seed={key[1]} of {file.name} must lie between 0 and {MOST_SEED}"
+                )
             if files.setdefault(key, file) != file:
                 raise UsageError(
                     f"models.{name}={folder}: {files[key].name} and {file.name} show the same prompt with the same "

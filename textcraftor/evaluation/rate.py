@@ -118,7 +118,7 @@ class Desk:
         name, question = rater_of(rater), self._known(question)
         with self.lock:
             unit = self._unit(name, question, shown)
-            if unit and unit not in self.ratings.standing(question).get(name, {}):
+            if unit and unit not in self._standing(name, question):
                 self._add(name, question, unit, self.choice.sides(unit, question, name), answer)
             return self._next(name, question)
 
