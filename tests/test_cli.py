@@ -39,6 +39,9 @@ def test_help_lists_every_command(tmp_path):
 def test_the_commands_and_keys_that_scripts_rely_on_stay(configure):
     """Freezes the command line's surface."""
     assert set(COMMANDS) >= {"train", "generate", "score", "fetch", "compare", "evaluate", "export", "app"}
+    assert set(COMMANDS) >= {"rate", "ratings"}
+    assert {"models", "questions", "grades", "ask", "next", "seed", "port", "run_dir"} <= set(configure("rate"))
+    assert {"files", "questions", "models", "samples", "run_dir"} <= set(configure("ratings"))
     train, generate = configure("train"), configure("generate", "prompt='a red circle'")
     assert {"run_dir", "name", "seed", "device", "dtype", "negative_prompt"} <= set(train)
     assert {"resume", "dry_run", "tuned", "stop_on"} <= set(train)
@@ -133,6 +136,14 @@ def test_prompts_are_taken_literally(configure):
         (["train", "dtype=float8"], "dtype=float8 must be auto or one of"),
         (["train", "model=sd15"], "prompts.path is needed"),
         (["train", "+rewards.x.weight=1", "+rewards.x.reward._target_=gone.Scorer"], "gone.Scorer cannot be loaded"),
+        (["rate"], "models is needed"),
+        (
+            ["rate", "models.a=finished", "models.b=x"],
+            "models.a=finished holds neither metadata.jsonl nor rows.parquet",
+        ),
+        (["rate", "models.a=x", "models.a=y"], "models.a is given twice: give each name once"),
+        (["ratings"], "files=[]: name what textcraftor rate wrote: textcraftor ratings ratings/ratings.jsonl"),
+        (["ratings", "empty.txt"], "empty.txt, line 1 cannot be read as JSON"),
         (["score"], "images is needed"),
         (["score", "images=finished"], "holds no picture"),
         (["generate"], "give either prompt='...' or prompts.path=FILE"),

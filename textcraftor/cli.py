@@ -42,9 +42,12 @@ COMMANDS = {
     "export": ("textcraftor.inference.export", "write what was tuned for diffusers, web UIs and the hub"),
     "score": ("textcraftor.evaluation.score", "score a folder of pictures by any mix of rewards"),
     "compare": ("textcraftor.evaluation.compare", "set many runs beside each other: a table and a picture"),
+    "rate": ("textcraftor.evaluation.rate", "a page on which people say which pictures they prefer"),
+    "ratings": ("textcraftor.evaluation.ratings", "what follows from it: strengths of models, agreement of raters"),
     "app": ("textcraftor.inference.app", "a page with a slider for each tuned encoder"),
     "fetch": ("textcraftor.fetch", "download what a configuration names, ahead of time"),
 }
+PATHS = {"compare": "runs", "app": "runs", "ratings": "files"}  # the keys that a command's bare paths are for
 SHOWS_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 # What a disk refuses, and the remedy.
 DISK = {
@@ -247,11 +250,13 @@ def call(command: str, keys: Sequence[str]) -> Path:
     return folder
 
 
-def paths_as_runs(overrides: Sequence[str]) -> list[str]:
+def paths_as_list(command: str, overrides: Sequence[str]) -> list[str]:
     """`compare runs/a runs/b` means `compare 'runs=[runs/a,runs/b]'`."""
     paths = [override for override in overrides if "=" not in override and not override.startswith("-")]
-    runs = [f"runs=[{','.join(map(quoted, paths))}]"] if paths else []
-    return [override for override in overrides if override not in paths] + runs
+    if command not in PATHS or not paths:
+        return [*overrides]
+    listed = f"{PATHS[command]}=[{','.join(map(quoted, paths))}]"
+    return [*(override for override in overrides if override not in paths), listed]
 
 
 def is_text(argument: str) -> bool:
@@ -272,8 +277,7 @@ def main() -> None:
         with one_line_errors():
             if strange := next((one for one in overrides if not is_text(one)), None):
                 raise UsageError(f"{strange!r} is no text in UTF-8: write it again")
-            overrides = paths_as_runs(overrides) if command in ("compare", "app") else overrides
-            overrides = as_typed(command, overrides)
+            overrides = as_typed(command, paths_as_list(command, overrides))
         launch(command, overrides)
     else:
         near = difflib.get_close_matches(command, COMMANDS, 1)

@@ -92,6 +92,11 @@ def paths_by_name() -> Any:
     return ruled(Rule("a path", (("a path", lambda value: isinstance(value, str)),), text=True, each=True))
 
 
+def texts_by_name() -> Any:
+    """Texts for people by names that the user chooses."""
+    return ruled(Rule("text", (("text", lambda value: isinstance(value, str)),), text=True, each=True))
+
+
 def word_list() -> Any:
     """A list of words."""
     return ruled(Rule("a list, as {key}=[{value}]"))

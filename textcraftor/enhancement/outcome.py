@@ -16,11 +16,12 @@ from textcraftor.enhancement.opening import STATE, Session
 from textcraftor.enhancement.pairs import PAIRS, read_kept
 from textcraftor.enhancement.stages import Round, close, looked_at, mine
 from textcraftor.evaluation.evaluate import compare_measures, held_out_names, means
-from textcraftor.evaluation.report import picture_url, render, thumbnail
+from textcraftor.evaluation.report import render, thumbnail
 from textcraftor.evaluation.statistics import interval_text, paired_difference, seed_spread
 from textcraftor.evaluation.suite import Store, Suite, measures_of
 from textcraftor.files.reading import read_json_lines
 from textcraftor.files.writing import finish, is_finished, write_json, write_text
+from textcraftor.inference.pictures import png_url
 from textcraftor.models.run_record import FILE
 from textcraftor.training.processes import processes_of_this_run
 
@@ -139,7 +140,7 @@ def page(
     rows = [
         {"prompt": prompt}
         | {
-            side: [picture_url(thumbnail(store.picture(written[side][index, seed]))) for seed in suite.seeds]
+            side: [png_url(thumbnail(store.picture(written[side][index, seed]))) for seed in suite.seeds]
             for side, store in stores.items()
         }
         for index, prompt in enumerate(suite.prompts[:SHOWN])
