@@ -50,6 +50,7 @@ def opened_browser() -> Iterator:
 def new_page(browser, width: int = 1280):
     """A page of a visitor of its own, with the errors that it says and the addresses that it asks for."""
     page = browser.new_context(viewport={"width": width, "height": 800}).new_page()
+    page.set_default_timeout(120_000)  # machines may be busy
     page.said, page.asked = [], []
     page.on("console", lambda message: page.said.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: page.said.append(str(error)))
