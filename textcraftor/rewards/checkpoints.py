@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from textcraftor.assets import folder_or_id, loading, local_file
 from textcraftor.errors import UsageError
+from textcraftor.files.reading import read_json
 
 
 def load_state(path: str, what: str) -> dict[str, Tensor]:
@@ -79,6 +81,16 @@ def build(make: Callable[[], nn.Module], state: Mapping[str, Tensor], source: st
         {key: state[key].float() if state[key].is_floating_point() else state[key] for key in wanted}, assign=True
     )
     return module
+
+
+def read_settings(path: str, name: str, what: str) -> dict[str, Any]:
+    """A JSON file of a local folder or of a hub repository.
+
+    Raises:
+        UsageError: it is not there, or is no JSON object.
+    """
+    folder = Path(path).expanduser()
+    return read_json(local_file(str(folder / name) if folder.is_dir() else f"hf://{path}/{name}", what))
 
 
 def load_pretrained(kind: type[PreTrainedModel], path: str, what: str, unused: str = "") -> PreTrainedModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -23,9 +22,9 @@ from transformers import (
 )
 from transformers.image_utils import PILImageResampling
 
-from textcraftor.assets import folder_or_id, local_file
+from textcraftor.assets import folder_or_id
 from textcraftor.errors import UsageError
-from textcraftor.rewards.checkpoints import load_pretrained
+from textcraftor.rewards.checkpoints import load_pretrained, read_settings
 from textcraftor.rewards.preprocessing import normalize, resize
 from textcraftor.rewards.text import load_tokenizer
 
@@ -95,7 +94,9 @@ class TrOCR(Recogniser):
                 "spells in parts of words: leave it out, or take a PP-OCR, as ocr=published does"
             )
         model = load_pretrained(VisionEncoderDecoderModel, path, "recogniser", unused="pooler")
-        return cls(model, load_tokenizer(AutoTokenizer, path), read_json(path, "preprocessor_config.json"))
+        return cls(
+            model, load_tokenizer(AutoTokenizer, path), read_settings(path, "preprocessor_config.json", "recogniser")
+        )
 
     def check(self, text: str) -> None:
         strange = self.tokenizer.all_special_ids  # what stands for anything unknown is among them
@@ -178,7 +179,7 @@ class PPOCR(Recogniser):
     @classmethod
     def load(cls, path: str, alphabet: str | None = None) -> PPOCR:
         model = load_pretrained(cls.kind, path, "recogniser")
-        return cls(model, read_json(path, "preprocessor_config.json"), alphabet)
+        return cls(model, read_settings(path, "preprocessor_config.json", "recogniser"), alphabet)
 
     def check(self, text: str) -> None:
         strange = [character for character in text if character not in self.index]
@@ -286,12 +287,6 @@ def characters(texts: Sequence[str]) -> Tensor:
     return torch.tensor([max(1, len(text)) for text in texts])
 
 
-def read_json(path: str, name: str) -> dict[str, Any]:
-    """A JSON file of a local folder or of a hub repository."""
-    file = local_file(str(Path(path) / name) if Path(path).is_dir() else f"hf://{path}/{name}", "recogniser")
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
 def load_recogniser(path: str, alphabet: str | None = None) -> Recogniser:
     """Load the recogniser in a folder or hub repository; its `config.json` says of which family it is.
 
@@ -299,7 +294,7 @@ def load_recogniser(path: str, alphabet: str | None = None) -> Recogniser:
         alphabet: the only characters that it may read, of a family that has one class a character.
     """
     path = folder_or_id(path, "recogniser")
-    family = read_json(path, "config.json").get("model_type")
+    family = read_settings(path, "config.json", "recogniser").get("model_type")
     if family not in FAMILIES:
         raise UsageError(f"recogniser {path}: model_type {family!r} is not supported; use one of {', '.join(FAMILIES)}")
     return FAMILIES[family].load(path, alphabet)

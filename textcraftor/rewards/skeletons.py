@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPVisionModelWithProjection
+from transformers import CLIPModel, CLIPVisionModelWithProjection, SiglipConfig, SiglipModel
 
 from textcraftor.rewards.aesthetic import Aesthetic, LinearHead
 from textcraftor.rewards.clip import ClipScore, PickScore
@@ -25,12 +25,28 @@ def clip(architecture: str) -> CLIPModel:
     return CLIPModel(architecture_config(architecture))
 
 
-# By what configurations name: the published scorer that it loads.
-BUILDERS: dict[str, Callable[[Any], nn.Module]] = {
-    "Aesthetic.load": lambda tokenizer: aesthetic(),
-    "HPSv2.load": lambda tokenizer: HPSv2(clip("ViT-H-14"), tokenizer, open_clip=True),
-    "PickScore.load": lambda tokenizer: PickScore(clip("ViT-H-14"), tokenizer),
-    "ClipScore.load": lambda tokenizer: ClipScore(clip("ViT-H-14"), tokenizer),
+def siglip_config() -> SiglipConfig:
+    """google/siglip-so400m-patch14-384."""
+    tower = {
+        "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
+    }  # fmt: skip
+    ends = {"pad_token_id": 1, "bos_token_id": None, "eos_token_id": 1}
+    text = tower | ends | {"vocab_size": 32000, "max_position_embeddings": 64, "projection_size": 1152}
+    return SiglipConfig(text_config=text, vision_config=tower | {"image_size": 384, "patch_size": 14})
+
+
+def similarity(reward: Mapping, tokenizer: Any) -> ClipScore:
+    """A SigLIP where the path says so, else TextCraftor's CLIP."""
+    model = SiglipModel(siglip_config()) if "siglip" in str(reward.get("path")).lower() else clip("ViT-H-14")
+    return ClipScore(model, tokenizer)
+
+
+# By what configurations name: the published scorer that it loads, of the reward's arguments and a tokenizer.
+BUILDERS: dict[str, Callable[[Mapping, Any], nn.Module]] = {
+    "Aesthetic.load": lambda reward, tokenizer: aesthetic(),
+    "HPSv2.load": lambda reward, tokenizer: HPSv2(clip("ViT-H-14"), tokenizer, open_clip=True),
+    "PickScore.load": lambda reward, tokenizer: PickScore(clip("ViT-H-14"), tokenizer),
+    "ClipScore.load": similarity,
 }
 
 
@@ -54,6 +70,6 @@ def skeleton_rewards(config: Mapping, dtype: torch.dtype, tokenizer: Any) -> tup
         if builder is None:
             unknown.append(name)
         with torch.device("meta"):
-            scorers[name] = (builder(tokenizer) if builder else Uncounted()).to(dtype)
+            scorers[name] = (builder(part.reward, tokenizer) if builder else Uncounted()).to(dtype)
     weights = {name: float(part.weight) for name, part in parts_of(config).items()}
     return RewardSum(scorers, weights), unknown
