@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPVisionModelWithProjection, SiglipConfig, SiglipModel
+from transformers import CLIPModel, CLIPVisionModelWithProjection, SiglipConfig, SiglipModel, SiglipVisionModel
 
 from textcraftor.rewards.aesthetic import Aesthetic, LinearHead
 from textcraftor.rewards.clip import ClipScore, PickScore
@@ -16,7 +16,11 @@ from textcraftor.rewards.open_clip import architecture_config
 from textcraftor.rewards.total import RewardSum, parts_of
 
 
-def aesthetic() -> Aesthetic:
+def aesthetic(reward: Mapping, tokenizer: Any) -> Aesthetic:
+    """On a SigLIP where the path says so, else on LAION's CLIP."""
+    if "siglip" in str(reward.get("clip")).lower():
+        seen = siglip_config().vision_config
+        return Aesthetic(SiglipVisionModel(seen), LinearHead(seen.hidden_size))
     config = architecture_config("ViT-L-14")
     return Aesthetic(CLIPVisionModelWithProjection(config.vision_config), LinearHead(config.projection_dim))
 
@@ -43,7 +47,7 @@ def similarity(reward: Mapping, tokenizer: Any) -> ClipScore:
 
 # By what configurations name: the published scorer that it loads, of the reward's arguments and a tokenizer.
 BUILDERS: dict[str, Callable[[Mapping, Any], nn.Module]] = {
-    "Aesthetic.load": lambda reward, tokenizer: aesthetic(),
+    "Aesthetic.load": aesthetic,
     "HPSv2.load": lambda reward, tokenizer: HPSv2(clip("ViT-H-14"), tokenizer, open_clip=True),
     "PickScore.load": lambda reward, tokenizer: PickScore(clip("ViT-H-14"), tokenizer),
     "ClipScore.load": similarity,
