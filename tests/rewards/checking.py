@@ -25,7 +25,9 @@ def images() -> list[Tensor]:
     return [from_pil(picture)[None] for picture in pictures()]
 
 
-def check_gradient(scorer: Reward, image: Tensor, prompts: Sequence[str]) -> None:
+def check_gradient(
+    scorer: Reward, image: Tensor, prompts: Sequence[str], step: float = 1e-4, rtol: float = 1e-5
+) -> None:
     """The gradient in the pixels, in double precision, equals finite differences along it and along a chance
     direction."""
     scorer = copy.deepcopy(scorer).double()
@@ -34,9 +36,11 @@ def check_gradient(scorer: Reward, image: Tensor, prompts: Sequence[str]) -> Non
     assert gradient.abs().max() > 0
     chance = torch.randn(image.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for direction in (gradient / gradient.norm(), chance / chance.norm()):
-        moved = [(inside + sign * 1e-4 * direction).detach().requires_grad_() for sign in (1, -1)]
+        moved = [(inside + sign * step * direction).detach().requires_grad_() for sign in (1, -1)]
         ahead, behind = (scorer(each, prompts).sum().detach() for each in moved)
-        torch.testing.assert_close((gradient * direction).sum(), (ahead - behind) / 2e-4, rtol=1e-5, atol=1e-10)
+        torch.testing.assert_close(
+            (gradient * direction).sum(), (ahead - behind) / (2 * step), rtol=rtol, atol=rtol * float(gradient.norm())
+        )
 
 
 def largest(ours: Tensor, theirs: Tensor | np.ndarray) -> float:

@@ -37,6 +37,10 @@ class Scorer(Group):
     """What finds text in pictures."""
     alphabet: str | None = typed_text(default=None)
     """The only characters that may be read; null: all that the recogniser knows."""
+    question: str | None = typed_text(default=None)
+    """What an image-text model is asked, with {} where the prompt goes."""
+    answer: str | None = typed_text(default=None)
+    """How the wanted answer begins."""
 
 
 @dataclass

@@ -93,11 +93,14 @@ def read_settings(path: str, name: str, what: str) -> dict[str, Any]:
     return read_json(local_file(str(folder / name) if folder.is_dir() else f"hf://{path}/{name}", what))
 
 
-def load_pretrained(kind: type[PreTrainedModel], path: str, what: str, unused: str = "") -> PreTrainedModel:
-    """A transformers model in fp32 from a folder or hub id, complete.
+def load_pretrained(
+    kind: type[PreTrainedModel], path: str, what: str, unused: str = "", dtype: torch.dtype | str = torch.float32
+) -> PreTrainedModel:
+    """A transformers model from a folder or hub id, complete.
 
     Args:
         unused: part of the names of tensors that the checkpoint may lack.
+        dtype: of the weights; "auto": as they are stored.
 
     Raises:
         UsageError: no such folder, a damaged file, or a tensor that is missing or has another shape.
@@ -105,7 +108,7 @@ def load_pretrained(kind: type[PreTrainedModel], path: str, what: str, unused: s
     layout = f"{kind.__name__} as transformers saves it"
     with loading(path, what, layout):
         model, info = kind.from_pretrained(
-            folder_or_id(path, what), dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            folder_or_id(path, what), dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     missing = sorted(key for key in info["missing_keys"] if not unused or unused not in key)
     if missing:

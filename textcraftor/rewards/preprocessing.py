@@ -19,6 +19,7 @@ from transformers.image_utils import (
 
 from textcraftor.files.pictures import to_rgb
 
+MODES = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}  # by `resample` of published files
 PILLOW_PRECISION = 2**22  # Pillow resamples 8-bit pictures with coefficients rounded to this fraction
 
 

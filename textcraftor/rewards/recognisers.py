@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
@@ -20,16 +21,14 @@ from transformers import (
     PreTrainedTokenizerBase,
     VisionEncoderDecoderModel,
 )
-from transformers.image_utils import PILImageResampling
 
 from textcraftor.assets import folder_or_id
 from textcraftor.errors import UsageError
 from textcraftor.rewards.checkpoints import load_pretrained, read_settings
-from textcraftor.rewards.preprocessing import normalize, resize
+from textcraftor.rewards.preprocessing import MODES, normalize, resize
 from textcraftor.rewards.text import load_tokenizer
 
 PUBLISHED = Path(__file__).parent / "pp_ocrv6_tiny"  # PP-OCRv6 tiny with its published weights
-MODES = {PILImageResampling.BILINEAR: "bilinear", PILImageResampling.BICUBIC: "bicubic"}
 
 
 class Recogniser(nn.Module):
@@ -113,7 +112,7 @@ class TrOCR(Recogniser):
     def pixels(self, crops: Float[Tensor, "crops 3 height width"]) -> Tensor:
         size, said = self.processing["size"], self.processing
         height, width = (size["height"], size["width"]) if isinstance(size, Mapping) else (size, size)
-        mode = MODES[said.get("resample", PILImageResampling.BILINEAR)]
+        mode = MODES[said.get("resample", Image.Resampling.BILINEAR)]
         return normalize(resize(crops, height, width, mode), said["image_mean"], said["image_std"])
 
     def encode(self, pixels: Tensor) -> Float[Tensor, "crops positions features"]:
