@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import io
 import json
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
+    CLIPConfig,
+    CLIPModel,
     PreTrainedConfig,
     PreTrainedModel,
     SiglipConfig,
     SiglipModel,
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from parity import tiny
+from textcraftor.rewards.aesthetic import PUBLISHED_WIDTHS
+from textcraftor.rewards.mps import LAYERS, CrossModel, Rotary
 
 SENTENCES = ("a red circle and a blue star", "does this figure show the word", "please answer yes or no", "Yes No")
 SIDE, PATCH, WIDTH = 32, 8, 32  # of a preprocessed picture and its patches in pixels, of a state in features
@@ -65,6 +73,15 @@ def write_siglip(folder: Path, context: int = 16) -> None:
     write_model(SiglipModel, SiglipConfig(text_config=text, vision_config=vision), folder)
 
 
+def write_v25_head(file: Path, width: int = WIDTH) -> None:
+    """Aesthetic Predictor V2.5's head, in bfloat16 as published."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index, inputs, outputs in zip((0, 2, 4, 6, 8), (width, *PUBLISHED_WIDTHS), PUBLISHED_WIDTHS, strict=False):
+        shapes |= tiny.layer(f"scoring_head.{index}", outputs, inputs)
+    state = OrderedDict((key, value.bfloat16()) for key, value in tiny.values(shapes).items())
+    torch.save(state, file)
+
+
 QWEN_SIGNS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
     "<|video_pad|>",
@@ -104,6 +121,7 @@ def write_byte_tokenizer(folder: Path, kind: str, signs: tuple[str, ...], begins
 def write_qwen_vl(folder: Path, family: str = "qwen2_vl") -> None:
     """As Qwen/Qwen2-VL-7B-Instruct and its successors; pictures of 28 x 28 to 84 x 84 pixels."""
     size = write_byte_tokenizer(folder, "Qwen2TokenizerFast", QWEN_SIGNS, None, chat_template=QWEN_TEMPLATE)
+    write_json(folder / "chat_template.json", {"chat_template": QWEN_TEMPLATE})  # transformers 4 looks here
     processor = {"min_pixels": 28 * 28 * 4, "max_pixels": 28 * 28 * 9, "patch_size": 14, "temporal_patch_size": 2}
     processor |= {"merge_size": 2, "image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}
     write_json(folder / "preprocessor_config.json", processor | {"image_processor_type": "Qwen2VLImageProcessor"})
@@ -121,6 +139,60 @@ def write_qwen_vl(folder: Path, family: str = "qwen2_vl") -> None:
         "tie_word_embeddings": False,
     }
     write_model(AutoModelForImageTextToText, AutoConfig.for_model(family, **config), folder)
+
+
+def write_hpsv3(folder: Path) -> None:
+    """Qwen2-VL's settings as their publishers wrote them, flat, and a checkpoint as HPSv3's, by older key names."""
+    write_qwen_vl(folder)
+    file = folder / "preprocessor_config.json"
+    write_json(file, json.loads(file.read_text()) | {"min_pixels": 3136, "max_pixels": 12845056})
+    config = json.loads((folder / "config.json").read_text())
+    text = config.pop("text_config")
+    keep = [
+        *TOWER, "vocab_size", "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "bos_token_id",
+        "eos_token_id",
+    ]  # fmt: skip
+    flat = config | {key: text[key] for key in keep}
+    flat |= {"rope_theta": 1e4, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
+    for key in ("transformers_version", "dtype"):
+        flat.pop(key, None)
+    flat["vision_config"] = {"model_type": "qwen2_vl", **QWEN_VISION["qwen2_vl"], "in_chans": 3}
+    write_json(folder / "config.json", flat)
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    state = {
+        key.replace("model.visual.", "visual.").replace("model.language_model.", "model."): value
+        for key, value in state.items()
+    }
+    for key in ("model.embed_tokens.weight", "lm_head.weight"):  # one more token, <|Reward|>
+        state[key] = torch.cat([state[key], state[key].mean(0, keepdim=True)])
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index, inputs, outputs in zip((0, 3, 5), (WIDTH, 1024, 16), (1024, 16, 2), strict=True):
+        shapes |= tiny.layer(f"rm_head.{index}", outputs, inputs)
+    save_file(state | tiny.values(shapes), folder / "HPSv3.safetensors")
+
+
+MPS_WIDTH = 128  # of the embedding: two heads
+
+
+def mps_config() -> dict[str, Any]:
+    config = tiny.clip_config(quick_gelu=False)
+    towers = {name: config[name] | {"projection_dim": MPS_WIDTH} for name in ("text_config", "vision_config")}
+    return config | towers | {"projection_dim": MPS_WIDTH}
+
+
+def write_mps(file: Path) -> None:
+    """MPS's state dict at toy size, and beside it the settings of its CLIP."""
+    config = mps_config()
+    write_json(file.with_suffix(".json"), config)
+    clip, cross = CLIPModel(CLIPConfig.from_dict(config)), CrossModel(MPS_WIDTH, LAYERS)
+    shapes = {f"model.{key}": tuple(value.shape) for key, value in clip.state_dict().items() if "_ids" not in key}
+    for key, value in cross.state_dict().items():
+        _, layer, block, rest = key.split(".", 3)
+        shapes[f"cross_model.layers.{layer}.{block}.fn.{rest}"] = tuple(value.shape)
+    state = tiny.values(shapes)
+    state |= {key: Rotary().inv_freq for key in state if key.endswith("inv_freq")}
+    save_file(state | {"model.logit_scale": torch.tensor(3.0)}, file)
 
 
 _VISION = {"depth": 2, "num_heads": 2, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}

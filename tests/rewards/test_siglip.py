@@ -9,13 +9,12 @@ import shutil
 import pytest
 import torch
 from parity import folders
-from torch import nn
 from transformers import AutoTokenizer, SiglipModel, SiglipVisionModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from tests.rewards.checking import check_gradient, images, largest, pictures
 from textcraftor.errors import UsageError
-from textcraftor.rewards.aesthetic import PUBLISHED_WIDTHS, Aesthetic
+from textcraftor.rewards.aesthetic import Aesthetic
 from textcraftor.rewards.clip import ClipScore
 
 PROMPTS = ["A red circle, and a BLUE star!", "please answer yes or no", "the word"]
@@ -53,32 +52,30 @@ def test_its_pixels_and_cosines_are_those_of_transformers_own_processor_and_mode
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    """V2.5's head in its published layout: linear layers and dropout in one sequence, saved in bfloat16."""
-    torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for inputs, outputs in zip((folders.WIDTH, *PUBLISHED_WIDTHS), PUBLISHED_WIDTHS, strict=False):
-        layers += [nn.Linear(inputs, outputs), nn.Dropout(0.5)]
-    model = nn.ModuleDict({"scoring_head": nn.Sequential(*layers[:-1])}).bfloat16()
     file = tmp_path_factory.mktemp("head") / "aesthetic_predictor_v2_5.pth"
-    torch.save(model.state_dict(), file)
-    return str(file), model["scoring_head"].float().eval()
+    folders.write_v25_head(file)
+    return str(file)
 
 
 def test_v25_is_its_head_on_the_normalised_pooled_embedding(folder, head):
-    scorer = Aesthetic.load(folder, head[0])
+    scorer = Aesthetic.load(folder, head)
     processor, model = SiglipImageProcessorPil.from_pretrained(folder), SiglipVisionModel.from_pretrained(folder)
     with torch.no_grad():
         pixels = torch.cat([processor(picture, return_tensors="pt").pixel_values for picture in pictures()])
         embeds = model(pixels).pooler_output
-        expected = head[1](embeds / embeds.norm(dim=-1, keepdim=True))[:, 0]
+        expected = embeds / embeds.norm(dim=-1, keepdim=True)
+        state = torch.load(head, weights_only=True)
+        for index in (0, 2, 4, 6, 8):  # no activation between them
+            weight, bias = (state[f"scoring_head.{index}.{part}"].float() for part in ("weight", "bias"))
+            expected = expected @ weight.T + bias
     scores = torch.cat([scorer(image, PROMPTS[:1]) for image in images()])
     assert expected.std() > 1e-4
-    assert largest(scores, expected) < 1e-3 * expected.std()
+    assert largest(scores, expected[:, 0]) < 1e-3 * expected.std()
     check_gradient(scorer, images()[1], PROMPTS[:1])
 
 
 def test_a_head_of_another_embedding_is_refused(folder, head, tmp_path):
-    state = torch.load(head[0], weights_only=True)
+    state = torch.load(head, weights_only=True)
     state["scoring_head.0.weight"] = torch.zeros(1024, 1152)
     torch.save(state, tmp_path / "wide.pth")
     with pytest.raises(UsageError, match=r"width 1152, but .* gives 32"):

@@ -69,7 +69,7 @@ def test_it_is_what_the_published_processor_and_model_say_of_yes(folder, family)
     expected, scores = [], []
     for picture, image, prompt in zip(pictures(), images(), PROMPTS, strict=True):
         given = published_inputs(path, family, picture, QUESTION.replace("{}", prompt))
-        ours = scorer.reader.inputs(image, [QUESTION.replace("{}", prompt)])
+        ours = scorer.reader.inputs(scorer.reader.look(image), [QUESTION.replace("{}", prompt)])
         assert ours["input_ids"].tolist() == given["input_ids"].tolist()
         assert largest(ours["pixel_values"], given["pixel_values"]) < 1e-5
         with torch.no_grad():

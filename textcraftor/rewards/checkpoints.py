@@ -59,12 +59,19 @@ def require_keys(state: Mapping[str, Tensor], keys: Iterable[str], source: str, 
             raise UsageError(f"{source}: key {key!r} is missing; expected {layout}")
 
 
-def build(make: Callable[[], nn.Module], state: Mapping[str, Tensor], source: str, layout: str) -> nn.Module:
-    """A module with these weights in fp32, made without drawing random ones first.
+def build(
+    make: Callable[[], nn.Module],
+    state: Mapping[str, Tensor],
+    source: str,
+    layout: str,
+    dtype: torch.dtype | None = torch.float32,
+) -> nn.Module:
+    """A module with these weights, made without drawing random ones first.
 
     Args:
         make: builds the module.
         state: by the module's own key names; more than it needs is allowed.
+        dtype: of the weights; None: as they are stored.
 
     Raises:
         UsageError: naming the first key that is missing or has another shape.
@@ -78,7 +85,8 @@ def build(make: Callable[[], nn.Module], state: Mapping[str, Tensor], source: st
             shapes = f"{tuple(state[key].shape)}, expected {tuple(value.shape)}"
             raise UsageError(f"{source}: {key!r} has shape {shapes}, as in {layout}")
     module.load_state_dict(
-        {key: state[key].float() if state[key].is_floating_point() else state[key] for key in wanted}, assign=True
+        {key: state[key].to(dtype) if dtype and state[key].is_floating_point() else state[key] for key in wanted},
+        assign=True,
     )
     return module
 

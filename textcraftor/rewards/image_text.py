@@ -64,11 +64,14 @@ class ImageText(nn.Module):
         """How many tokens stand for one picture."""
         raise NotImplementedError
 
-    def check(self, text: str) -> None:
-        """Refuse a text with a token in it that means something else than its letters to the model."""
-        for token in self.reserved:
-            if token in text:
-                raise UsageError(f"the prompt {text!r} holds {token!r}, a sign of the model's own: write it otherwise")
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuse a prompt with a token in it that means something else than its letters to the model."""
+        for prompt in prompts:
+            for token in self.reserved:
+                if token in prompt:
+                    raise UsageError(
+                        f"prompt {prompt!r} holds {token!r}, a sign of the model's own: write it otherwise"
+                    )
 
     def tokens(
         self, messages: Sequence[str], places: int
@@ -88,11 +91,10 @@ class ImageText(nn.Module):
         )
         return read.input_ids, read.attention_mask
 
-    def inputs(self, images: Float[Tensor, "batch 3 height width"], messages: Sequence[str]) -> dict[str, Tensor]:
-        """All that the model takes, on its device."""
-        seen = self.look(images)
+    def inputs(self, seen: Mapping[str, Tensor], messages: Sequence[str]) -> dict[str, Tensor]:
+        """All that the model takes of pictures that were looked at and a message each, on its device."""
         ids, mask = self.tokens(messages, self.places(seen))
-        given = seen | {"pixel_values": seen["pixel_values"].to(self.model.dtype)}
+        given = {**seen, "pixel_values": seen["pixel_values"].to(self.model.dtype)}
         given |= {"input_ids": ids, "attention_mask": mask}
         return {name: value.to(self.model.device) for name, value in given.items()}
 
@@ -119,8 +121,8 @@ class QwenVL(ImageText):
     def places(self, seen: Mapping[str, Tensor]) -> int:
         return int(seen["image_grid_thw"][0].prod()) // self.processing["merge_size"] ** 2
 
-    def inputs(self, images: Float[Tensor, "batch 3 height width"], messages: Sequence[str]) -> dict[str, Tensor]:
-        given = super().inputs(images, messages)
+    def inputs(self, seen: Mapping[str, Tensor], messages: Sequence[str]) -> dict[str, Tensor]:
+        given = super().inputs(seen, messages)
         return given | {"mm_token_type_ids": (given["input_ids"] == self.model.config.image_token_id).int()}
 
 

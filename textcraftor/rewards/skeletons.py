@@ -12,6 +12,7 @@ from transformers import CLIPModel, CLIPVisionModelWithProjection, SiglipConfig,
 from textcraftor.rewards.aesthetic import Aesthetic, LinearHead
 from textcraftor.rewards.clip import ClipScore, PickScore
 from textcraftor.rewards.hpsv2 import HPSv2
+from textcraftor.rewards.mps import LAYERS, MPS, CrossModel
 from textcraftor.rewards.open_clip import architecture_config
 from textcraftor.rewards.total import RewardSum, parts_of
 
@@ -51,6 +52,9 @@ BUILDERS: dict[str, Callable[[Mapping, Any], nn.Module]] = {
     "HPSv2.load": lambda reward, tokenizer: HPSv2(clip("ViT-H-14"), tokenizer, open_clip=True),
     "PickScore.load": lambda reward, tokenizer: PickScore(clip("ViT-H-14"), tokenizer),
     "ClipScore.load": similarity,
+    "MPS.load": lambda reward, tokenizer: MPS(
+        clip("ViT-H-14"), CrossModel(1024, LAYERS), tokenizer, reward["condition"], reward["threshold"]
+    ),
 }
 
 

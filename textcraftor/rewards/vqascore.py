@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -38,13 +38,15 @@ class VQAScore(Reward):
         return cls(load_image_text(path), question, answer)
 
     def check(self, prompts: Sequence[str]) -> None:
-        for prompt in prompts:
-            self.reader.check(prompt)
+        self.reader.check(prompts)
 
-    def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
+    def judge(self, seen: Mapping[str, Tensor], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
+        """Scores of what `reader.look` made of pictures."""
         self.check(prompts)
-        questions = [self.question.replace("{}", prompt) for prompt in prompts]
-        given = self.reader.inputs(images, questions)
+        given = self.reader.inputs(seen, [self.question.replace("{}", prompt) for prompt in prompts])
         logits = self.reader.model(**given, logits_to_keep=1, use_cache=False).logits[:, -1]
         precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return precise.softmax(-1)[:, self.answer].to(images.dtype)
+        return precise.softmax(-1)[:, self.answer]
+
+    def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
+        return self.judge(self.reader.look(images), prompts).to(images.dtype)
