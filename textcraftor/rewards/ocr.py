@@ -21,7 +21,8 @@ from textcraftor.errors import UsageError
 from textcraftor.rewards.base import Reward
 from textcraftor.rewards.checkpoints import load_pretrained, read_settings
 from textcraftor.rewards.preprocessing import normalize, resize
-from textcraftor.rewards.recognisers import Recogniser, load_recogniser
+from textcraftor.rewards.reading import Recogniser
+from textcraftor.rewards.recognisers import load_recogniser
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right, in pixels
 _QUOTED = re.compile(r'(?<![\d¼½¾])"([^"]+)"|“([^”]+)”')
