@@ -28,7 +28,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scorer(files):
-    return MPS.load(**files, condition="red, blue star.", threshold=0.6)
+    return MPS.load(**files, condition="red, blue star.", threshold=0.3)
 
 
 def test_its_gradient_agrees_with_finite_differences(scorer):

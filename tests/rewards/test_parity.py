@@ -73,7 +73,7 @@ def by_rows_and_columns(scorer, monkeypatch):
 
 FURTHER_FAULTS = {
     "SigLIP": lambda scorer, monkeypatch: monkeypatch.setattr(scorer, "siglip", False),  # crops
-    "MPS": lambda scorer, monkeypatch: monkeypatch.setattr(scorer, "threshold", 0.7),
+    "MPS": lambda scorer, monkeypatch: monkeypatch.setattr(scorer, "threshold", 0.01),
     "HPSv3": by_rows_and_columns,
 }
 

@@ -147,9 +147,9 @@ class Llava(ImageText):
         self.tower = model.config.vision_config
         means = {"clip_vision_model": OPENAI_CLIP_MEAN, "siglip_vision_model": IMAGENET_STANDARD_MEAN}
         mean = means.get(self.tower.model_type)
-        if processing.get("do_pad") or mean is None or not close(processing["image_mean"], mean):
+        if processing.get("do_pad") or mean is None or not close(processing.get("image_mean", mean), mean):
             raise UsageError(
-                f"{WHAT}: a LLaVA on {self.tower.model_type} with image_mean {processing['image_mean']} and do_pad "
+                f"{WHAT}: a LLaVA on {self.tower.model_type} with image_mean {processing.get('image_mean')} and do_pad "
                 f"{bool(processing.get('do_pad'))} is not supported: take one on CLIP or SigLIP with that model's own "
                 "preprocessing, such as llava-hf/llava-1.5-7b-hf"
             )

@@ -53,7 +53,7 @@ BUILDERS: dict[str, Callable[[Mapping, Any], nn.Module]] = {
     "PickScore.load": lambda reward, tokenizer: PickScore(clip("ViT-H-14"), tokenizer),
     "ClipScore.load": similarity,
     "MPS.load": lambda reward, tokenizer: MPS(
-        clip("ViT-H-14"), CrossModel(1024, LAYERS), tokenizer, reward["condition"], reward["threshold"]
+        clip("ViT-H-14"), CrossModel(1024, LAYERS), tokenizer, "light", reward["threshold"]
     ),
 }
 
