@@ -9,10 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection, SiglipVisionModel
 
-from textcraftor.assets import folder_or_id
 from textcraftor.errors import UsageError
 from textcraftor.rewards.base import Reward
-from textcraftor.rewards.checkpoints import build, load_pretrained, load_state, read_settings, require_keys
+from textcraftor.rewards.checkpoints import build, load_pretrained, load_state, model_type, require_keys
 from textcraftor.rewards.preprocessing import clip_pixels, squeezed_pixels
 
 LAYERS = (0, 2, 4, 6, 7)  # where the published head's linear layers stand; dropout is between the first four
@@ -87,8 +86,7 @@ class Aesthetic(Reward):
     def load(cls, clip: str, head: str) -> Aesthetic:
         """Load the vision tower of a CLIP or SigLIP (folder or hub id) and a head, see `load_head`."""
         mlp, takes = load_head(head)
-        family = read_settings(folder_or_id(clip, "CLIP"), "config.json", "CLIP").get("model_type")
-        siglip = family in ("siglip", "siglip_vision_model")
+        siglip = model_type(clip, "CLIP") in ("siglip", "siglip_vision_model")
         vision = load_pretrained(SiglipVisionModel if siglip else CLIPVisionModelWithProjection, clip, "CLIP")
         gives = vision.config.hidden_size if siglip else vision.config.projection_dim
         if takes != gives:

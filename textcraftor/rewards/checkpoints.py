@@ -12,7 +12,7 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from textcraftor.assets import folder_or_id, loading, local_file
 from textcraftor.errors import UsageError
@@ -99,6 +99,16 @@ def read_settings(path: str, name: str, what: str) -> dict[str, Any]:
     """
     folder = Path(path).expanduser()
     return read_json(local_file(str(folder / name) if folder.is_dir() else f"hf://{path}/{name}", what))
+
+
+def model_type(path: str, what: str) -> str | None:
+    """What the `config.json` of a transformers folder or hub id says of which model it is.
+
+    Raises:
+        UsageError: no such folder, or no settings in it.
+    """
+    with loading(path, what, "a model as transformers saves it"):
+        return PreTrainedConfig.get_config_dict(folder_or_id(path, what))[0].get("model_type")
 
 
 def load_pretrained(

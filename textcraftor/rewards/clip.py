@@ -9,10 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel, CLIPTokenizer, PreTrainedTokenizerBase, SiglipModel
 
-from textcraftor.assets import folder_or_id
 from textcraftor.errors import UsageError
 from textcraftor.rewards.base import Reward
-from textcraftor.rewards.checkpoints import load_pretrained, read_settings
+from textcraftor.rewards.checkpoints import load_pretrained, model_type
 from textcraftor.rewards.open_clip import load_open_clip
 from textcraftor.rewards.preprocessing import clip_pixels, squeezed_pixels
 from textcraftor.rewards.text import Cache, PromptTokenizer, load_tokenizer
@@ -75,7 +74,7 @@ def load_clip(path: str, tokenizer: str | None = None) -> tuple[CLIPModel | Sigl
     Raises:
         UsageError: its `config.json` names another model, or it does not load.
     """
-    family = read_settings(folder_or_id(path, "CLIP"), "config.json", "CLIP").get("model_type")
+    family = model_type(path, "CLIP")
     if family not in TOWERS:
         raise UsageError(f"CLIP {path}: model_type {family!r} is not supported; use one of {', '.join(TOWERS)}")
     model, reader = TOWERS[family]

@@ -24,7 +24,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from textcraftor.assets import folder_or_id
 from textcraftor.errors import UsageError
-from textcraftor.rewards.checkpoints import load_pretrained, read_settings
+from textcraftor.rewards.checkpoints import load_pretrained, model_type, read_settings
 from textcraftor.rewards.preprocessing import (
     IMAGENET_STANDARD_MEAN,
     MODES,
@@ -198,7 +198,7 @@ def load_image_text(path: str) -> ImageText:
         UsageError: no such folder, a family whose preprocessing is not known here, or a damaged file.
     """
     path = folder_or_id(path, WHAT)
-    family = read_settings(path, "config.json", WHAT).get("model_type")
+    family = model_type(path, WHAT)
     if family not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UsageError(
