@@ -19,7 +19,7 @@ from textcraftor.evaluation.evaluate import diversity
 from textcraftor.inference.generate import Sampling, generate, grid
 from textcraftor.models.model import Model
 from textcraftor.rewards.base import Reward
-from textcraftor.rewards.recognisers import Recogniser
+from textcraftor.rewards.reading import Recogniser
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.toybox.world2.captions import descriptive
 from textcraftor.toybox.world2.judge import Judge, check, letters, taste

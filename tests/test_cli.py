@@ -97,7 +97,7 @@ def test_prompts_are_taken_literally(configure):
         (["train", "resume=begun", "training.steps=abc"], "training.steps=abc must be a whole number, at least 1"),
         (["train", "trainig.steps=3"], "unknown key trainig.steps; did you mean training.steps?"),
         (["generate", "tuned.a=x", "rundir=y"], "unknown key rundir; did you mean run_dir?"),
-        (["train", "rewards=hpsv3"], "Could not find 'rewards/hpsv3'"),
+        (["train", "rewards=hpsv9"], "Could not find 'rewards/hpsv9'"),
         (["train", "gradient.k=16"], "gradient.k=16 must lie between 1 and training.sampling.steps=5"),
         (["train", "dry_run=fales"], "dry_run=fales must be true or false"),
         (["train", "training.steps=2.5"], "training.steps=2.5 must be a whole number"),

@@ -49,7 +49,7 @@ ADDRESSES = {
 }
 ADDRESSES["http://"] = ADDRESSES["https://"]
 # What `from_pretrained` reads of a scorer's repository, which often holds the same weights in several formats.
-SETTINGS = ("*.json", "*.txt", "*.model")
+SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
 SAFETENSORS = ("model.safetensors", "model-*.safetensors")
 BIN = ("pytorch_model.bin", "pytorch_model-*.bin")
 
