@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import re
@@ -50,6 +51,19 @@ def models_in(body: str) -> list[str]:
     return [names[picture.getpixel((0, 0))[0]] for picture in pictures]
 
 
+def sign_in(page, name: str) -> None:
+    """Type a name until the page has heard it: while it loads, no key does anything."""
+    from playwright.sync_api import TimeoutError as NotYetError
+
+    for _ in range(60):
+        page.locator("#rater :is(input, textarea)").fill(name)
+        page.keyboard.press("Enter")
+        with contextlib.suppress(NotYetError):
+            page.wait_for_selector("#body img", timeout=5000)
+            return
+    raise AssertionError("the page never showed a pair")
+
+
 def test_raters_answer_by_keys_and_a_kill_loses_nothing(configure, folders, tmp_path):
     """Two at once, one on a narrow screen; a reload keeps name and place, and the killed command goes on."""
     port = free_port("127.0.0.1", 0)
@@ -70,9 +84,7 @@ def test_raters_answer_by_keys_and_a_kill_loses_nothing(configure, folders, tmp_
             ann, ben = new_page(browser), new_page(browser, width=400)
             for page, name in ((ann, "ann"), (ben, "ben")):
                 page.goto(address)
-                page.locator("#rater :is(input, textarea)").fill(name)
-                page.keyboard.press("Enter")
-                page.wait_for_selector("#body img")
+                sign_in(page, name)
             shown = []
             for place, key in enumerate(("ArrowLeft", "ArrowRight", "ArrowDown", "s"), 1):
                 shown.append(models_in(ann.inner_html("#body")))
