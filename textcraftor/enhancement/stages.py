@@ -68,13 +68,8 @@ def mine(jobs: Sequence[Job]) -> Sequence[Job]:
 def generate(round_: Round, session: Session) -> None:
     """The pictures that advice is asked on."""
     store, config = round_.before, round_.config
-    jobs = mine(round_.suite.jobs)
-    store.fill(
-        jobs,
-        processes_of_this_run().process_index,
-        config.batch_size,
-        partial(looked_at, round_.suite, config, session),
-    )
+    waiting, part = store.waiting(mine(round_.suite.jobs)), processes_of_this_run().process_index
+    store.fill(waiting, part, config.batch_size, partial(looked_at, round_.suite, config, session))
     close(store.folder)
 
 
@@ -142,7 +137,7 @@ def remake(round_: Round, session: Session) -> None:
         return looked_at(round_.suite, config, session, jobs, **options)
 
     advised = mine([job for job in round_.suite.jobs if advice[job]["regions"]])
-    store.fill(advised, processes_of_this_run().process_index, config.batch_size, again)
+    store.fill(store.waiting(advised), processes_of_this_run().process_index, config.batch_size, again)
     close(store.folder)
 
 

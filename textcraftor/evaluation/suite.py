@@ -81,24 +81,30 @@ class Store:
         """Those of them whose pictures are whole; each is opened to know that."""
         return {key: row for key, row in self.rows().items() if self._has_picture(row)}
 
+    def waiting(self, jobs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Of some jobs, by the prompt's number and the seed, those whose pictures are not there yet."""
+        done = self.done()
+        return [job for job in jobs if job not in done]
+
     def fill(
         self,
-        jobs: Sequence[tuple[int, int]],
+        waiting: Sequence[tuple[int, int]],
         part: int,
         batch_size: int,
         measured: Callable[[Sequence[tuple[int, int]]], Mapping[str, np.ndarray]],
     ) -> None:
-        """Make the pictures of these jobs that are not there yet.
+        """Make pictures.
 
         Args:
-            jobs: by the prompt's number and the seed.
+            waiting: the jobs, see `waiting`.
             part: names the file that this process appends its rows to.
             measured: makes some of them and measures them, see `evaluate.measure`.
         """
-        done = self.done()
-        waiting = [job for job in jobs if job not in done]
-        for batch in tqdm(list(batches(waiting, batch_size)), desc=self.folder.name, unit="batch", disable=part > 0):
+        progress = tqdm(total=len(waiting), desc=self.folder.name, unit="picture", disable=part > 0)
+        for batch in batches(waiting, batch_size):
             self.write(part, batch, measured(batch))
+            progress.update(len(batch))
+        progress.close()
 
     def write(self, part: int, jobs: Sequence[tuple[int, int]], measured: Mapping[str, np.ndarray]) -> None:
         """Pictures, and after them their rows, appended to a file of this part's own."""

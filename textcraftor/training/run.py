@@ -85,7 +85,7 @@ def run_in(
         partial(job.look, job.schedule, job.watched, before["watched"]),
         before["watched"],
         job.rewards.weights,
-        seed_spreads(before.values()),
+        seed_spreads(one.measures for one in before.values()),
         {name: Alarm(**limits) for name, limits in config.watch.alarms.items() if limits is not None},
         config.stop_on,
         folder / "samples",
