@@ -227,13 +227,16 @@ def launch(command: str, overrides: list[str]) -> None:
             raise
 
     with one_line_errors():
-        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that Hydra raises what it would print in many lines
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises what it would print in many lines
         try:
             hydra.main(config_path=str(config_dir()), config_name=command, version_base="1.3")(task)()
         except _Told:
             raise
         except SystemExit as ended:  # of --help and the like
             raise _Told(ended.code) from ended
+        finally:
+            if not SHOWS_TRACEBACKS:
+                del os.environ["HYDRA_FULL_ERROR"]
 
 
 def call(command: str, keys: Sequence[str]) -> Path:
