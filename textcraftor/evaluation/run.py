@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from textcraftor.captioning.upsample import check_upsampler, upsampler_of
 from textcraftor.config.making import made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import shutil
@@ -19,23 +18,24 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 from omegaconf import DictConfig
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from textcraftor.assets import HUB_ID, is_address
+from textcraftor.assets import HUB_ID, is_address, looks_local
 from textcraftor.errors import UsageError
 from textcraftor.files.pictures import to_rgb
 from textcraftor.files.reading import open_picture, read_json, read_yaml, shaped
-from textcraftor.files.writing import finish, replacing_folder, write_text
+from textcraftor.files.writing import finish, replacing_folder, write_json, write_text
 from textcraftor.inference.mix import Mix
 from textcraftor.inference.opening import open_model
 from textcraftor.models.model import ORIGINAL, Model
 from textcraftor.models.run_record import TUNED, Base, RunRecord, parts_in
 from textcraftor.models.saving import (
-    LORA_FILE,
     PEFT_FILE,
     check_same,
     is_clip,
+    plain_encoder,
     plain_state,
     published,
     save_whole,
@@ -131,6 +131,7 @@ def run(config: DictConfig, folder: Path) -> None:
     with replacing_folder(folder) as unfinished:
         for name in dict.fromkeys(formats):
             WRITERS[name](model, mix, encoder, unfinished)
+        take_paths_out(unfinished)
         names = {encoder: TUNED} if encoder != ORIGINAL else {}
         base = replace(Base.of(config.model), path=public(config.model.path))
         write_record(model, base, schedule.renamed(names), parents_of(mix), unfinished)
@@ -161,7 +162,7 @@ def write_diffusers(model: Model, mix: Mix, encoder: str, folder: Path) -> None:
     if run_folder is not None:
         for path in tuned_folders(run_folder):
             copy_part(model, path, folder)
-            if (folder / path.name / LORA_FILE).exists():
+            if path.name != component_of(path):
                 read_adapters_back(model, folder / path.name)
     else:
         write_text_encoders(model, encoder, folder)
@@ -174,15 +175,8 @@ def write_diffusers(model: Model, mix: Mix, encoder: str, folder: Path) -> None:
 
 def write_text_encoders(model: Model, encoder: str, folder: Path) -> None:
     """Every whole text encoder that was tuned, adapters merged into its weights."""
-    for part, tuned in tuned_parts(model, encoder).items():
-        save_whole(plain(model, part, tuned), folder / part)
-
-
-def plain(model: Model, part: str, tuned: nn.Module) -> nn.Module:
-    """A text encoder without adapters, which are merged into its weights."""
-    module = copy.deepcopy(model.encoders(ORIGINAL)[part]).float()
-    module.load_state_dict(plain_state(tuned))
-    return module
+    for part in tuned_parts(model, encoder):
+        save_whole(plain_encoder(model, encoder, part), folder / part)
 
 
 def read_back(model: Model, encoder: str, part: str, folder: Path) -> None:
@@ -260,7 +254,7 @@ def write_pipeline(model: Model, mix: Mix, encoder: str, folder: Path) -> None:
     path, tuned = folder / "pipeline", tuned_parts(model, encoder)
     model.pipeline.save_pretrained(path)
     for part, original in model.encoders(ORIGINAL).items():
-        module = plain(model, part, tuned[part]) if part in tuned else original
+        module = plain_encoder(model, encoder, part) if part in tuned else original
         if part in tuned or is_clip(module):
             shutil.rmtree(path / part)
             save_whole(module, path / part)
@@ -363,6 +357,46 @@ def hub_base(config: DictConfig) -> str | None:
     """The base model where it is one of the hub's."""
     path = str(config.model.path)
     return path if HUB_ID.fullmatch(path) and not Path(path).exists() else None
+
+
+def take_paths_out(folder: Path) -> None:
+    """Let no JSON of a folder, in files of its own or in headers, say where on this disk something was loaded from, as
+    diffusers, transformers and peft write."""
+    for file in sorted(folder.rglob("*.json")):
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if (without := without_paths(stored)) != stored:
+            write_json(file, without)
+    for file in sorted(folder.rglob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata() or {}
+        told = {name: without_paths_in(text) for name, text in metadata.items()}
+        if told != metadata:
+            save_file(load_file(file), file, metadata=told)
+
+
+def without_paths_in(text: str) -> str:
+    """The same of a text of a file's header that is JSON, as that of adapters; any other text stays."""
+    try:
+        stored = json.loads(text)
+    except ValueError:
+        return text
+    without = without_paths(stored)
+    return text if without == stored else json.dumps(without, indent=2)
+
+
+def without_paths(value: Any) -> Any:
+    """A JSON value without local paths in the entries that name the place of a model."""
+    if isinstance(value, list):
+        return [without_paths(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    told = {name: one for name, one in value.items() if not (name.endswith("name_or_path") and is_local(one))}
+    return {name: without_paths(one) for name, one in told.items()}
+
+
+def is_local(path: Any) -> bool:
+    """Whether a name of a model is a path of this disk, also of something that is no longer there."""
+    return isinstance(path, str) and not is_address(path) and (looks_local(path) or Path(path).exists())
 
 
 def push(folder: Path, repo: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from textcraftor.errors import UsageError
@@ -199,6 +200,11 @@ def _adapt(module: Any, lora: LoraConfig, part: str) -> None:
             f"tune.{part}.lora: target_modules={lora.target_modules} means {embedding.partition('.lora_')[0]}, an "
             "embedding, whose adapters cannot be read back: name linear or convolutional layers"
         )
+
+
+def has_adapters(network: nn.Module) -> bool:
+    """Whether a network has adapters of peft's in it."""
+    return any(isinstance(layer, BaseTunerLayer) for layer in network.modules())
 
 
 def cast_frozen(modules: Sequence[nn.Module], dtype: torch.dtype) -> None:
