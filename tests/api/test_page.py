@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import CLIPTextModel
 
 import textcraftor
@@ -49,6 +52,18 @@ def test_the_public_surface_stays():
     assert {"inputs", "encoder", "schedule", "load_denoiser", "tuned", "weights"} <= members(textcraftor.Mix)
 
 
+def assert_tracked(run: Path) -> None:
+    """TensorBoard has every look with its alarms, before and after, rates and pictures."""
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    tags = events.Tags()
+    summary = json.loads((run / "summary.json").read_text())
+    looks = [(event.step, event.value) for event in events.Scalars("watch/held_out")]
+    assert looks == [(point["step"], pytest.approx(point["held_out"], abs=1e-6)) for point in summary["watched"]]
+    assert {"alarm/held_out", "watch/diversity", "after/red", "learning_rate/text_encoder"} <= set(tags["scalars"])
+    assert events.Scalars("before/red")[0].value == pytest.approx(summary["before"]["red"], abs=1e-6)
+    assert set(tags["images"]) == {"watch/pictures", "before and after"}
+
+
 def test_the_page_runs_and_a_run_goes_on_from_python_alone(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     assert len(PAGE.splitlines()) <= 70
@@ -80,6 +95,7 @@ def test_the_page_runs_and_a_run_goes_on_from_python_alone(tmp_path, monkeypatch
     ]
     assert any(moved)
     assert again.base == run.base
+    assert_tracked(run.path)
 
     (run / "finished.json").unlink()
     monkeypatch.setattr("sys.argv", ["textcraftor", "train", f"resume={run.path}"])

@@ -18,17 +18,17 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 from omegaconf import DictConfig
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from textcraftor.assets import HUB_ID, is_address, looks_local
+from textcraftor.assets import HUB_ID
 from textcraftor.errors import UsageError
 from textcraftor.files.pictures import to_rgb
 from textcraftor.files.reading import open_picture, read_json, read_yaml, shaped
-from textcraftor.files.writing import finish, replacing_folder, write_json, write_text
+from textcraftor.files.writing import finish, replacing_folder, write_text
 from textcraftor.inference.mix import Mix
 from textcraftor.inference.opening import open_model
+from textcraftor.inference.sharing import public, take_paths_out
 from textcraftor.models.model import ORIGINAL, Model
 from textcraftor.models.run_record import TUNED, Base, RunRecord, parts_in
 from textcraftor.models.saving import (
@@ -348,55 +348,10 @@ def cell(text: object) -> str:
     return re.sub(r"[^\w .,;+()/=-]", "", " ".join(str(text).replace("://", " ").split()))[:200]
 
 
-def public(path: str) -> str:
-    """What others may read of a path: hub ids and addresses as they are, of a local one its name."""
-    return path if is_address(path) or not Path(path).exists() else Path(path).name
-
-
 def hub_base(config: DictConfig) -> str | None:
     """The base model where it is one of the hub's."""
     path = str(config.model.path)
     return path if HUB_ID.fullmatch(path) and not Path(path).exists() else None
-
-
-def take_paths_out(folder: Path) -> None:
-    """Let no JSON of a folder, in files of its own or in headers, say where on this disk something was loaded from, as
-    diffusers, transformers and peft write."""
-    for file in sorted(folder.rglob("*.json")):
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        if (without := without_paths(stored)) != stored:
-            write_json(file, without)
-    for file in sorted(folder.rglob("*.safetensors")):
-        with safe_open(file, "pt") as opened:
-            metadata = opened.metadata() or {}
-        told = {name: without_paths_in(text) for name, text in metadata.items()}
-        if told != metadata:
-            save_file(load_file(file), file, metadata=told)
-
-
-def without_paths_in(text: str) -> str:
-    """The same of a text of a file's header that is JSON, as that of adapters; any other text stays."""
-    try:
-        stored = json.loads(text)
-    except ValueError:
-        return text
-    without = without_paths(stored)
-    return text if without == stored else json.dumps(without, indent=2)
-
-
-def without_paths(value: Any) -> Any:
-    """A JSON value without local paths in the entries that name the place of a model."""
-    if isinstance(value, list):
-        return [without_paths(one) for one in value]
-    if not isinstance(value, dict):
-        return value
-    told = {name: one for name, one in value.items() if not (name.endswith("name_or_path") and is_local(one))}
-    return {name: without_paths(one) for name, one in told.items()}
-
-
-def is_local(path: Any) -> bool:
-    """Whether a name of a model is a path of this disk, also of something that is no longer there."""
-    return isinstance(path, str) and not is_address(path) and (looks_local(path) or Path(path).exists())
 
 
 def push(folder: Path, repo: str) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +32,7 @@ from textcraftor.models.tuned import (
     new_words,
     tuned_folders,
 )
+from textcraftor.models.tuning import keeping_gradients
 from textcraftor.sampling.conditioning import ConditioningSchedule
 
 OWN, REST = "original", "rest"
@@ -268,18 +268,6 @@ class Mix:
             return self.last[0] < self.last[1]
         _, everywhere = self._switch() or (0, True)
         return self.timestep is not None or not everywhere
-
-
-@contextlib.contextmanager
-def keeping_gradients(model: Model) -> Iterator[None]:
-    """Let the weights of the pipeline's own text encoders, which adapters share, learn afterwards as before."""
-    encoders: dict[str, Any] = model.encoders(ORIGINAL)
-    learns = [(one, one.requires_grad) for encoder in encoders.values() for one in encoder.parameters()]
-    try:
-        yield
-    finally:
-        for parameter, learned in learns:
-            parameter.requires_grad_(learned)
 
 
 def check_base(tuned: Mapping[str, str], config: DictConfig) -> None:
