@@ -235,5 +235,5 @@ def test_a_sweep_gives_each_job_a_numbered_folder_and_names_the_best(tmp_path, h
     said = here("train", "-m", *QUICK, "training.steps=1", "rewards=aesthetic", "seed=1,2", "run_dir=sweep")
     figures = [json.loads((tmp_path / "sweep" / str(job) / "summary.json").read_text())["held_out"] for job in (0, 1)]
     best = figures.index(max(figures))
-    told = [f"{tmp_path / 'sweep' / str(job)} with {figures[job]:+.3f} (seed={job + 1})" for job in (best, 1 - best)]
+    told = [f"sweep/{job} with {figures[job]:+.3f} (seed={job + 1})" for job in (best, 1 - best)]
     assert said.splitlines()[-1] == f"textcraftor: best of 2 jobs by held_out: {told[0]}; next {told[1]}"

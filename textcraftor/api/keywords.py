@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from textcraftor.config.schema import key_of
 from textcraftor.config.words import unknown
 from textcraftor.errors import UsageError
 
-NAME = re.compile(r"[^\W\d][\w-]*")  # of a key, or of what a user names
+NAME = re.compile(r"[\w-]+")  # of a key, or of what a user names
 REWARD = "a function or module, the name or weight of a scorer of ours, either with a weight after it, or a dictionary"
 
 
@@ -57,28 +57,29 @@ class Keywords:
         Raises:
             UsageError: a key that the command does not have, or a value that cannot be meant.
         """
-        found, chosen = cls(command), {split(key)[1] for key in keys}
+        meant, chosen = cls(command), {split(key)[1] for key in keys}
         for key, value in keywords.items():
             if key == "rewards" and isinstance(value, Mapping):
-                found.add_rewards(value, replacing="rewards" not in chosen)
+                meant.add_rewards(value, replacing="rewards" not in chosen)
             elif key == "model" and is_pipeline(value):
-                found.add_pipeline(value, choosing="model" not in chosen)
-            elif key == "prompts" and isinstance(value, list | tuple):
-                found.set("prompts.path", None)
-                found.set("prompts.texts", value)
-            elif key == "prompts" and isinstance(value, str) and value not in groups()["prompts"]:
-                raise UsageError(f"prompts={value} must be a list of texts, or {{'path': FILE}}; one prompt is prompt=")
+                meant.add_pipeline(value, choosing="model" not in chosen)
+            elif key == "prompts" and isinstance(value, str | list | tuple):
+                meant.set_prompts(value)
             elif isinstance(value, str) and key in groups():
-                found.choose(key, value)
+                meant.overrides.append(choice(key, value))
             else:
-                found.set(key, value)
-        return found
+                meant.set(key, value)
+        return meant
 
-    def choose(self, group: str, name: str, override: str = "") -> None:
-        """Choose a configuration of a group by its name."""
-        if name not in groups()[group]:
-            raise UsageError(f"{override or group}={name} must be one of {', '.join(groups()[group])}")
-        self.overrides.append(f"{override or group}={name}")
+    def set_prompts(self, prompts: str | Sequence[str]) -> None:
+        """Take these texts, or the prompts of a configuration."""
+        if not isinstance(prompts, str):
+            self.set("prompts.path", None)
+            self.set("prompts.texts", prompts)
+        elif prompts in groups()["prompts"] and key_of(SCHEMAS[self.command], "prompts.held_out"):
+            self.overrides.append(choice("prompts", prompts))
+        else:
+            raise UsageError(f"prompts={prompts} must be a list of texts, or {{'path': FILE}}; one prompt is prompt=")
 
     def set(self, key: str, value: Any) -> None:
         """Set a key; a mapping sets the keys below it, or with `_target_` all that it holds; a scorer or a gradient
@@ -114,7 +115,7 @@ class Keywords:
     def add_reward(self, name: str, key: str, value: Any) -> None:
         """Take one scorer: see `REWARD`."""
         if isinstance(value, Mapping):
-            about = {"reward": None if "reward" in value else name, **value}
+            about = {"reward": name, **value}
         elif isinstance(value, tuple) and len(value) == 2:
             about = {"reward": value[0], "weight": value[1]}
         elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -123,8 +124,7 @@ class Keywords:
             about = {"reward": value}
         scorer = about.pop("reward")
         if isinstance(scorer, str):
-            self.choose("reward", scorer, f"+reward@{key}")
-            self.implied.append(self.overrides.pop())
+            self.implied.append(choice("reward", scorer, f"+reward@{key}"))
         elif isinstance(scorer, Mapping) or callable(scorer):
             about = {"reward": scorer, "weight": 1.0, **about}
         else:
@@ -157,6 +157,13 @@ class Keywords:
             for name in groups()["model"]
             if name in layouts() and family_of(read_layout(name)["_class_name"]) is family
         )
+
+
+def choice(group: str, name: str, key: str = "") -> str:
+    """The override that chooses a configuration of a group by its name, for a key where it is not the group's own."""
+    if name not in groups()[group]:
+        raise UsageError(f"{key or group}={name} must be one of {', '.join(groups()[group])}")
+    return f"{key or group}={name}"
 
 
 def is_pipeline(value: Any) -> bool:
