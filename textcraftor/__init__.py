@@ -15,7 +15,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from textcraftor.api.commands import compare, enhance, evaluate, export, generate, load, score, train
+    from textcraftor.api.calling import load
+    from textcraftor.api.commands import compare, enhance, evaluate, export, generate, score, train
     from textcraftor.api.results import Run
     from textcraftor.errors import UsageError
     from textcraftor.inference.mix import Mix
@@ -25,8 +26,9 @@ _PLACES = {
     "Mix": "textcraftor.inference.mix",
     "Run": "textcraftor.api.results",
     "UsageError": "textcraftor.errors",
+    "load": "textcraftor.api.calling",
     **dict.fromkeys(
-        ("compare", "enhance", "evaluate", "export", "generate", "load", "score", "train"), "textcraftor.api.commands"
+        ("compare", "enhance", "evaluate", "export", "generate", "score", "train"), "textcraftor.api.commands"
     ),
 }
 __all__ = [

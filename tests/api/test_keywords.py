@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 import textcraftor
 from tests.config.test_overrides import TEXTS
 from tests.conftest import WEIGHTS
-from textcraftor.api import commands
+from textcraftor.api import calling
 from textcraftor.config.making import made
 from textcraftor.config.objects import GIVEN, GIVEN_PIPELINE
 from textcraftor.errors import UsageError
@@ -44,7 +44,7 @@ class Redness(torch.nn.Module):
 
 def meant(command: str, *keys: str, **values: Any) -> DictConfig:
     """The configuration that a call means."""
-    with commands.meaning(command, keys, values) as config:
+    with calling.meaning(command, keys, values) as config:
         return config
 
 
@@ -96,7 +96,7 @@ def test_a_dictionary_of_rewards_is_the_mix(keys, rewards, weights):
 def test_a_scorer_is_named_by_its_import_path_or_given(scorer):
     """What can be imported needs no program; anything else scores within the call alone, and says what it was."""
     importable = scorer in (redness, Redness)
-    with commands.meaning("score", (), {"rewards": {"red": scorer}}) as config:
+    with calling.meaning("score", (), {"rewards": {"red": scorer}}) as config:
         scores = load_rewards(config.rewards)(IMAGES, ["a", "b"])
     torch.testing.assert_close(scores["red"], redness(IMAGES, []), rtol=0, atol=0)
     target = config.rewards.red.reward
@@ -115,7 +115,7 @@ def test_a_loaded_pipeline_is_the_model_and_stays_as_it_is():
     """Its configuration is that of its folder, else the first of its family; its weights are neither cast nor moved."""
     pipe = DiffusionPipeline.from_pretrained(WEIGHTS / "pipeline")
     weights = {id(one): (one.dtype, one.requires_grad) for one in pipe.unet.parameters()}
-    with commands.meaning("train", (), {"model": pipe}) as config:
+    with calling.meaning("train", (), {"model": pipe}) as config:
         assert (config.model.name, config.model.path) == ("toybox", str(WEIGHTS / "pipeline"))
         assert config.model.load == {"_target_": GIVEN_PIPELINE, "what": "a StableDiffusionPipeline"}
         model = made(config.model.load, device="cpu", dtypes={"default": torch.float16, "vae": torch.float32})
@@ -168,7 +168,7 @@ def test_within_another_hydra_program_and_in_threads(tmp_path, monkeypatch):
 
     def scores_of(value: float) -> None:
         for _ in range(3):
-            with commands.meaning(
+            with calling.meaning(
                 "score", (), {"rewards": {"own": lambda images, _: images.mean((1, 2, 3)) * value}}
             ) as config:
                 seen.setdefault(value, []).append(load_rewards(config.rewards)(IMAGES, ["a", "b"])["own"])

@@ -16,7 +16,7 @@ from transformers import CLIPTextModel
 
 import textcraftor
 from tests.conftest import QUICK, ROOT
-from textcraftor.api import commands, results
+from textcraftor.api import calling, results
 from textcraftor.cli import main
 from textcraftor.errors import UsageError
 
@@ -67,7 +67,7 @@ def assert_tracked(run: Path) -> None:
 def test_the_page_runs_and_a_run_goes_on_from_python_alone(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     assert len(PAGE.splitlines()) <= 70
-    meaning = commands.meaning
+    meaning = calling.meaning
 
     @contextmanager
     def small(command, keys, values):
@@ -76,7 +76,7 @@ def test_the_page_runs_and_a_run_goes_on_from_python_alone(tmp_path, monkeypatch
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        commands, "meaning", lambda command, *rest: (small if command in SMALL else meaning)(command, *rest)
+        calling, "meaning", lambda command, *rest: (small if command in SMALL else meaning)(command, *rest)
     )
     names: dict = {"__name__": "__main__"}  # as of a script or notebook
     for block in blocks:

@@ -12,6 +12,7 @@ from typing import Any, overload
 from PIL import Image
 from transformers import PreTrainedModel
 
+from textcraftor.api.calling import load
 from textcraftor.files.reading import open_picture, read_json, read_json_lines, read_text
 from textcraftor.inference.mix import Mix
 from textcraftor.models.run_record import RunRecord
@@ -77,8 +78,6 @@ class Run(Reported):
         Raises:
             UsageError: the run tuned no text encoder, or the model has no such part.
         """
-        from textcraftor.api.commands import load
-
         model = load(tuned={"tuned": self.path}, device="cpu")
         load_text_encoders(model, self.path, "tuned")
         return plain_encoder(model, "tuned", part)
