@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -33,7 +34,7 @@ def best_job(sweep: Path) -> str:
         return ""
     figures = {job: shaped(job, read_json(job / "summary.json"), FIGURES) for job in jobs}
     settings = {job: different(job, jobs) for job in jobs}
-    first, *others = sorted(jobs, key=lambda job: figures[job]["held_out"], reverse=True)
+    first, *others = sorted(jobs, key=lambda job: np.nan_to_num(figures[job]["held_out"], nan=-np.inf), reverse=True)
     line = f"best of {len(jobs)} jobs by held_out: {told(first, figures, settings)}"
     return f"{line}; next {told(others[0], figures, settings)}" if others else line
 
