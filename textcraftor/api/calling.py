@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from textcraftor.config.overrides import as_typed
 from textcraftor.errors import EndedRunError, UsageError
 from textcraftor.models.loading import load_model
 from textcraftor.models.model import Model
+
+# diffusers and accelerate change torch for the whole process while they load a model.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 def load(*keys: str, **values: Any) -> Model:
@@ -44,7 +48,8 @@ def call(command: str, keys: tuple[str, ...], values: Mapping[str, Any]) -> tupl
 
 @contextlib.contextmanager
 def meaning(command: str, keys: tuple[str, ...], values: Mapping[str, Any]) -> Iterator[DictConfig]:
-    """The configuration that a call means; within, the objects that it was given can be had."""
+    """The configuration that a call means; within, the objects that it was given can be had, and calls of other threads
+    wait."""
     if strange := next((key for key in keys if not is_override(key)), None):
         raise UsageError(f"{strange!r} must be key=value; further ones are keywords, as training={{'steps': 40}}")
     register()
@@ -52,7 +57,7 @@ def meaning(command: str, keys: tuple[str, ...], values: Mapping[str, Any]) -> I
     overrides = [*as_typed(command, keys), *keywords.overrides]
     if not resumes(command, overrides, keywords.values):
         overrides = [*keywords.implied, *overrides]
-    with providing(keywords.objects):
+    with _ONE_AT_A_TIME, providing(keywords.objects):
         yield configured(command, overrides, keywords.values)
 
 
