@@ -12,12 +12,10 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-import textcraftor as package
 from tests.conftest import QUICK
 from textcraftor.cli import COMMANDS, config_dir, main
 from textcraftor.config.overrides import as_typed
 from textcraftor.data.records import Records
-from textcraftor.errors import UsageError
 
 TEXTCRAFTOR = Path(sys.executable).with_name("textcraftor")
 
@@ -212,26 +210,6 @@ def test_train_then_generate_from_another_folder(tmp_path, here):
         assert picture.text["seed"] == "3"
 
 
-def test_python_has_the_same_in_six_names(tmp_path, monkeypatch):
-    """Train, generate, score and evaluate return the folders that the commands write; a mistake raises its one line."""
-    monkeypatch.chdir(tmp_path)
-    run = package.train(*QUICK, "training.steps=1", "rewards=aesthetic", "run_dir=runs/a")
-    assert (run / "summary.json").exists()
-    model = package.load("device=cpu")
-    schedule = package.Mix({"a": run}, {"a": 0.5}).schedule(model)
-    assert schedule.late == {"original": 0.5, "a": 0.5}
-    said = ("tuned.a=runs/a", "sampling.steps=2")
-    pictures = package.generate(*said, "prompt=a red circle, large", "mix.a=.5", "seeds=[0,1]", "run_dir=pictures")
-    lines = (package.score("images=pictures", "rewards=aesthetic", "run_dir=scores") / "scores.jsonl").read_text()
-    assert [json.loads(line)["prompt"] for line in lines.splitlines()] == ["a red circle, large"] * 2
-    found = package.evaluate(*said, "limit=1", "seeds=[0]", "rewards=aesthetic", "run_dir=evaluation")
-    assert "aesthetic" in json.loads((found / "summary.json").read_text())["difference"]
-    assert pictures.name == "pictures"
-    with pytest.raises(UsageError, match="already holds pictures"):
-        package.generate("prompt=a red circle", "run_dir=pictures")
-    assert set(package.__all__) == {"load", "train", "Mix", "generate", "score", "evaluate"}
-
-
 def test_a_scorer_in_a_users_own_file_trains_and_scores(tmp_path, here):
     """Nothing is registered: a function is named by its import path, from the folder in which the user works."""
     lines = ["def redness(images, prompts):", "    red, green, blue = images.unbind(1)"]
@@ -264,6 +242,9 @@ def test_text_and_paths_mean_themselves(tmp_path, here, monkeypatch):
     assert [one.caption for one in Records.read(tmp_path / "sweep (1)" / "1").records] == [prompt]
 
 
-def test_a_sweep_gives_each_job_a_numbered_folder(tmp_path, here):
-    here("train", "-m", *QUICK, "training.steps=1", "rewards=aesthetic", "seed=1,2", "run_dir=sweep")
-    assert all((tmp_path / "sweep" / str(job) / "summary.json").exists() for job in (0, 1))
+def test_a_sweep_gives_each_job_a_numbered_folder_and_names_the_best(tmp_path, here):
+    said = here("train", "-m", *QUICK, "training.steps=1", "rewards=aesthetic", "seed=1,2", "run_dir=sweep")
+    figures = [json.loads((tmp_path / "sweep" / str(job) / "summary.json").read_text())["held_out"] for job in (0, 1)]
+    best = figures.index(max(figures))
+    told = [f"sweep/{job} with {figures[job]:+.3f} (seed={job + 1})" for job in (best, 1 - best)]
+    assert said.splitlines()[-1] == f"textcraftor: best of 2 jobs by held_out: {told[0]}; next {told[1]}"

@@ -29,7 +29,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
 from safetensors import SafetensorError
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from textcraftor.errors import UsageError, one_line
 

@@ -102,6 +102,12 @@ def word_list() -> Any:
     return ruled(Rule("a list, as {key}=[{value}]"))
 
 
+def text_list() -> Any:
+    """A list of texts, taken as they are; null where there are none."""
+    kind = "a list of texts, as {key}=['a red circle','a blue star']"
+    return ruled(Rule(kind, ((kind, lambda value: bool(value)),), literal=True), default=None)
+
+
 def region_list() -> Any:
     """A list of parts of a picture with prompts of their own; `sampling.regions.Region` says what each must be."""
     kind = "a list, as {key}=[{box: [0, 0, .5, 1], prompt: '...', strength: 1}]"

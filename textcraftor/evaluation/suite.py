@@ -14,9 +14,9 @@ import torch
 from jaxtyping import UInt8
 from omegaconf import DictConfig
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from textcraftor.data.prompt_files import Say, read_rows
+from textcraftor.data.prompt_files import Say, given_prompts, is_given, read_rows
 from textcraftor.errors import UsageError, one_line
 from textcraftor.evaluation.evaluate import diversity
 from textcraftor.files.pictures import to_rgb
@@ -40,13 +40,13 @@ class Suite:
 
     @classmethod
     def of(cls, config: DictConfig, say: Say | None = None) -> Suite:
-        """The suite of a configuration; `prompts.path` takes its place, `limit` cuts each category short."""
-        key = "suite.files" if config.prompts.path is None else "prompts.path"
-        files = config.suite.files if config.prompts.path is None else {"": config.prompts.path}
-        column = config.suite.category if config.prompts.path is None else None
+        """The suite of a configuration; `prompts` takes its place, `limit` cuts each category short."""
         found: dict[str, list[str]] = {}
-        for name, path in files.items():
-            for row in read_rows(path, config.prompts.column, key, say):
+        if is_given(config.prompts):
+            found[""] = given_prompts(config.prompts, say)
+        column = config.suite.category
+        for name, path in config.suite.files.items() if not found else ():
+            for row in read_rows(path, config.prompts.column, "suite.files", say):
                 if column is not None and not row.get(column):
                     raise UsageError(f"suite.category={column} is no column of {path}, or empty in a row")
                 found.setdefault(str(row[column]) if column else name, []).append(row["prompt"])
