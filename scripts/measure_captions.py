@@ -12,10 +12,10 @@ from pathlib import Path
 
 from results import new_parser
 from study import BRIEF, PICTURES, SCHEME, Measures, Study, against
-from toybox_records import write_records
 
 from textcraftor.cli import call
 from textcraftor.data.records import Records
+from textcraftor.toybox.world2.records import write_records
 
 TUNE = ("tune-captions", "training.steps=600", "watch.every=600", *BRIEF)
 SHOWN = ("clip", "judge/faithfulness", "judge/letters", "judge/taste", "pickscore", "imagereward", "total")

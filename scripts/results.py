@@ -11,53 +11,36 @@ import argparse
 import json
 import re
 import shlex
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from textcraftor.evaluation.ledger import Column, Rows, cell_text, enter, made_by, markdown, new_table
+
+__all__ = ["Column", "Rows", "cell_text", "markdown", "new_parser", "new_table", "rendered", "show"]
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 DOCUMENTS = (
     *(ROOT / "README.md", ROOT / "textcraftor/toybox/README.md", ROOT / "textcraftor/toybox/world2/README.md"),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 )
 PLACE = re.compile(r"(<!-- ([\w-]+\.json): (.+?) -->\n\n)(?:\|.*\n)*")
-Column = Sequence[str]  # a name, or of figures a name and the format of a number: ("total", "+.3f")
-Rows = Sequence[Sequence[Any]]
-VERSIONS = ("torch", "diffusers", "transformers", "peft")
 
 
 def show(file: str, title: str, columns: Sequence[Column], rows: Rows, store: bool, **context) -> None:
     """Print a table as Markdown, and on request keep it in docs/results/<file>.json.
 
     Args:
-        rows: cells, each a text, a number, None for an empty one, or a mapping of `mean`, `low` and `high` (an
-            interval, None where there is none), `sd` (over training seeds), `n` (prompts), `before` and `after`, of
-            which any but `mean` may lack.
-        context: what a reader needs beside the command to make the figures again: `seeds`, `device` ...
+        rows: see `new_table`.
+        context: see `made_by`.
     """
     table = new_table(columns, rows)
     print(f"{title}\n\n{markdown(table)}", flush=True)
-    if not store:
-        return
-    path = RESULTS / f"{file}.json"
-    script, *options = sys.argv
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    made = {
-        "command": shlex.join(["python", f"scripts/{Path(script).name}", *(o for o in options if o != "--store")]),
-        **context,
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit.stdout.strip(),
-        "versions": {package: version(package) for package in VERSIONS},
-    }
-    found = json.loads(path.read_text()) if path.exists() else {}
-    found[title] = made | table
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1, ensure_ascii=False, default=float, allow_nan=False) + "\n")
+    if store:
+        script, *options = sys.argv
+        command = shlex.join(["python", f"scripts/{Path(script).name}", *(o for o in options if o != "--store")])
+        enter(RESULTS / f"{file}.json", {title: made_by(command, **context) | table})
 
 
 def new_parser(description: str | None) -> argparse.ArgumentParser:
@@ -65,39 +48,6 @@ def new_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", action="store_true", help="keep the tables in docs/results")
     return parser
-
-
-def new_table(columns: Sequence[Column], rows: Rows) -> dict:
-    """Columns and rows, as `show` takes them, ready for JSON."""
-    named = [{"name": one} if isinstance(one, str) else {"name": one[0], "format": one[1]} for one in columns]
-    return {
-        "columns": named,
-        "rows": [list(row) for row in rows],
-    }
-
-
-def cell_text(cell: Any, form: str) -> str:
-    """A cell as the documentation shows it."""
-    if cell is None or isinstance(cell, str):
-        return cell or ""
-    if not isinstance(cell, Mapping):
-        return format(cell, form)
-    text = format(cell["mean"], form)
-    if "before" in cell:
-        text = f"{cell['before']:{form.lstrip('+')}} -> {cell['after']:{form.lstrip('+')}}, {text}"
-    if "low" in cell:
-        text += " none" if cell["low"] is None else f" [{cell['low']:{form}}, {cell['high']:{form}}]"
-    text += f" ({cell['sd']:{form.lstrip('+')}})" if "sd" in cell else ""
-    return f"{text}, n {cell['n']}" if "n" in cell else text
-
-
-def markdown(one: Mapping[str, Any]) -> str:
-    """A table as Markdown."""
-    columns = one["columns"]
-    lines = [[column["name"] for column in columns], ["---"] * len(columns)]
-    for row in one["rows"]:
-        lines.append([cell_text(cell, col.get("format", "")) for cell, col in zip(row, columns, strict=True)])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def rendered(document: str) -> str:

@@ -23,11 +23,11 @@ import numpy as np
 import optuna
 from results import Column, new_parser, show
 from study import JUDGE, NOTE, SCHEME, SEEDS, cell, measures_of_runs, train
-from toybox_records import write_records
 
 from textcraftor.cli import call
 from textcraftor.data.prompt_files import read_prompts
 from textcraftor.sampling.needs import steps_between
+from textcraftor.toybox.world2.records import write_records
 
 PASSES = 12_000  # of single samples: guidance makes a call two, a gradient makes a call three
 WATCHED = ("watch.prompts=24", "evaluation.prompts=24", "evaluation.seeds=[0]")

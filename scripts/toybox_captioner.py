@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from results import new_parser, show
 from tokenizers import ByteLevelBPETokenizer
-from toybox_records import write_records
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 from textcraftor.data.records import Record, Records
+from textcraftor.toybox.world2.records import write_records
 from textcraftor.toybox.world2.wanted import parse
 
 WEIGHTS = Path("textcraftor/toybox/world2/weights")

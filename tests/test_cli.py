@@ -39,6 +39,7 @@ def test_the_commands_and_keys_that_scripts_rely_on_stay(configure):
     assert set(COMMANDS) >= {"train", "generate", "score", "fetch", "compare", "evaluate", "export", "app"}
     assert set(COMMANDS) >= {"rate", "ratings"}
     assert {"models", "questions", "grades", "ask", "next", "seed", "port", "run_dir"} <= set(configure("rate"))
+    assert {"claim", "seeds", "prompts", "pictures", "lanes", "docs", "run_dir"} <= set(configure("claims"))
     assert {"files", "questions", "models", "samples", "run_dir"} <= set(configure("ratings"))
     train, generate = configure("train"), configure("generate", "prompt='a red circle'")
     assert {"run_dir", "name", "seed", "device", "dtype", "negative_prompt"} <= set(train)
@@ -142,6 +143,10 @@ def test_prompts_are_taken_literally(configure):
         (["rate", "models.a=x", "models.a=y"], "models.a is given twice: give each name once"),
         (["ratings"], "files=[]: name what textcraftor rate wrote: textcraftor ratings ratings/ratings.jsonl"),
         (["ratings", "empty.txt"], "empty.txt, line 1 cannot be read as JSON"),
+        (["claims"], "claim=[]: name claims, as textcraftor claims dial"),
+        (["claims", "dail"], "unknown claim dail; did you mean dial?"),
+        (["claims", "dial", "seeds=0"], "seeds=0 must be at least 1"),
+        (["claims", "dial", "docs=gone"], "docs=gone is no folder"),
         (["score"], "images is needed"),
         (["score", "images=finished"], "holds no picture"),
         (["generate"], "give either prompt='...' or prompts.path=FILE"),

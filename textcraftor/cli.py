@@ -20,8 +20,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from tqdm.auto import tqdm
 
+from textcraftor.config.claims import overrides_of
 from textcraftor.config.commands import SCHEMAS
-from textcraftor.config.compose import checked, compose, config_dir, package_path, register
+from textcraftor.config.compose import checked, compose, config_dir, groups, package_path, register
 from textcraftor.config.overrides import as_typed, quoted, split
 from textcraftor.config.resume import resumed_config
 from textcraftor.config.schema import key_of
@@ -43,6 +44,7 @@ COMMANDS = {
     "export": ("textcraftor.inference.export", "write what was tuned for diffusers, web UIs and the hub"),
     "score": ("textcraftor.evaluation.score", "score a folder of pictures by any mix of rewards"),
     "compare": ("textcraftor.evaluation.compare", "set many runs beside each other: a table and a picture"),
+    "claims": ("textcraftor.claims.claims", "check what papers claim, over training seeds and prompts"),
     "rate": ("textcraftor.evaluation.rate", "a page on which people say which pictures they prefer"),
     "ratings": ("textcraftor.evaluation.ratings", "what follows from it: strengths of models, agreement of raters"),
     "app": ("textcraftor.inference.app", "a page with a slider for each tuned encoder"),
@@ -264,12 +266,14 @@ def carried_out(command: str, config: DictConfig) -> tuple[Path, Any]:
 
 
 def paths_as_list(command: str, overrides: Sequence[str]) -> list[str]:
-    """`compare runs/a runs/b` means `compare 'runs=[runs/a,runs/b]'`."""
-    paths = [override for override in overrides if "=" not in override and not override.startswith("-")]
+    """`compare runs/a runs/b` means `compare 'runs=[runs/a,runs/b]'`, and `claims dial` means `claims claim=[dial]`."""
+    paths = [override for override in overrides if "=" not in override and not override.startswith(("-", "~"))]
+    rest = [override for override in overrides if override not in paths]
+    if paths and command == "claims":
+        return [*rest, *overrides_of(paths, groups()["claim"])]
     if command not in PATHS or not paths:
         return [*overrides]
-    listed = f"{PATHS[command]}=[{','.join(map(quoted, paths))}]"
-    return [*(override for override in overrides if override not in paths), listed]
+    return [*rest, f"{PATHS[command]}=[{','.join(map(quoted, paths))}]"]
 
 
 def is_text(argument: str) -> bool:

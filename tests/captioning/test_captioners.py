@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from toybox_records import write_records
 from transformers import (
     AutoTokenizer,
     BertTokenizer,
@@ -27,6 +26,7 @@ from textcraftor.cli import call, config_dir
 from textcraftor.config.making import made
 from textcraftor.data.records import Records
 from textcraftor.errors import UsageError
+from textcraftor.toybox.world2.records import write_records
 
 PICTURES = [Image.new("RGB", (32, 40), (40 * i, 100, 200 - 40 * i)) for i in range(3)]
 

@@ -11,7 +11,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 from random_models import make_pipeline
 from safetensors.torch import load_file
-from toybox_records import write_records
 
 from tests.conftest import PROMPTS
 from tests.families.conftest import small_keys
@@ -19,6 +18,7 @@ from textcraftor.data.blend import Example
 from textcraftor.models.model import Model
 from textcraftor.models.seeds import unit_noise
 from textcraftor.sampling.conditioning import ConditioningSchedule
+from textcraftor.toybox.world2.records import write_records
 from textcraftor.training.caption_tuning import CaptionTuning
 from textcraftor.training.densities import Densities
 from textcraftor.training.phases import Phases

@@ -11,7 +11,6 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from random_models import make_pipeline
-from toybox_records import write_records
 
 from tests.conftest import PROMPTS, QUICK
 from tests.families.conftest import SCORED
@@ -24,6 +23,7 @@ from textcraftor.models.tuning import add_learners
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.sampling.gradients import ddpo, direct
 from textcraftor.sampling.surrogates import bridge, drtune, leap, sparse
+from textcraftor.toybox.world2.records import write_records
 from textcraftor.training.caption_tuning import CaptionTuning
 from textcraftor.training.densities import Densities
 from textcraftor.training.phases import Phases

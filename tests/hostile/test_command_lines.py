@@ -88,6 +88,7 @@ PLAIN = {
     "export": ["tuned.a={run}"],
     "evaluate": ["suite=toybox"],
     "compare": ["{run}", "{run}"],
+    "claims": ["tuned_encoder"],
     "app": ["{run}"],
     "rate": ["models.a=a", "models.b=b", "port=0"],
     "ratings": ["ratings.jsonl"],

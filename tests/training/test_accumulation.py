@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toybox_records import write_records
 
 from tests.conftest import QUICK
+from textcraftor.toybox.world2.records import write_records
 from textcraftor.training import train, tune_captions
 from textcraftor.training.job import Job
 from textcraftor.training.phases import Phases

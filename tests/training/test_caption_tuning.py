@@ -12,12 +12,12 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 from safetensors.torch import load_file
-from toybox_records import write_records
 
 from textcraftor.config.resume import resumed_config
 from textcraftor.data.blend import Example
 from textcraftor.errors import UsageError
 from textcraftor.models.model import Model
+from textcraftor.toybox.world2.records import write_records
 from textcraftor.training import train
 from textcraftor.training.checks import split_prompts
 from textcraftor.training.counting import LiveBytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from textcraftor.config.caption_commands import Letters, Recaption, TrainCaptioner, Upsample
+from textcraftor.config.claims import Claims
 from textcraftor.config.command import Command, Named
 from textcraftor.config.enhancing import Enhance
 from textcraftor.config.fields import path_list, word
@@ -38,6 +39,7 @@ SCHEMAS: dict[str, type[Command]] = {
     "export": Export,
     "score": Score,
     "compare": Compare,
+    "claims": Claims,
     "rate": Rate,
     "ratings": Ratings,
     "app": App,
