@@ -35,14 +35,23 @@ Of every command, read off its typed configuration.
 | command | what it does |
 | --- | --- |
 """
+CODE_OR_TAG = re.compile(r"`[^`]*`|<")
 OUTWARD = re.compile(r"\[([^\]]+)\]\(\.\./([^)#]+)(#[^)]*)?\)")  # a link to a file beside the documentation
+
+
+def on_config(config: Any) -> Any:
+    """Name the pages of the commands in the navigation."""
+    reference = next(part["Reference"] for part in config.nav if "Reference" in part)
+    pages = ["keys/index.md", *({command: f"keys/{command}.md"} for command in COMMANDS)]
+    reference.append({"Commands and keys": pages})
+    return config
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are made of something else."""
     register()
     for source, page in PROJECT.items():
-        files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+        files.append(File.generated(config, page, content=inward((ROOT / source).read_text(encoding="utf-8"))))
     listed = "".join(f"| [`{name}`]({name}.md) | {what} |\n" for name, (_, what) in COMMANDS.items())
     files.append(File.generated(config, "keys/index.md", content=KEYS_HEAD + listed))
     for command in COMMANDS:
@@ -58,6 +67,13 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def linked(text: str, file: str) -> str:
     """What stands on the site for a link to a file beside the documentation."""
     return f"[{text}]({PROJECT[file]})" if file in PROJECT else f"{text} (`{file}`)"
+
+
+def inward(text: str) -> str:
+    """One of the project's own files, its links as they are on the site."""
+    for source, page in PROJECT.items():
+        text = text.replace(f"]({source})", f"]({page})")
+    return text.replace("](docs/", "](")
 
 
 def keys_page(command: str) -> str:
@@ -78,7 +94,7 @@ def rows(command: str, config: dict[str, Any]) -> Iterator[tuple[str, str, str, 
     for key, known, owner in every(top):
         name = key.rpartition(".")[2]
         choices = groups().get(key)
-        takes = f"{known.rule}{' or null' if known.nullable else ''}"
+        takes = f"{known.rule}{' or null' if known.nullable else ''}".replace("{key}", key).replace("{value}", "a")
         if choices:
             takes = f"one of {', '.join(choices)}, or its keys below"
         yield key, takes, default_of(config, key), docs_of(owner).get(name, "")
@@ -120,9 +136,5 @@ def docs_of(group: type) -> dict[str, str]:
 
 
 def cell(text: str) -> str:
-    """Text within a table."""
-    return (
-        text.replace("|", "\\|").replace("<", "&lt;").replace("{", "&#123;")
-        if "`" not in text
-        else text.replace("|", "\\|")
-    )
+    """Text within a table: no bar ends the cell, and `<name>` is no tag."""
+    return CODE_OR_TAG.sub(lambda part: "&lt;" if part[0] == "<" else part[0], text).replace("|", "\\|")

@@ -3,18 +3,16 @@ found."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 from omegaconf import OmegaConf
 
+from tests.conftest import QUICK
 from textcraftor.claims import lanes
 from textcraftor.claims.claims import check, run
 from textcraftor.claims.jobs import Job, Workshop, content_hash
 from textcraftor.claims.plan import claim_of, plans_of
 from textcraftor.cli import paths_as_list
-from textcraftor.config.compose import groups
+from textcraftor.config.compose import compose, groups
 from textcraftor.errors import UsageError
 from textcraftor.evaluation.ledger import read_ledger
 from textcraftor.evaluation.suite import read_rows_of
@@ -30,10 +28,9 @@ TINY = {
 }
 
 
-def plan(claim: dict, folder: Path, keys: dict | None = None):
-    config = OmegaConf.create({"claim": {"tiny": claim}, "keys": keys or {}, "shrink": {}, "device": "cpu", "seeds": 2})
-    config |= OmegaConf.create({"rate_seed": 1000, "tune_rates": True, "prompts": 2, "pictures": 1})
-    return plans_of(config, folder)["tiny"]
+def tiny(claim: dict, **more):
+    """The configuration of one claim of its own."""
+    return compose("claims", ["scale=smoke"], {"claim.tiny": claim, **more})
 
 
 @pytest.mark.parametrize("name", groups()["claim"])
@@ -65,9 +62,9 @@ def test_every_claim_is_well_formed(configure, name):
         ("runs", {"tuned": {"command": "train", "rates": [0.0]}}, "a list of learning rates above 0"),
     ],
 )
-def test_a_claim_that_cannot_be_meant_is_refused_with_its_key(configure, part, value, words):
+def test_a_claim_that_cannot_be_meant_is_refused_with_its_key(part, value, words):
     with pytest.raises(UsageError, match=words):
-        configure("claims", f"+claim.tiny={json.dumps({**TINY, part: value})}".replace('"', ""))
+        tiny({**TINY, part: value})
 
 
 def test_words_of_the_command_line():
@@ -107,7 +104,8 @@ def test_a_job_is_named_by_its_configuration_and_weights(configure, tmp_path):
 def test_seeds_rates_and_bases_of_a_plan(tmp_path):
     """Trained arms have a job for each seed, the base has one; each arm needs the base and its own seed's run; more
     seeds add jobs and change none; trials have the seed that no claim uses."""
-    mine = plan(TINY, tmp_path)
+    config = tiny(TINY, **{"shrink": {}, "keys": {}, "seeds": 2, "tune_rates": True, "device": "cpu"})
+    mine = plans_of(config, tmp_path)["tiny"]
     arms = mine.arms({"tuned": 2e-3})
     assert [len(arms[name]) for name in ("base", "half")] == [1, 2]
     for seed, job in enumerate(arms["half"]):
@@ -146,32 +144,23 @@ def test_what_needs_a_job_that_failed_is_left_out_and_the_rest_is_done(tmp_path,
         lanes.check_ended(list(failed.values()))
 
 
-def test_a_claim_is_checked_and_gone_on_with(configure, tmp_path, monkeypatch):
+def test_a_claim_is_checked_and_gone_on_with(tmp_path):
     """Tiny, but all of it: a training, evaluations, the ledger, the page and pictures; a second seed makes its own jobs
     alone, and a small scale is kept out of the documentation."""
-    small = ["sampling.steps=2", "rewards=aesthetic", "device=cpu"]
-    keys = {"train": [*small, "training.sampling.steps=2"], "evaluate": small}
-    overrides = ["scale=smoke", "claim=last_steps", "lanes=1", f"run_dir={tmp_path / 'claims'}"]
-    more = [
-        f"+shrink.{name}={json.dumps(value)}".replace('"', "") for name, value in keys.items() if name == "evaluate"
-    ]
-    config = configure("claims", *overrides, *more)
-    config.shrink.train = [*config.shrink.train, *keys["train"]]
-    config.claim.last_steps.arms = {name: config.claim.last_steps.arms[name] for name in ("none", "all")}
-    config.claim.last_steps.checks = {
-        "gain": {"measure": "aesthetic", "of": {"all": 1, "none": -1}, "order": [], "holds": "above", "margin": 0.0}
-    }
-    folder = tmp_path / "claims"
+    folder, small = tmp_path / "claims", ["sampling.steps=2", "rewards=aesthetic"]
+    shrink = {"shrink.train": [*QUICK, *small, "training.steps=1"], "shrink.evaluate": small}
+    config = tiny(TINY, **shrink, **{"keys.evaluate": [], "lanes": 1, "device": "cpu"})
     told = run(config, folder)
     (entry,) = read_ledger(folder / "claims.json").values()
     assert entry["verdict"] == "undecided"
-    assert "## last_steps" in told
+    assert "## tiny" in told
     assert "**Undecided.**" in told
-    base, tuned = (job for job in (folder / "jobs").iterdir() if (job / "rows.parquet").exists())
-    means = {job: sum(row["aesthetic"] for row in read_rows_of(job)) / 2 for job in (base, tuned)}
-    assert abs(entry["checks"]["gain"]["mean"]) == pytest.approx(abs(means[base] - means[tuned]), abs=1e-6)
-    assert (folder / "claims" / "last_steps.png").exists()
-    assert entry["arms"]["all"]["passes"] > 0
+    rows = [read_rows_of(job) for job in (folder / "jobs").iterdir() if (job / "rows.parquet").exists()]
+    means = [sum(row["aesthetic"] for row in of_job) / len(of_job) for of_job in rows]
+    assert abs(entry["checks"]["gain"]["mean"]) == pytest.approx(abs(means[0] - means[1]), abs=1e-6)
+    assert (folder / "claims" / "tiny.png").exists()
+    assert entry["arms"]["half"]["passes"] > 0
+    assert entry["rates"] == {"tuned": 1e-3}, "the first, without trials"
     before = {job: job.stat().st_mtime_ns for job in (folder / "jobs").iterdir()}
     config.seeds = 2
     run(config, folder)

@@ -44,7 +44,7 @@ def test_where_nothing_is_trained_the_interval_is_over_prompts():
     several["other"] = Figures({"total": several["base"].measures["total"] * 2}, trained=False)
     found = judged(check(of={"other": 1, "base": -1}), several)
     wanted = paired_difference(*(several[name].measures["total"][0] for name in ("base", "other")))
-    assert (found["low"], found["high"], found["seeds"]) == (*pytest.approx((wanted["low"], wanted["high"])), 0)
+    assert (found["low"], found["high"], found["seeds"]) == pytest.approx((wanted["low"], wanted["high"], 0))
 
 
 def test_what_two_gains_have_beyond_their_sum():

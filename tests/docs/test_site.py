@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import QUICK, ROOT
 from textcraftor.api import calling
 from textcraftor.claims.page import page
-from textcraftor.cli import COMMANDS, main
+from textcraftor.cli import COMMANDS, compose, main, register
 from textcraftor.evaluation.ledger import read_ledger
 
 DOCS = ROOT / "docs"
@@ -77,6 +78,16 @@ def test_notebooks_run(tmp_path, monkeypatch, file):
 
 def test_the_claims_page_is_that_of_the_ledger():
     assert (DOCS / "claims.md").read_text(encoding="utf-8") == page(read_ledger(DOCS / "results" / "claims.json"))
+
+
+def test_the_claim_that_the_page_shows_is_one():
+    """As a file of conf/claim/ it would be taken."""
+    (text,) = re.findall(
+        r"```yaml\n# textcraftor claims warmer\n(.*?)```", (DOCS / "evaluate.md").read_text(), re.DOTALL
+    )
+    register()
+    claim = compose("claims", [], {"claim": yaml.safe_load(text)}).claim.warmer
+    assert claim.checks["as much of the prompt"].margin == -0.01
 
 
 def test_every_command_that_a_page_names_is_there():

@@ -52,6 +52,13 @@ class Job:
             yield from need.with_needs()
         yield self
 
+    def waiting(self) -> Iterator[Job]:
+        """Those of them that are to be done: what is done needs nothing more."""
+        if not self.is_done:
+            for need in self.needs:
+                yield from need.waiting()
+            yield self
+
 
 @dataclass(frozen=True)
 class Workshop:

@@ -6,6 +6,7 @@ import contextlib
 import graphlib
 import multiprocessing
 import os
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -43,7 +44,7 @@ def do(jobs: Iterable[Job], lanes: int, records: dict[str, Any], say: Callable[[
     Returns:
         what went wrong, by the folder of the job, of those that failed and of those that need them.
     """
-    waiting = {one.folder: one for job in jobs for one in job.with_needs() if not one.is_done}
+    waiting = {one.folder: one for job in jobs for one in job.waiting()}
     order = graphlib.TopologicalSorter(
         {folder: [need.folder for need in job.needs if need.folder in waiting] for folder, job in waiting.items()}
     )
@@ -63,7 +64,7 @@ def do(jobs: Iterable[Job], lanes: int, records: dict[str, Any], say: Callable[[
                 if isinstance(error := future.exception(), EndedRunError):  # stopped by the user
                     raise error
                 if error:
-                    failed[folder] = f"{waiting[folder].command} in {folder}: {one_line(error)}"
+                    failed[folder] = f"{waiting[folder].command}: {one_line(error)}"
                 say(f"{count} of {len(waiting)}: {failed.get(folder) or f'{waiting[folder].command} {folder.name}'}")
                 order.done(folder)
     return failed
@@ -95,20 +96,26 @@ def begin(threads: int) -> None:
 
 
 def carry_out(job: Job, records: dict[str, Any]) -> None:
-    """Do a job, or go on with it where it was begun; what it prints goes to its log."""
+    """Do a job, or go on with it where it was begun; what it prints goes to a file beside its folder.
+
+    Raises:
+        UsageError: it failed; the file has the traceback.
+    """
     job.folder.parent.mkdir(parents=True, exist_ok=True)
-    log_file = job.folder.with_name(job.folder.name + LOG)
-    with (
-        log_file.open("a", encoding="utf-8") as log,
-        contextlib.redirect_stdout(log),
-        contextlib.redirect_stderr(log),
-    ):
-        if job.command == "records":
-            draw(job, records)
-        elif job.command in RESUMED and (job.folder / "config.yaml").exists():
-            call(job.command, [f"resume={job.folder}"])
-        else:
-            call(job.command, job.keys)
+    file = job.folder.with_name(job.folder.name + LOG)
+    with file.open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        try:
+            if job.command == "records":
+                draw(job, records)
+            elif job.command in RESUMED and (job.folder / "config.yaml").exists():
+                call(job.command, [f"resume={job.folder}"])
+            else:
+                call(job.command, job.keys)
+        except EndedRunError:
+            raise
+        except Exception as error:  # of any library, perhaps one that another process cannot be handed
+            traceback.print_exc()
+            raise UsageError(f"{one_line(error)} ({file})") from None
 
 
 def draw(job: Job, records: dict[str, Any]) -> None:

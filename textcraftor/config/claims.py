@@ -62,7 +62,7 @@ class Run(Group):
     command: str = choice((*SEEDED, *MAKING))
     """Of textcraftor; records draws captioned pictures of the model's world."""
     keys: list[str] = key_list()
-    """Of that command; `{other}` is the folder of another run of the claim, of the same training seed."""
+    """Of that command; `{other}` is the folder of a run that stands above it, of the same training seed."""
     rates: list[float] | None = number_list(
         "a list of learning rates above 0, as {key}=[1e-4,3e-4]",
         lambda value: bool(value) and all(is_number(one) and one > 0 for one in value),
@@ -119,8 +119,8 @@ class Claim(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, run in self.runs.items():
-            self._check_places(f"runs.{name}.keys", run.keys, [one for one in self.runs if one != name])
+        for place, (name, run) in enumerate(self.runs.items()):
+            self._check_places(f"runs.{name}.keys", run.keys, list(self.runs)[:place])
         for name, arm in self.arms.items():
             self._check_places(f"arms.{name}.keys", arm.keys, self.runs)
             if arm.base is not None and (arm.base not in self.arms or self.arms[arm.base].base is not None):
