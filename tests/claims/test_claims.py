@@ -81,7 +81,7 @@ def test_a_job_is_named_by_its_configuration_and_weights(configure, tmp_path):
     computed and what it is compared with do not."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle\n")
-    workshop = Workshop(tmp_path / "jobs", {"evaluate": [f"prompts.path={prompts}"]}, {}, "cpu")
+    workshop = Workshop(tmp_path / "jobs", {"evaluate": [f"prompts.path={prompts}"]}, {}, {}, "cpu")
 
     def name(*keys: str, **options) -> str:
         return workshop.job("evaluate", keys, options.pop("places", {}), **options).folder.name
@@ -90,7 +90,7 @@ def test_a_job_is_named_by_its_configuration_and_weights(configure, tmp_path):
     assert (
         first
         == name()
-        == Workshop(tmp_path / "elsewhere", workshop.keys, {}, "cpu").job("evaluate", [], {}).folder.name
+        == Workshop(tmp_path / "elsewhere", workshop.keys, {}, {}, "cpu").job("evaluate", [], {}).folder.name
     )
     other = Job("evaluate", (), tmp_path / "jobs" / "0")
     assert first == name(base=other)
@@ -159,6 +159,9 @@ def test_a_claim_is_checked_and_gone_on_with(tmp_path):
     means = [sum(row["aesthetic"] for row in of_job) / len(of_job) for of_job in rows]
     assert abs(entry["checks"]["gain"]["mean"]) == pytest.approx(abs(means[0] - means[1]), abs=1e-6)
     assert (folder / "claims" / "tiny.png").exists()
+    assert str(tmp_path) not in (folder / "claims.json").read_text() + (folder / "claims.md").read_text(), (
+        "a local path"
+    )
     assert entry["arms"]["half"]["passes"] > 0
     assert entry["rates"] == {"tuned": 1e-3}, "the first, without trials"
     before = {job: job.stat().st_mtime_ns for job in (folder / "jobs").iterdir()}

@@ -68,7 +68,8 @@ def keep(
     rates: Mapping[str, float],
 ) -> None:
     """Judge a claim, and write what was found into the folder and, if asked for, into the documentation."""
-    entry = {name: entry_of(plan, arms, rates, command_of(config, name))}
+    written: Any = OmegaConf.to_container(config.claim[name], resolve=False)
+    entry = {name: entry_of(plan, arms, rates, written, command_of(config, name))}
     places = {folder: folder / LEDGER}
     if config.docs is not None:
         docs = Path(config.docs).expanduser()

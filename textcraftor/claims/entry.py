@@ -25,12 +25,15 @@ COLUMNS = ("comparison", "measure", "claimed", ("effect", "+.3f"), "seeds", ("sh
 PASSES_OF_GRADIENT = 2  # a backward pass through the denoiser costs about two forward passes
 
 
-def entry_of(plan: Plan, arms: Mapping[str, Sequence[Job]], rates: Mapping[str, float], command: str) -> dict[str, Any]:
+def entry_of(
+    plan: Plan, arms: Mapping[str, Sequence[Job]], rates: Mapping[str, float], written: Mapping[str, Any], command: str
+) -> dict[str, Any]:
     """What the ledger keeps of a claim, a table of its comparisons among it.
 
     Args:
         arms: finished evaluations, one for each training seed.
         rates: the learning rates that were chosen, by run.
+        written: the claim as its file has it, whose keys name no folder of this machine.
         command: that checks it again.
     """
     claim = plan.claim
@@ -39,12 +42,12 @@ def entry_of(plan: Plan, arms: Mapping[str, Sequence[Job]], rates: Mapping[str, 
     rows = [row_of(name, check, found[name]) for name, check in claim.checks.items()]
     return {
         **made_by(command),
-        **{key: getattr(claim, key) for key in ("paper", "section", "sentence", "caveat")},
+        **{key: written[key] for key in ("paper", "section", "sentence", "caveat")},
         "verdict": overall(one["verdict"] for one in found.values()),
         "training seeds": plan.seeds,
         "rates": dict(rates),
-        "runs": {name: asdict(run) for name, run in claim.runs.items()},
-        "arms": {name: {"keys": list(claim.arms[name].keys), **cost_of(jobs)} for name, jobs in arms.items()},
+        "runs": written["runs"],
+        "arms": {name: {"keys": written["arms"][name]["keys"], **cost_of(jobs)} for name, jobs in arms.items()},
         "checks": {name: asdict(claim.checks[name]) | found[name] for name in claim.checks},
         **new_table(COLUMNS, rows),
     }
@@ -52,9 +55,8 @@ def entry_of(plan: Plan, arms: Mapping[str, Sequence[Job]], rates: Mapping[str, 
 
 def row_of(name: str, check: Check, found: Mapping[str, Any]) -> list[Any]:
     """A comparison in the table."""
-    claimed = {"above": "above {}", "below": "below {}", "within": "from -{0} to {0}"}[check.holds].format(
-        f"{check.margin:g}"
-    )
+    margin = f"{check.margin:g}"
+    claimed = f"from -{margin} to {margin}" if check.holds == "within" else f"{check.holds} {margin}"
     effect = {key: found[key] for key in ("mean", "low", "high", "n")}
     if found["sd"] is not None:
         effect["sd"] = found["sd"]

@@ -22,7 +22,6 @@ from textcraftor.config.compose import compose
 from textcraftor.config.overrides import as_typed
 from textcraftor.files.writing import is_finished
 
-EVALUATE = "evaluate"
 # Keys that change where or when something is computed, and nothing of what is found.
 NOT_FOUND_BY = ("run_dir", "name", "base", "shard", "resume", "tracker", "dry_run")
 
@@ -67,12 +66,14 @@ class Workshop:
     Args:
         folder: that holds all their folders.
         keys, shrink: of every job by command; those of `shrink` come after the job's own.
+        records: what draws captioned pictures, see `config.claims.Records`.
         device: that they compute on.
     """
 
     folder: Path
     keys: Mapping[str, Sequence[str]]
     shrink: Mapping[str, Sequence[str]]
+    records: Mapping[str, Any]
     device: str
 
     def job(self, command: str, keys: Sequence[str], places: Mapping[str, Job], base: Job | None = None) -> Job:
@@ -84,7 +85,9 @@ class Workshop:
         """
         device = () if command in MAKING else (f"device={self.device}",)
         whole = (*self.keys.get(command, ()), *keys, *self.shrink.get(command, ()), *device)
-        folder = self.folder / fingerprint(command, whole, {name: job.folder.name for name, job in places.items()})
+        drawn = [f"{name}={value}" for name, value in self.records.items()] if command == "records" else []
+        names = {name: job.folder.name for name, job in places.items()}
+        folder = self.folder / fingerprint(command, (*whole, *drawn), names)
         filled = [with_places(key, {name: str(job.folder) for name, job in places.items()}) for key in whole]
         against = [] if base is None else [f"base={base.folder}"]
         needs = (*places.values(), *([] if base is None else [base]))

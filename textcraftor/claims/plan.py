@@ -55,10 +55,11 @@ class Plan:
 
     def arms(self, rates: Mapping[str, float]) -> dict[str, list[Job]]:
         """The evaluations of each arm: one for every training seed, or one where nothing is trained."""
-        bases = {name: self._evaluation(arm, 0, rates, None) for name, arm in self.claim.arms.items()}
+        arms = self.claim.arms
+        bases = {name: self._evaluation(arm, 0, rates, None) for name, arm in arms.items() if arm.base is None}
         return {
             name: [self._evaluation(arm, seed, rates, bases.get(arm.base or "")) for seed in self.seeds_of(arm)]
-            for name, arm in self.claim.arms.items()
+            for name, arm in arms.items()
         }
 
     def seeds_of(self, arm: Arm) -> range:
@@ -82,7 +83,7 @@ class Plan:
 def plans_of(config: DictConfig, folder: Path) -> dict[str, Plan]:
     """The plans of the claims that a configuration chooses, by name."""
     values: Any = OmegaConf.to_container(config, resolve=True)
-    workshop = Workshop(folder.resolve() / JOBS, values["keys"], values["shrink"], values["device"])
+    workshop = Workshop(folder.resolve() / JOBS, *(values[part] for part in ("keys", "shrink", "records", "device")))
     rate_seed = values["rate_seed"] if values["tune_rates"] else None
     common = (f"limit={values['prompts']}", f"seeds={list(range(values['pictures']))}".replace(" ", ""))
     return {
