@@ -1,5 +1,5 @@
 # make demo: tune the toybox's text encoder and write runs/demo/report.html.  make test: check everything.
-# make docs: build the site.  make wheel-demo: the demo from the built wheel, in an empty environment.
+# make docs: build the site, run its notebooks.  make wheel-demo: the demo from the built wheel, in an empty environment.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -18,6 +18,7 @@ test: setup
 
 docs: setup
 	$(BIN)/mkdocs build --strict
+	$(BIN)/pytest --long tests/docs
 
 wheel-demo: setup
 	rm -rf dist build/wheel-demo

@@ -53,6 +53,14 @@ def test_marked_blocks_run_in_their_order(tmp_path, monkeypatch, file):
     assert (tmp_path / "scores").is_dir()
 
 
+@pytest.fixture
+def long(request) -> None:
+    """`make docs` runs these, once; `make test` has no time for them."""
+    if not request.config.getoption("long"):
+        pytest.skip("make docs runs it, with --long")
+
+
+@pytest.mark.usefixtures("long")
 @pytest.mark.parametrize("file", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda file: file.name)
 def test_notebooks_run(tmp_path, monkeypatch, file):
     """All cells in their order, but the one that installs, with small parameters. No output is kept in them."""
@@ -97,6 +105,7 @@ def test_every_command_that_a_page_names_is_there():
         assert {*named} <= {*COMMANDS}, file.name
 
 
+@pytest.mark.usefixtures("long")
 @pytest.mark.filterwarnings("ignore")  # of mkdocs and its plugins; the site's own are errors
 def test_the_site_builds_without_a_warning(tmp_path, monkeypatch):
     """With a page for every command: what each key takes, what it is unless given, what it is for."""
