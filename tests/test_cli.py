@@ -39,7 +39,7 @@ def test_the_commands_and_keys_that_scripts_rely_on_stay(configure):
     assert set(COMMANDS) >= {"train", "generate", "score", "fetch", "compare", "evaluate", "export", "app"}
     assert set(COMMANDS) >= {"rate", "ratings"}
     assert {"models", "questions", "grades", "ask", "next", "seed", "port", "run_dir"} <= set(configure("rate"))
-    assert {"claim", "seeds", "prompts", "pictures", "lanes", "docs", "run_dir"} <= set(configure("claims"))
+    assert {"claim", "seeds", "limit", "pictures", "lanes", "docs", "run_dir"} <= set(configure("claims"))
     assert {"files", "questions", "models", "samples", "run_dir"} <= set(configure("ratings"))
     train, generate = configure("train"), configure("generate", "prompt='a red circle'")
     assert {"run_dir", "name", "seed", "device", "dtype", "negative_prompt"} <= set(train)
@@ -145,7 +145,7 @@ def test_prompts_are_taken_literally(configure):
         (["ratings", "empty.txt"], "empty.txt, line 1 cannot be read as JSON"),
         (["claims"], "claim=[]: name claims, as textcraftor claims dial"),
         (["claims", "dail"], "unknown claim dail; did you mean dial?"),
-        (["claims", "dial", "seeds=0"], "seeds=0 must be at least 1"),
+        (["claims", "dial", "limit=0"], "limit=0 must be at least 1"),
         (["claims", "dial", "docs=gone"], "docs=gone is no folder"),
         (["score"], "images is needed"),
         (["score", "images=finished"], "holds no picture"),

@@ -83,7 +83,7 @@ def keep(
 def command_of(config: DictConfig, name: str) -> str:
     """The command line that checks one claim as it was checked."""
     scale = "smoke " if any(config.shrink.values()) else ""
-    return f"textcraftor claims {scale}{name} seeds={config.seeds} prompts={config.prompts} pictures={config.pictures}"
+    return f"textcraftor claims {scale}{name} seeds={config.seeds} limit={config.limit} pictures={config.pictures}"
 
 
 def every(jobs: Mapping[str, Iterable[Job]]) -> list[Job]:

@@ -85,7 +85,7 @@ def plans_of(config: DictConfig, folder: Path) -> dict[str, Plan]:
     values: Any = OmegaConf.to_container(config, resolve=True)
     workshop = Workshop(folder.resolve() / JOBS, *(values[part] for part in ("keys", "shrink", "records", "device")))
     rate_seed = values["rate_seed"] if values["tune_rates"] else None
-    common = (f"limit={values['prompts']}", f"seeds={list(range(values['pictures']))}".replace(" ", ""))
+    common = (f"limit={values['limit']}", f"seeds={list(range(values['pictures']))}".replace(" ", ""))
     return {
         name: Plan(claim_of(claim), workshop, values["seeds"], rate_seed, common)
         for name, claim in values["claim"].items()

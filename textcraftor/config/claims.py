@@ -159,7 +159,7 @@ class Claims(Command):
     """Claims by name; on the command line simply their names, or all, or smoke: all of them, tiny."""
     seeds: int = whole(least=1, most=1000)
     """Training seeds, from 0 on; more of them go on from what is there."""
-    prompts: int = whole(least=1)
+    limit: int = whole(least=1)
     """The first so many of each arm's prompts."""
     pictures: int = whole(least=1, most=1000)
     """Of each prompt, with the seeds from 0 on."""
