@@ -28,13 +28,17 @@ WITHOUT_WEIGHTS = ("processor", "tokenizer")  # what a key that ends so names is
 
 
 def assets_of(config: DictConfig) -> dict[str, str]:
-    """The assets that a configuration names, by key: the model, the prompts, a suite and what the scorers load."""
+    """The assets that a configuration names, by key: model, prompts, a suite, what the scorers and a judge load."""
     found = {"model.path": config.model.path, "model.config": config.model.config or _lacking(config.model.path)}
     found |= {f"prompts.{key}": config.prompts[key] for key in ("path", "held_out")}
-    found |= {f"suite.{name}": path for name, path in (config.get("suite") or {}).get("files", {}).items()}
-    for name, part in parts_of(config.rewards).items():
-        strings = _strings(OmegaConf.to_container(part.reward, resolve=True), f"rewards.{name}.reward")
-        found |= {key: value for key, value in strings if _is_asset(key, value)}
+    suite = config.get("suite") or {}
+    found |= {f"suite.{name}": path for name, path in suite.get("files", {}).items()}
+    found |= {"suite.questions": suite.get("questions")}
+    made = {f"rewards.{name}.reward": part.reward for name, part in parts_of(config.rewards).items()}
+    made |= {key: node for key in ("judge", "understander") if (node := config.get(key)) is not None}
+    for key, node in made.items():
+        strings = _strings(OmegaConf.to_container(node, resolve=True), key)
+        found |= {name: value for name, value in strings if name != "judge.questions" and _is_asset(name, value)}
     return {key: value for key, value in found.items() if value}
 
 
