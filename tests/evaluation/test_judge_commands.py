@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from transformers import (
+    AutoProcessor,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
     SwinConfig,
@@ -28,6 +29,7 @@ from textcraftor.evaluation.judging.base import Asked, content_of
 from textcraftor.evaluation.judging.detector import GREY, Detector, cut_out
 from textcraftor.evaluation.judging.geneval import Detection
 from textcraftor.evaluation.judging.vlm import Likelihood
+from textcraftor.evaluation.rating import read_ratings
 from textcraftor.evaluation.run import check, run
 from textcraftor.evaluation.score import run as score
 from textcraftor.evaluation.suite import read_rows_of
@@ -93,8 +95,6 @@ def test_pairs_are_compared_with_the_base_and_their_votes_stand_beside_peoples(c
     assert contents[0][:2] == contents[1][1::-1]
     pairs = json.loads((folder / "summary.json").read_text())["judge"]["pairs"]
     assert (pairs["wins"], pairs["ties"], pairs["losses"]) == (0, 4, 0)
-    from textcraftor.evaluation.rating import read_ratings
-
     votes = read_ratings(folder / "ratings.jsonl")
     assert {(vote.models, vote.answer) for vote in votes.lines} == {(("here", "base"), "tie")}
 
@@ -128,14 +128,18 @@ def test_score_asks_the_toyboxs_judge(configure, tmp_path, capsys):
         (["judge=vlm", "judge.protocol=tifas"], r"judge.protocol=tifas must be one of drawbench, tifa, dpg"),
         (["judge=vlm", "understander=qwen_vl", "judge.protocol=pairwise"], r"compares the pictures of two models"),
         (["judge=vlm", "understander=qwen_vl", "suite=dpg"], r"suite.files=dpg_bench.csv does not exist"),
-        (["judge=vlm", "understander=qwen_vl", "suite=tifa", "suite.questions=BAD", "suite.files.tifa=BAD"], r"BAD.*"),
-        (["judge=detector", "suite=geneval", "suite.questions=BAD"], r"BAD, line 1 lacks the field tag"),
+        (
+            ["judge=vlm", "understander=qwen_vl", "suite=tifa", "suite.questions=BAD", "suite.files.tifa=BAD"],
+            r"BAD must be a list",
+        ),
+        (["judge=detector", "suite=geneval", "suite.questions=BAD"], r"BAD, line 1: include.0 lacks the field count"),
         (["judge=detector"], r"judge.questions is needed: give GenEval's"),
         (["answers=[here]"], r"answers= are those of a judge: choose judge=vlm or detector"),
     ],
 )
 def test_a_judge_that_cannot_work_is_refused_before_anything_loads(configure, tmp_path, overrides, line):
-    (tmp_path / "bad.jsonl").write_text('{"prompt": "a photo of a bird", "include": []}\n')
+    clause = {"tag": "counting", "prompt": "a photo of a bird", "include": [{"class": "bird"}]}
+    (tmp_path / "bad.jsonl").write_text(json.dumps(clause) + "\n")
     overrides = [one.replace("BAD", str(tmp_path / "bad.jsonl")) for one in overrides]
     line = line.replace("BAD", "bad.jsonl")
     with pytest.raises(UsageError, match=line):
@@ -148,6 +152,7 @@ def llava(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("llava")
     texts = ['Does this figure show "a red circle"? Please answer yes or no.', "Yes", "No", "first", "second"]
     save_llava(folder, byte_level_tokenizer(folder, texts * 3, size=320))
+    AutoProcessor.from_pretrained(folder).image_processor.save_pretrained(folder)  # as older folders have it
     return folder
 
 

@@ -98,6 +98,7 @@ def run(config: DictConfig, folder: Path) -> str:
     if judge:  # once every picture is made, so that no two large models share the memory
         states += [judge.ask(store, *shard_of(config)) for store, _, _ in made_here]
     complete = all(states)
+    processes.wait_for_everyone()  # all have counted the rows before their files go
     if complete and processes.is_main_process:
         for store, _, _ in made_here:
             close_rows(store, judge)

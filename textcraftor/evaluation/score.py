@@ -165,7 +165,7 @@ def check(config: DictConfig, folder: Path) -> Paired:
     return paired
 
 
-def judge(config: DictConfig, pairs: Sequence[Pair], folder: Path) -> tuple[list[dict], dict[str, Any]]:
+def judge_pictures(config: DictConfig, pairs: Sequence[Pair], folder: Path) -> tuple[list[dict], dict[str, Any]]:
     """A judge's figures of each picture, and its table by category; its answers go to the folder as they come."""
     judge, answers = judge_of(config), answers_of(config, folder)
     pictures = [Picture(file.name, prompt, partial(opened, file)) for file, prompt in pairs]
@@ -197,7 +197,7 @@ def run(config: DictConfig, folder: Path) -> None:
     with locked(folder):
         told: dict[str, Any] = {}
         if config.judge is not None:
-            more, told = judge(config, pairs, folder)
+            more, told = judge_pictures(config, pairs, folder)
             rows = [{**row, **one} for row, one in zip(rows, more, strict=True)]
             write_json(folder / TABLE, told)
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -42,6 +43,7 @@ class Judging:
     """The judge of a configuration, and what it said of folders of pictures."""
 
     config: DictConfig
+    found: dict[Path, list[Judged]] = field(default_factory=dict)  # by folder, once all its pictures are judged
 
     @cached_property
     def judge(self) -> Any:
@@ -58,19 +60,19 @@ class Judging:
             answers = answers_of(self.config, store.folder, number)
             ask(self.judge, [*pictures_of(store, mine)], answers, self.config.batch_size, quiet=number > 0)
         processes.wait_for_everyone()
-        return len(rows) == len(store.suite.jobs) and self._judged(store) is not None
+        return len(rows) == len(store.suite.jobs) and self._is_judged(store)
 
-    def _judged(self, store: Store) -> list[Judged] | None:
-        rows = store.rows()
-        ordered = [rows[job] for job in store.suite.jobs]
-        return judged(self.judge, [*pictures_of(store, ordered)], answers_of(self.config, store.folder))
+    def _is_judged(self, store: Store) -> bool:
+        rows, answers = store.rows(), answers_of(self.config, store.folder)
+        found = judged(self.judge, [*pictures_of(store, [rows[job] for job in store.suite.jobs])], answers)
+        self.found |= {store.folder: found} if found is not None else {}
+        return found is not None
 
     def figures(self, store: Store) -> dict[Job, dict[str, float]]:
         """Each picture's figures; its answers, in the suite's order, and the table are written beside the pictures."""
         if isinstance(self.judge, Pairwise):
             return {}
-        found = self._judged(store)
-        assert found is not None
+        found = self.found[store.folder]
         answers_of(self.config, store.folder).finish([key for one in found for key in one.keys])
         if isinstance(self.judge, WrittenChoices):
             write_text(store.folder / QUESTIONS, json.dumps(self.judge.rows(), indent=1, ensure_ascii=False))
