@@ -34,11 +34,12 @@ def assets_of(config: DictConfig) -> dict[str, str]:
     suite = config.get("suite") or {}
     found |= {f"suite.{name}": path for name, path in suite.get("files", {}).items()}
     found |= {"suite.questions": suite.get("questions")}
-    made = {f"rewards.{name}.reward": part.reward for name, part in parts_of(config.rewards).items()}
-    made |= {key: node for key in ("judge", "understander") if (node := config.get(key)) is not None}
-    for key, node in made.items():
-        strings = _strings(OmegaConf.to_container(node, resolve=True), key)
-        found |= {name: value for name, value in strings if name != "judge.questions" and _is_asset(name, value)}
+    for group in ("judge", "understander"):
+        node = config.get(group) or {}
+        found |= {f"{group}.{key}": node.get(key) for key in ("path", "clip")}
+    for name, part in parts_of(config.rewards).items():
+        strings = _strings(OmegaConf.to_container(part.reward, resolve=True), f"rewards.{name}.reward")
+        found |= {key: value for key, value in strings if _is_asset(key, value)}
     return {key: value for key, value in found.items() if value}
 
 

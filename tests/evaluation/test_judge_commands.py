@@ -134,7 +134,9 @@ def test_score_asks_the_toyboxs_judge(configure, tmp_path, capsys):
         ),
         (["judge=detector", "suite=geneval", "suite.questions=BAD"], r"BAD, line 1: include.0 lacks the field count"),
         (["judge=detector"], r"judge.questions is needed: give GenEval's"),
-        (["answers=[here]"], r"answers= are those of a judge: choose judge=vlm or detector"),
+        (["answers=[here]"], r"answers= is for a judge: choose judge=vlm or detector"),
+        (["understander=qwen_vl"], r"understander= is for a judge: choose judge=vlm or detector"),
+        (["judge=toybox", "answers=[here]"], r"answers=here holds no answers of a judge: give an answers.jsonl"),
     ],
 )
 def test_a_judge_that_cannot_work_is_refused_before_anything_loads(configure, tmp_path, overrides, line):

@@ -52,7 +52,7 @@ def check(config: DictConfig, folder: Path) -> None:
     for key in ("dtype", "scorer_dtype"):
         dtype_of(config, key)
     shard_of(config)
-    check_judge(config, suite.prompts, compares=changes(config, mix))
+    check_judge(config, folder, suite.prompts, compares=changes(config, mix))
     if config.base is not None:
         if not changes(config, mix):
             raise UsageError(

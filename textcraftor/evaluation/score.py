@@ -159,7 +159,7 @@ def check(config: DictConfig, folder: Path) -> Paired:
     if config.strict and paired.without:
         raise UsageError(f"strict=true: {paired.told()}: give prompts.path=, or leave strict out")
     check_rewards(config)
-    check_judge(config, [prompt for _, prompt in paired.pairs], compares=False)
+    check_judge(config, folder, [prompt for _, prompt in paired.pairs], compares=False)
     dtype_of(config, "scorer_dtype")
     check_unfinished(folder, "scores")
     return paired

@@ -9,10 +9,11 @@ from typing import Any
 
 from textcraftor.errors import UsageError
 from textcraftor.evaluation.judging.base import Answer, Ask, Asked, key_of
-from textcraftor.files.reading import read_json_lines
+from textcraftor.files.reading import MB, read_json_lines
 from textcraftor.files.writing import append, json_line, write_text
 
 FILE = "answers.jsonl"
+MOST_BYTES = 4 * 1024 * MB  # DPG-Bench's 60,000 answers, each with its long prompt, take 60 MB
 
 
 @dataclass
@@ -35,10 +36,11 @@ class Answers:
 
     def __post_init__(self) -> None:
         for file in self.reuse:
-            self.known |= {row["key"]: row for row in _rows(file)}
+            self.known.update({row["key"]: row for row in _rows(file)})
         for file in sorted(self.folder.glob("answers*.jsonl")):
             here = {row["key"]: row for row in _rows(file)}
-            self.known, self.own = self.known | here, self.own | {*here}
+            self.known.update(here)
+            self.own.update(here)
 
     def of(self, asked: Sequence[Asked], ask: Ask) -> list[Answer]:
         """The answer to each question; those that are not there yet are asked for and kept."""
@@ -48,7 +50,8 @@ class Answers:
             found = ask([*waiting.values()])
             lines = {key: _line(key, one, answer) for (key, one), answer in zip(waiting.items(), found, strict=True)}
             append(self.folder / f"answers.{self.part}.jsonl", "".join("\n" + json_line(row) for row in lines.values()))
-            self.known, self.own = self.known | lines, self.own | {*lines}
+            self.known.update(lines)
+            self.own.update(lines)
         return [_answer(self.known[key]) for key in keys]
 
     def key(self, asked: Asked) -> str:
@@ -86,8 +89,8 @@ def _rows(place: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a file of answers, or of that in a folder."""
     file = place / FILE if place.is_dir() else place
     if not file.is_file():
-        raise UsageError(f"judge.reuse={place} holds no answers: give an {FILE}, or the folder of one")
-    for row in read_json_lines(file):
+        raise UsageError(f"answers={place} holds no answers of a judge: give an {FILE}, or the folder of one")
+    for row in read_json_lines(file, MOST_BYTES):
         value = row.get("value")
         is_value = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
         if isinstance(row.get("key"), str) and isinstance(row.get("answer"), str) and is_value:

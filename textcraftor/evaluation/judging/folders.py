@@ -118,7 +118,7 @@ def write_votes(
     sets = {name: PictureSet.read(name, store.folder).fingerprint for name, store in ((BASE, base), (HERE, here))}
     lines = [json_line({"models": sets, "questions": {QUESTION: QUESTION_TEXT}})]
     answers = {score: answer for answer, score in SCORES.items()}
-    name = printable(rater, MOST_NAME)[-MOST_NAME:]
+    name = printable(rater[-MOST_NAME:], MOST_NAME)
     for row, score in zip(rows, scores, strict=True):
         if score is not None:
             now = datetime.now(UTC).isoformat(timespec="microseconds")

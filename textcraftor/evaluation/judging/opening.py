@@ -42,7 +42,7 @@ def asks_a_model(config: DictConfig) -> bool:
     return "understander" in parameters_named(config.judge._target_)
 
 
-def check_judge(config: DictConfig, prompts: Sequence[str], compares: bool) -> None:
+def check_judge(config: DictConfig, folder: Path, prompts: Sequence[str], compares: bool) -> None:
     """Refuse a judge that cannot work, before any model is loaded.
 
     Args:
@@ -51,8 +51,9 @@ def check_judge(config: DictConfig, prompts: Sequence[str], compares: bool) -> N
     """
     judge = judge_of(config)
     if judge is None:
-        if config.answers:
-            raise UsageError("answers= are those of a judge: choose judge=vlm or detector, or leave answers out")
+        for key in ("answers", "understander"):
+            if config[key]:
+                raise UsageError(f"{key}= is for a judge: choose judge=vlm or detector, or leave {key} out")
         return
     if isinstance(judge, Pairwise) and not compares:
         raise UsageError(
@@ -60,7 +61,7 @@ def check_judge(config: DictConfig, prompts: Sequence[str], compares: bool) -> N
             "compares with the base: tuned, mix, denoiser.path or upsample"
         )
     judge.check(prompts)
-    answers_of(config, Path("/nowhere"))
+    answers_of(config, folder)
 
 
 def answers_of(config: DictConfig, folder: Path, part: int = 0) -> Answers:
