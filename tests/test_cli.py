@@ -54,7 +54,8 @@ def test_the_commands_and_keys_that_scripts_rely_on_stay(configure):
     for other in ("evaluate", "export"):
         assert {"tuned", "mix", "switch", "denoiser"} <= set(generate) & set(configure(other))
     assert {"suite", "seeds", "base", "shard", "run_dir"} <= set(configure("evaluate"))
-    assert set(configure("fetch")) == {*train, "suite"}
+    assert {"judge", "understander", "answers"} <= set(configure("evaluate")) & set(configure("score"))
+    assert set(configure("fetch")) == {*train, "suite", "judge", "understander"}
 
 
 @pytest.mark.parametrize("group", [path.name for path in config_dir().iterdir() if path.is_dir()])

@@ -175,3 +175,10 @@ def test_published_suites_are_read_whole(configure, suite, files, categories, pr
 def test_fetch_knows_a_suites_files(configure):
     assert "suite.anime" in assets_of(configure("fetch", "suite=hpsv2"))
     assert not any(key.startswith("suite.") for key in assets_of(configure("fetch")))
+    found = assets_of(configure("fetch", "suite=geneval", "judge=detector", "understander=endpoint"))
+    assert {key for key in found if key.startswith(("suite.", "judge.", "understander."))} == {
+        "suite.geneval",
+        "suite.questions",
+        "judge.path",
+        "judge.clip",
+    }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from textcraftor.config.command import Computing
-from textcraftor.config.data import Captions, Pictures, Prompts, Suite
+from textcraftor.config.data import Captions, Pictures, Prompts, Suite, Understander
 from textcraftor.config.fields import (
     flag,
     group,
@@ -19,6 +19,7 @@ from textcraftor.config.fields import (
     word,
     word_list,
 )
+from textcraftor.config.judging import Judge
 from textcraftor.config.model import Model
 from textcraftor.config.optim import Gradient, Optim
 from textcraftor.config.rewards import Reward
@@ -109,3 +110,7 @@ class Fetch(Train):
 
     suite: Suite | None = None
     """Prompts to evaluate with."""
+    judge: dict[str, Any] | None = opens(Judge)
+    """What judges the pictures of an evaluation."""
+    understander: dict[str, Any] | None = opens(Understander)
+    """The model that judge=vlm asks."""

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from textcraftor.evaluation.evaluate import Evaluation
+from textcraftor.evaluation.judging.judged import table_cells
 from textcraftor.evaluation.statistics import interval_text
 from textcraftor.files.pictures import to_rgb
 from textcraftor.files.reading import open_picture
@@ -122,9 +123,10 @@ def write_evaluation(
         for rows in (worst, best)
     ]
     marks = dict.fromkeys(summary["trained_on"], " (trained on)")
-    html = render(
-        "evaluation.html.j2", title=title, summary=summary, config=config, marks=marks, worst=shown[0], best=shown[1]
-    )
+    judged = table_cells(summary["judge"]) if "judge" in summary else None
+    worst, best = shown
+    values = {"summary": summary, "config": config, "marks": marks, "judged": judged, "worst": worst, "best": best}
+    html = render("evaluation.html.j2", TEMPLATES, title=title, **values)
     write_text(path, html)
 
 
