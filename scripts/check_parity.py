@@ -4,6 +4,7 @@
     .venv/bin/python scripts/check_parity.py --only HPSv2     # one scorer
     .venv/bin/python scripts/check_parity.py --prove          # faults on our side must be noticed
     .venv/bin/python scripts/check_parity.py --golden         # writes tests/rewards/golden.json
+    .venv/bin/python scripts/check_parity.py --golden --store # ... and the table of toy-size scorers
 
 The architectures are the published ones at full size, the weights random with a fixed seed: no download of models. It
 installs the packages under `--work` the first time, takes about 20 GB of disk there, 10 GB of memory and half an hour.
@@ -18,7 +19,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +27,24 @@ import numpy as np
 import torch
 from parity import environments, faults, golden, ours, pictures
 from parity.cases import Case, all_cases
-from transformers.image_utils import OPENAI_CLIP_STD
+from results import new_parser, show
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 SAME, GRADIENTS, HALF = 3, 2, 3  # pictures that each costly check looks at
 FEATURES, PIXELS, SCORE, GRADIENT = 1e-5, 2.0, 1e-3, 1e-3  # what is allowed, see `checks`
+
+# The columns of the stored table: how the checks' names begin, and what they are called there.
+BEGINS = (
+    (("same pixels: image", "same pixels: text"), "features"),
+    ("same pixels: score", "same pixels: score, relative"),
+    ("same pixels: pixel gradient", "pixel gradient, relative"),
+    ("same file: pixels", "same file: pixels, of 255"),
+    ("same file: score", "score"),
+    ("tokens", "prompts that differ"),
+    ("bfloat16", "bfloat16"),
+)
+SHOWN = ["scorer", "compared with", *((name, ".2g") for _, name in BEGINS)]
 
 Answers = dict[str, np.ndarray]
 
@@ -85,9 +98,9 @@ def compare(folder: Path, case: Case, job: dict, work: Path) -> tuple[Answers, A
     """Our answers and the original's; the original is also given our pixels. Both are kept in `folder`."""
     folder = folder / "answers" / case.name.replace("/", "").replace(" ", "_")
     folder.mkdir(parents=True, exist_ok=True)
-    found = ours.answer(case.load(), job, SAME, GRADIENTS, HALF)
+    found, pixels = ours.answer(case.load(), job, SAME, GRADIENTS, HALF)
     gc.collect()  # our model, before the original takes as much
-    np.savez(folder / "pixels.npz", pixels=found["own_pixels"][:SAME])
+    np.savez(folder / "pixels.npz", *pixels)
     np.savez(folder / "ours.npz", **found)
     paths = {"pixels": str(folder / "pixels.npz"), "out": str(folder / "theirs.npz")}
     run_reference(work, case, job | paths | {"gradients": GRADIENTS})
@@ -114,11 +127,11 @@ def same_pixels(name: str, mine: Answers, theirs: Answers) -> Iterator[Check]:
         yield Check(name, "same pixels: pixel gradient, relative", relative, GRADIENT)
 
 
-def same_pictures(name: str, mine: Answers, theirs: Answers) -> Iterator[Check]:
+def same_pictures(case: Case, mine: Answers, theirs: Answers) -> Iterator[Check]:
     """(b): everything, from the same files and prompts. Looks at as many pictures as we scored."""
-    count = len(mine["own_pixels"])
-    levels = 255 * np.array(OPENAI_CLIP_STD, dtype=np.float32)[:, None, None]
-    difference = np.abs(mine["own_pixels"] - theirs["own_pixels"][:count]) * levels
+    name = case.name
+    count, ours_ = len(mine["own_score"]), mine["own_pixels"].ravel()
+    difference = 255 * case.std * np.abs(ours_ - theirs["own_pixels"].ravel()[: len(ours_)])
     yield Check(name, "same file: pixels, of 255", float(difference.max()), PIXELS)
     yield Check(name, "same file: pixels, of 255, mean", float(difference.mean()))
     spread = float(theirs["own_score"].std())
@@ -134,8 +147,8 @@ def same_pictures(name: str, mine: Answers, theirs: Answers) -> Iterator[Check]:
         yield Check(name, "bfloat16 score, of its sd", error / spread)
 
 
-def checks(name: str, mine: Answers, theirs: Answers) -> list[Check]:
-    return [*same_pixels(name, mine, theirs), *same_pictures(name, mine, theirs)]
+def checks(case: Case, mine: Answers, theirs: Answers) -> list[Check]:
+    return [*same_pixels(case.name, mine, theirs), *same_pictures(case, mine, theirs)]
 
 
 def prove(case: Case, job: dict, theirs: Answers) -> list[tuple[faults.Fault, list[str]]]:
@@ -149,8 +162,8 @@ def prove(case: Case, job: dict, theirs: Answers) -> list[tuple[faults.Fault, li
         with fault.inject(scorer) as applies:
             if applies:
                 same = SAME if fault.changes_model else 0
-                answers = ours.answer(scorer, few, same, 0, 0)
-                noticed.append((fault, [c.what for c in checks(case.name, answers, reference) if c.failed]))
+                answers, _ = ours.answer(scorer, few, same, 0, 0)
+                noticed.append((fault, [c.what for c in checks(case, answers, reference) if c.failed]))
     return noticed
 
 
@@ -164,23 +177,40 @@ def show_proof(name: str, noticed: list[tuple[faults.Fault, list[str]]]) -> int:
     return unnoticed
 
 
-def write_golden(work: Path, file: Path) -> int:
-    """The golden figures, and the same table for the toy-size scorers."""
-    job, answers, wrong = golden.prepare(work / "tiny"), {}, 0
-    for case in golden.cases(work / "tiny"):
-        if "folder" in case.job:
+def figures(case: Case, own: list[Check]) -> list[str | float | None]:
+    """A row of `SHOWN`: the largest of the checks whose names begin so, a dash where there is none."""
+    row: list[str | float | None] = [case.name, case.published]
+    for begin, _ in BEGINS:
+        values = [check.measured for check in own if check.what.startswith(begin)]
+        row.append(max(values) if values else "-")
+    return row
+
+
+def chosen(cases: list[Case], only: Sequence[str] | None) -> list[Case]:
+    """Those whose name begins so; all without a choice."""
+    return [case for case in cases if not only or any(case.name.startswith(name) for name in only)]
+
+
+def write_golden(work: Path, file: Path, only: Sequence[str] | None, store: bool) -> int:
+    """The golden figures, those of other scorers kept, and the same table for the toy-size scorers."""
+    job, answers, rows = golden.prepare(work / "tiny"), {}, list[tuple[Case, list[Check]]]()
+    cases = chosen(golden.cases(work / "tiny", str(work / "sources" / "MPS")), only)
+    environments.build_all(work, {case.environment for case in cases})
+    for case in cases:
+        if "weights" in case.job:
             run_reference(work, case, {"make": True})
         mine, answers[case.name] = compare(work / "tiny", case, job, work)
-        rows = checks(case.name, mine, answers[case.name])
-        print("\n".join(check.row() for check in rows), flush=True)
-        wrong += sum(check.failed for check in rows)
+        rows.append((case, checks(case, mine, answers[case.name])))
+        print("\n".join(check.row() for check in rows[-1][1]), flush=True)
     golden.write(file, answers)
+    show("parity", "toy size", SHOWN, [figures(case, own) for case, own in rows], store, device="1 CPU core")
+    wrong = sum(check.failed for _, own in rows for check in own)
     print(f"\n{wrong} checks failed")
     return int(wrong > 0)
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--work", type=Path, default=ROOT / ".parity", help="environments, weights and answers")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="scorers whose name begins so")
     parser.add_argument("--prove", action="store_true", help="show that faults on our side are noticed")
@@ -198,21 +228,20 @@ def main() -> int:
     options = arguments()
     work = options.work.resolve()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    environments.build_all(work)
     if options.golden:
-        return write_golden(work, ROOT / "tests" / "rewards" / "golden.json")
-    cases, job, wrong = all_cases(work, SHARED / "weights"), the_job(work), 0
+        return write_golden(work, ROOT / "tests" / "rewards" / "golden.json", options.only, options.store)
+    cases, job, wrong = chosen(all_cases(work, SHARED / "weights"), options.only), the_job(work), 0
+    environments.build_all(work, {case.environment for case in cases})
+    environments.write_tokenizers(work)
     print("| scorer | fault | checks that fail |" if options.prove else "| scorer | check | measured | limit | |")
     print("| --- | --- | --- |" if options.prove else "| --- | --- | --- | --- | --- |", flush=True)
     for case in cases:
         make_weights(work, case)
-        if options.only and not any(case.name.startswith(name) for name in options.only):
-            continue
         start = time.perf_counter()
         if options.prove:
             wrong += show_proof(case.name, prove(case, job, stored(work, case, job)))
         else:
-            rows = checks(case.name, *compare(work, case, job, work))
+            rows = checks(case, *compare(work, case, job, work))
             print("\n".join(check.row() for check in rows), flush=True)
             wrong += sum(check.failed for check in rows)
         print(f"{case.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)

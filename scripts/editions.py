@@ -150,7 +150,7 @@ def train_generator(
         clean = latents[torch.from_numpy(indices)].to(device).float()
         noise = torch.randn_like(clean)
         # High noise is preferred, where the text decides.
-        timesteps = ((1 - torch.rand(len(clean), device=device) ** 2) * schedule.timesteps).long()
+        timesteps = ((1 - torch.rand(len(clean), device=device) ** 1.5) * schedule.timesteps).long()
         timesteps = timesteps.clamp(max=schedule.timesteps - 1)
         branch = encode_apart(model, texts, is_prompted, **(reading or {}))
         output = model.predict(schedule.add_noise(clean, noise, timesteps), timesteps, branch)

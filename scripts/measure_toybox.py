@@ -19,7 +19,7 @@ from textcraftor.evaluation.evaluate import diversity
 from textcraftor.inference.generate import Sampling, generate, grid
 from textcraftor.models.model import Model
 from textcraftor.rewards.base import Reward
-from textcraftor.rewards.recognisers import Recogniser
+from textcraftor.rewards.reading import Recogniser
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.toybox.world2.captions import descriptive
 from textcraftor.toybox.world2.judge import Judge, check, letters, taste
@@ -118,8 +118,11 @@ def rebuild(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 
 def generator_figures(model: Model, prompts: Sequence[str], seeds: Sequence[int]) -> Figures:
-    """What the judge says of an edition's pictures, how they differ over seeds, and the taste that it could reach."""
-    jobs = grid(prompts, seeds)
+    """What the judge says of an edition's pictures, how they differ over seeds, and the taste that it could reach.
+
+    No two pictures have the same noise: the noise decides about style nearly alone.
+    """
+    jobs = [(prompt, len(seeds) * number + seed) for number, prompt in enumerate(prompts) for seed in seeds]
     images = generate(model, jobs, ConditioningSchedule.original(), Sampling(15, 3.0, 64, 64), batch_size=32)
     figures = Judge(parts=True)(images, [prompt for prompt, _ in jobs])
     rng = np.random.default_rng(52)

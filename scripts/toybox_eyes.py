@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from editions import fast_dtype
 from torch import Tensor, nn
 from toybox_ratings import (
     AESTHETIC,
@@ -134,7 +135,7 @@ def train_eyes(work: Path, device: str, steps: int = 7000, batch: int = 128) -> 
             "contrastive": 0.3 * nn.functional.cross_entropy(logits, torch.arange(len(drawn), device=device)),
         }
 
-    fit("eyes", looker, loss_of, FitSettings(steps, 1e-3, weight_decay=0.05), work)
+    fit("eyes", looker, loss_of, FitSettings(steps, 1e-3, weight_decay=0.05, dtype=fast_dtype(device)), work)
     if processes.is_main_process:
         clip.save_pretrained(work / "eyes")
         scorer.tokenize.tokenizer.save_pretrained(work / "eyes")

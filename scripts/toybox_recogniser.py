@@ -24,7 +24,7 @@ from transformers import (
     ViTModel,
 )
 
-from textcraftor.rewards.recognisers import TrOCR
+from textcraftor.rewards.trocr import TrOCR
 from textcraftor.toybox.world2.scenes import IMAGE_SIZE, LETTER_CELL, LETTERS, ROWS, WORD_LENGTHS
 from textcraftor.training.fitting import FitSettings, fit
 

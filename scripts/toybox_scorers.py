@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from editions import fast_dtype
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from toybox_eyes import ATTENTION, Looker, look, new_looker, rated_pictures, shifted, train_eyes
@@ -100,6 +101,10 @@ def grade_loss(logits: Tensor, opinions: Tensor) -> Tensor:
     return nn.functional.mse_loss(logits - logits.mean(1, keepdim=True), wanted)
 
 
+def scorer_settings(steps: int, learning_rate: float, device: str) -> FitSettings:
+    return FitSettings(steps, learning_rate, weight_decay=0.05, ema_decay=0.99, dtype=fast_dtype(device))
+
+
 def train_aesthetic(work: Path, device: str, steps: int = 700, batch: int = 128) -> None:
     """LAION's head on the toy CLIP's vision tower, which learns along: its own embedding knows too little of taste."""
     sources = rated_pictures(work)
@@ -115,7 +120,7 @@ def train_aesthetic(work: Path, device: str, steps: int = 700, batch: int = 128)
         scores = scorer.head(scorer.embed_pixels(scorer.pixels(drawn.images.to(device))))
         return {"mse": nn.functional.mse_loss(scores[:, 0], drawn.opinions.ravel().to(device))}
 
-    fit("aesthetic", scorer, loss_of, FitSettings(steps, 3e-4, weight_decay=0.05, ema_decay=0.99), work)
+    fit("aesthetic", scorer, loss_of, scorer_settings(steps, 3e-4, device), work)
     vision.save_pretrained(work / "aesthetic_clip")
     save_file(scorer.head.state_dict(), work / "aesthetic.safetensors")
 
@@ -152,7 +157,7 @@ def train_preference(work: Path, device: str, name: str, steps: int, groups: int
             "cells": 0.5 * looker.point(patches[-len(scenes) :], scenes),
         }
 
-    fit(name, looker, loss_of, FitSettings(steps, 4e-4, weight_decay=0.05, ema_decay=0.99), work)
+    fit(name, looker, loss_of, scorer_settings(steps, 4e-4, device), work)
     return clip
 
 
@@ -247,7 +252,7 @@ def train_image_reward(work: Path, device: str, steps: int = 1500, groups: int =
             "cells": looker.point(seen[-len(scenes) :, 1:], scenes),
         }
 
-    fit("imagereward", learning, loss_of, FitSettings(steps, 5e-4, weight_decay=0.05, ema_decay=0.99), work)
+    fit("imagereward", learning, loss_of, scorer_settings(steps, 5e-4, device), work)
     folder = work / "imagereward"
     folder.mkdir(exist_ok=True)
     save_file(

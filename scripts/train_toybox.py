@@ -56,7 +56,7 @@ from textcraftor.toybox.world2.scenes import (
     sample_scene,
     sample_word,
 )
-from textcraftor.training.fitting import FitSettings, autocast, fit
+from textcraftor.training.fitting import FitSettings, fit
 from textcraftor.training.processes import processes_of_this_run
 
 SCENES = 100_000
@@ -123,14 +123,13 @@ def train_vae(
         images = as_images(pictures[np.sort(rng.choice(len(pictures), batch, replace=False))], device)
         if step < cropped * steps:
             images = busiest_crops(images, 32, 4)
-        with autocast(torch.device(device), fast_dtype(device)):
-            posterior = vae.encode(images).latent_dist
-            output = vae.decode(posterior.sample()).sample
+        posterior = vae.encode(images).latent_dist
+        output = vae.decode(posterior.sample()).sample
         error = output.float() - images
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float())
         return {"l1": error.abs().mean(), "mse": error.pow(2).mean(), "kl": kl_weight * kl.mean()}
 
-    fit("vae", vae, loss_of, FitSettings(steps, learning_rate=2e-3), work)
+    fit("vae", vae, loss_of, FitSettings(steps, learning_rate=2e-3, dtype=fast_dtype(device)), work)
     vae.save_pretrained(work / "vae")
 
 
@@ -192,10 +191,10 @@ def train_clip(
         captions = draw_captions(indices, CLIP_CAPTIONS, rng)
         tokens = tokenizer(captions, padding=True, return_tensors="pt").to(device)
         images = (as_images(pictures[indices], device) / 2 + 0.5 - mean.to(device)) / std.to(device)
-        with autocast(torch.device(device), fast_dtype(device)):
-            return {"contrastive": clip(**tokens, pixel_values=images, return_loss=True).loss}
+        return {"contrastive": clip(**tokens, pixel_values=images, return_loss=True).loss}
 
-    fit(name, clip, loss_of, FitSettings(steps, learning_rate=1e-3, weight_decay=0.05), work)
+    settings = FitSettings(steps, learning_rate=1e-3, weight_decay=0.05, dtype=fast_dtype(device))
+    fit(name, clip, loss_of, settings, work)
     clip.save_pretrained(work / name)
     tokenizer.save_pretrained(work / name)
 

@@ -19,6 +19,8 @@ import textcraftor.captioning.upsample
 import textcraftor.data.letters
 import textcraftor.enhancement.enhance
 import textcraftor.evaluation.compare
+import textcraftor.evaluation.rate
+import textcraftor.evaluation.ratings
 import textcraftor.evaluation.run
 import textcraftor.evaluation.score
 import textcraftor.inference.export

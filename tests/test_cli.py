@@ -12,12 +12,10 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-import textcraftor as package
 from tests.conftest import QUICK
 from textcraftor.cli import COMMANDS, config_dir, main
 from textcraftor.config.overrides import as_typed
 from textcraftor.data.records import Records
-from textcraftor.errors import UsageError
 
 TEXTCRAFTOR = Path(sys.executable).with_name("textcraftor")
 
@@ -39,6 +37,9 @@ def test_help_lists_every_command(tmp_path):
 def test_the_commands_and_keys_that_scripts_rely_on_stay(configure):
     """Freezes the command line's surface."""
     assert set(COMMANDS) >= {"train", "generate", "score", "fetch", "compare", "evaluate", "export", "app"}
+    assert set(COMMANDS) >= {"rate", "ratings"}
+    assert {"models", "questions", "grades", "ask", "next", "seed", "port", "run_dir"} <= set(configure("rate"))
+    assert {"files", "questions", "models", "samples", "run_dir"} <= set(configure("ratings"))
     train, generate = configure("train"), configure("generate", "prompt='a red circle'")
     assert {"run_dir", "name", "seed", "device", "dtype", "negative_prompt"} <= set(train)
     assert {"resume", "dry_run", "tuned", "stop_on"} <= set(train)
@@ -94,7 +95,7 @@ def test_prompts_are_taken_literally(configure):
         (["train", "resume=begun", "training.steps=abc"], "training.steps=abc must be a whole number, at least 1"),
         (["train", "trainig.steps=3"], "unknown key trainig.steps; did you mean training.steps?"),
         (["generate", "tuned.a=x", "rundir=y"], "unknown key rundir; did you mean run_dir?"),
-        (["train", "rewards=hpsv3"], "Could not find 'rewards/hpsv3'"),
+        (["train", "rewards=hpsv9"], "Could not find 'rewards/hpsv9'"),
         (["train", "gradient.k=16"], "gradient.k=16 must lie between 1 and training.sampling.steps=5"),
         (["train", "dry_run=fales"], "dry_run=fales must be true or false"),
         (["train", "training.steps=2.5"], "training.steps=2.5 must be a whole number"),
@@ -133,6 +134,14 @@ def test_prompts_are_taken_literally(configure):
         (["train", "dtype=float8"], "dtype=float8 must be auto or one of"),
         (["train", "model=sd15"], "prompts.path is needed"),
         (["train", "+rewards.x.weight=1", "+rewards.x.reward._target_=gone.Scorer"], "gone.Scorer cannot be loaded"),
+        (["rate"], "models is needed"),
+        (
+            ["rate", "models.a=finished", "models.b=x"],
+            "models.a=finished holds neither metadata.jsonl nor rows.parquet",
+        ),
+        (["rate", "models.a=x", "models.a=y"], "models.a is given twice: give each name once"),
+        (["ratings"], "files=[]: name what textcraftor rate wrote: textcraftor ratings ratings/ratings.jsonl"),
+        (["ratings", "empty.txt"], "empty.txt, line 1 cannot be read as JSON"),
         (["score"], "images is needed"),
         (["score", "images=finished"], "holds no picture"),
         (["generate"], "give either prompt='...' or prompts.path=FILE"),
@@ -201,26 +210,6 @@ def test_train_then_generate_from_another_folder(tmp_path, here):
         assert picture.text["seed"] == "3"
 
 
-def test_python_has_the_same_in_six_names(tmp_path, monkeypatch):
-    """Train, generate, score and evaluate return the folders that the commands write; a mistake raises its one line."""
-    monkeypatch.chdir(tmp_path)
-    run = package.train(*QUICK, "training.steps=1", "rewards=aesthetic", "run_dir=runs/a")
-    assert (run / "summary.json").exists()
-    model = package.load("device=cpu")
-    schedule = package.Mix({"a": run}, {"a": 0.5}).schedule(model)
-    assert schedule.late == {"original": 0.5, "a": 0.5}
-    said = ("tuned.a=runs/a", "sampling.steps=2")
-    pictures = package.generate(*said, "prompt=a red circle, large", "mix.a=.5", "seeds=[0,1]", "run_dir=pictures")
-    lines = (package.score("images=pictures", "rewards=aesthetic", "run_dir=scores") / "scores.jsonl").read_text()
-    assert [json.loads(line)["prompt"] for line in lines.splitlines()] == ["a red circle, large"] * 2
-    found = package.evaluate(*said, "limit=1", "seeds=[0]", "rewards=aesthetic", "run_dir=evaluation")
-    assert "aesthetic" in json.loads((found / "summary.json").read_text())["difference"]
-    assert pictures.name == "pictures"
-    with pytest.raises(UsageError, match="already holds pictures"):
-        package.generate("prompt=a red circle", "run_dir=pictures")
-    assert set(package.__all__) == {"load", "train", "Mix", "generate", "score", "evaluate"}
-
-
 def test_a_scorer_in_a_users_own_file_trains_and_scores(tmp_path, here):
     """Nothing is registered: a function is named by its import path, from the folder in which the user works."""
     lines = ["def redness(images, prompts):", "    red, green, blue = images.unbind(1)"]
@@ -253,6 +242,9 @@ def test_text_and_paths_mean_themselves(tmp_path, here, monkeypatch):
     assert [one.caption for one in Records.read(tmp_path / "sweep (1)" / "1").records] == [prompt]
 
 
-def test_a_sweep_gives_each_job_a_numbered_folder(tmp_path, here):
-    here("train", "-m", *QUICK, "training.steps=1", "rewards=aesthetic", "seed=1,2", "run_dir=sweep")
-    assert all((tmp_path / "sweep" / str(job) / "summary.json").exists() for job in (0, 1))
+def test_a_sweep_gives_each_job_a_numbered_folder_and_names_the_best(tmp_path, here):
+    said = here("train", "-m", *QUICK, "training.steps=1", "rewards=aesthetic", "seed=1,2", "run_dir=sweep")
+    figures = [json.loads((tmp_path / "sweep" / str(job) / "summary.json").read_text())["held_out"] for job in (0, 1)]
+    best = figures.index(max(figures))
+    told = [f"sweep/{job} with {figures[job]:+.3f} (seed={job + 1})" for job in (best, 1 - best)]
+    assert said.splitlines()[-1] == f"textcraftor: best of 2 jobs by held_out: {told[0]}; next {told[1]}"

@@ -2,61 +2,55 @@
 
     import textcraftor
 
-    run = textcraftor.train("rewards=aesthetic", "training.steps=20", "run_dir=runs/a")
-    mix = textcraftor.Mix({"a": run}, {"a": 0.6})
-    textcraftor.generate("tuned.a=runs/a", "mix.a=.6", "prompt=a red circle")
+    run = textcraftor.train(rewards="aesthetic", training={"steps": 20}, run_dir="runs/a")
+    image = pipe(**run.mix(0.6).inputs(pipe, "a red circle", num_inference_steps=25)).images[0]
 
-`train`, `generate`, `score` and `evaluate` are the commands of those names, with the same keys, and return the folder
-that they wrote; `load` gives the model that keys name, and `Mix` the embeddings of mixed encoders for any pipeline.
+`train`, `enhance`, `generate`, `evaluate`, `score`, `compare` and `export` are the commands of those names, with the
+same keys; `load` gives the model that keys name, and `Mix` mixed encoders for any pipeline: see docs/python.md.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from textcraftor.cli import call
-
 if TYPE_CHECKING:
+    from textcraftor.api.calling import load
+    from textcraftor.api.commands import compare, enhance, evaluate, export, generate, score, train
+    from textcraftor.api.results import Run
+    from textcraftor.errors import UsageError
     from textcraftor.inference.mix import Mix
-    from textcraftor.models.model import Model
 
-__all__ = ["Mix", "evaluate", "generate", "load", "score", "train"]
-
-
-def train(*keys: str) -> Path:
-    """`textcraftor train key=value ...`; returns the run's folder."""
-    return call("train", keys)
-
-
-def generate(*keys: str) -> Path:
-    """`textcraftor generate key=value ...`; returns the folder of pictures."""
-    return call("generate", keys)
-
-
-def score(*keys: str) -> Path:
-    """`textcraftor score key=value ...`; returns the folder with `scores.jsonl`."""
-    return call("score", keys)
-
-
-def evaluate(*keys: str) -> Path:
-    """`textcraftor evaluate key=value ...`; returns the folder with `rows.parquet`, `summary.json`, `report.html`."""
-    return call("evaluate", keys)
-
-
-def load(*keys: str) -> Model:
-    """The model that keys such as `model=sd15` or `model.path=...` and `device=` name, in float32."""
-    from textcraftor.config.compose import compose, register
-    from textcraftor.config.overrides import as_typed
-    from textcraftor.models.loading import load_model
-
-    register()
-    return load_model(compose("generate", as_typed("generate", keys)))
+# Where each name comes from; not imported before it is asked for: most bring torch and diffusers along.
+_PLACES = {
+    "Mix": "textcraftor.inference.mix",
+    "Run": "textcraftor.api.results",
+    "UsageError": "textcraftor.errors",
+    "load": "textcraftor.api.calling",
+    **dict.fromkeys(
+        ("compare", "enhance", "evaluate", "export", "generate", "score", "train"), "textcraftor.api.commands"
+    ),
+}
+__all__ = [
+    "Mix",
+    "Run",
+    "UsageError",
+    "compare",
+    "enhance",
+    "evaluate",
+    "export",
+    "generate",
+    "load",
+    "score",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Mix":  # not before it is asked for: it brings torch and diffusers along
-        from textcraftor.inference.mix import Mix
-
-        return Mix
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
     raise AttributeError(f"module {__name__} has no attribute {name}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PLACES])

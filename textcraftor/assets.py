@@ -29,7 +29,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
 from safetensors import SafetensorError
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from textcraftor.errors import UsageError, one_line
 
@@ -49,7 +49,7 @@ ADDRESSES = {
 }
 ADDRESSES["http://"] = ADDRESSES["https://"]
 # What `from_pretrained` reads of a scorer's repository, which often holds the same weights in several formats.
-SETTINGS = ("*.json", "*.txt", "*.model")
+SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
 SAFETENSORS = ("model.safetensors", "model-*.safetensors")
 BIN = ("pytorch_model.bin", "pytorch_model-*.bin")
 

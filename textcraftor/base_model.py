@@ -22,13 +22,27 @@ def base_overrides(run: Path, groups: Path, package_path: Callable[[str], str]) 
         package_path: where a package lies whose name a configuration gives.
     """
     base = RunRecord.read(run).base or base_of_old(run)
+    if base.config and not base.path:
+        raise UsageError(
+            f"{run} was tuned on a pipeline of a Python program: give model= or model.path=, and any_base=true"
+        )
     if base.path and Path(base.path).expanduser().resolve().is_relative_to(run.resolve()):
         raise UsageError(f"{run}: its base {base.path} lies within the run itself: give model= or model.path=")
-    paths = {file.stem: _path_of(file, package_path) for file in sorted(groups.glob("*.yaml"))}
-    name = base.config or next((name for name, path in paths.items() if _same(path, base)), "")
+    paths = model_paths(groups, package_path)
+    name = base.config or configuration_of(base, paths)
     if name not in paths:
         return [f"model.path={base.path}"] if base.path else []
     return [f"model={name}"] if _same(paths[name], base) else [f"model={name}", f"model.path={base.path}"]
+
+
+def model_paths(groups: Path, package_path: Callable[[str], str]) -> dict[str, str]:
+    """The path of each model that has a configuration, by the configuration's name."""
+    return {file.stem: _path_of(file, package_path) for file in sorted(groups.glob("*.yaml"))}
+
+
+def configuration_of(base: Base, paths: Mapping[str, str]) -> str:
+    """The name of the configuration whose model is this one; empty where there is none."""
+    return next((name for name, path in paths.items() if _same(path, base)), "")
 
 
 def base_of_old(run: Path) -> Base:

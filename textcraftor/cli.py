@@ -11,13 +11,14 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from textcraftor.config.commands import SCHEMAS
 from textcraftor.config.compose import checked, compose, config_dir, package_path, register
@@ -42,9 +43,12 @@ COMMANDS = {
     "export": ("textcraftor.inference.export", "write what was tuned for diffusers, web UIs and the hub"),
     "score": ("textcraftor.evaluation.score", "score a folder of pictures by any mix of rewards"),
     "compare": ("textcraftor.evaluation.compare", "set many runs beside each other: a table and a picture"),
+    "rate": ("textcraftor.evaluation.rate", "a page on which people say which pictures they prefer"),
+    "ratings": ("textcraftor.evaluation.ratings", "what follows from it: strengths of models, agreement of raters"),
     "app": ("textcraftor.inference.app", "a page with a slider for each tuned encoder"),
     "fetch": ("textcraftor.fetch", "download what a configuration names, ahead of time"),
 }
+PATHS = {"compare": "runs", "app": "runs", "ratings": "files"}  # the keys that a command's bare paths are for
 SHOWS_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 # What a disk refuses, and the remedy.
 DISK = {
@@ -147,9 +151,9 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def base_of_runs(command: str, overrides: Sequence[str]) -> list[str]:
-    """The model that the first named run was tuned on, where the command line names none."""
-    keys = {key: override for override in overrides for key in [split(override)[1]]}
+def base_of_runs(command: str, overrides: Sequence[str], values: Mapping[str, Any] | None = None) -> list[str]:
+    """The model that the first named run was tuned on, where neither overrides nor values name one."""
+    keys: dict[str, Any] = {split(override)[1]: override for override in overrides} | dict(values or {})
     named = [key for key in keys if key.startswith("tuned.") or (command == "app" and key == "runs")]
     if not named or "model" in keys or "model.path" in keys:
         return []
@@ -158,24 +162,30 @@ def base_of_runs(command: str, overrides: Sequence[str]) -> list[str]:
     from textcraftor.base_model import base_overrides
     from textcraftor.models.run_record import is_run
 
-    given = OverridesParser.create().parse_override(keys[named[0]]).value()
+    first = keys[named[0]]
+    given = first if named[0] in (values or {}) else OverridesParser.create().parse_override(first).value()
     run = Path(str(given[0] if isinstance(given, list) and given else given)).expanduser()
     found = base_overrides(run, config_dir() / "model", package_path) if is_run(run) else []
     return as_typed(command, found)
 
 
-def resumes(command: str, overrides: Sequence[str]) -> bool:
-    """Whether a command line goes on with a run."""
+def resumes(command: str, overrides: Sequence[str], values: Mapping[str, Any] | None = None) -> bool:
+    """Whether a command goes on with a run."""
     if key_of(SCHEMAS[command], "resume") is None:
         return False
-    return any(split(one)[1] == "resume" and split(one)[2] != "null" for one in overrides)
+    named = any(split(one)[1] == "resume" and split(one)[2] != "null" for one in overrides)
+    return named or (values or {}).get("resume") is not None
 
 
-def configured(command: str, overrides: Sequence[str]) -> DictConfig:
-    """The configuration of one job: of a run that goes on its own, else what the overrides compose."""
-    if resumes(command, overrides):
-        return resumed_config(command, overrides)
-    return compose(command, [*overrides, *base_of_runs(command, overrides)])
+def configured(command: str, overrides: Sequence[str], values: Mapping[str, Any] | None = None) -> DictConfig:
+    """The configuration of one job: of a run that goes on its own, else what the overrides compose.
+
+    Args:
+        values: plain ones by dotted key, which a Python program gives beside the overrides.
+    """
+    if resumes(command, overrides, values):
+        return resumed_config(command, overrides, values)
+    return compose(command, [*overrides, *base_of_runs(command, overrides, values)], values)
 
 
 def launch(command: str, overrides: list[str]) -> None:
@@ -224,34 +234,42 @@ def launch(command: str, overrides: list[str]) -> None:
             raise
 
     with one_line_errors():
-        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that Hydra raises what it would print in many lines
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises what it would print in many lines
         try:
             hydra.main(config_path=str(config_dir()), config_name=command, version_base="1.3")(task)()
         except _Told:
             raise
         except SystemExit as ended:  # of --help and the like
             raise _Told(ended.code) from ended
+        finally:
+            if not SHOWS_TRACEBACKS:
+                del os.environ["HYDRA_FULL_ERROR"]
 
 
 def call(command: str, keys: Sequence[str]) -> Path:
-    """Run a command from Python; returns the folder that it wrote.
+    """Run a command with the keys of a command line; returns the folder that it wrote.
 
     Raises:
         UsageError: what the command line would answer with one line.
     """
     register()
-    config = configured(command, as_typed(command, keys))
+    return carried_out(command, configured(command, as_typed(command, keys)))[0]
+
+
+def carried_out(command: str, config: DictConfig) -> tuple[Path, Any]:
+    """Run a command as configured; returns the folder that it wrote, and what it returned itself."""
     module, folder = importlib.import_module(COMMANDS[command][0]), Path(config.run_dir).expanduser()
     module.check(config, folder)
-    module.run(config, folder)
-    return folder
+    return folder, module.run(config, folder)
 
 
-def paths_as_runs(overrides: Sequence[str]) -> list[str]:
+def paths_as_list(command: str, overrides: Sequence[str]) -> list[str]:
     """`compare runs/a runs/b` means `compare 'runs=[runs/a,runs/b]'`."""
     paths = [override for override in overrides if "=" not in override and not override.startswith("-")]
-    runs = [f"runs=[{','.join(map(quoted, paths))}]"] if paths else []
-    return [override for override in overrides if override not in paths] + runs
+    if command not in PATHS or not paths:
+        return [*overrides]
+    listed = f"{PATHS[command]}=[{','.join(map(quoted, paths))}]"
+    return [*(override for override in overrides if override not in paths), listed]
 
 
 def is_text(argument: str) -> bool:
@@ -272,8 +290,7 @@ def main() -> None:
         with one_line_errors():
             if strange := next((one for one in overrides if not is_text(one)), None):
                 raise UsageError(f"{strange!r} is no text in UTF-8: write it again")
-            overrides = paths_as_runs(overrides) if command in ("compare", "app") else overrides
-            overrides = as_typed(command, overrides)
+            overrides = as_typed(command, paths_as_list(command, overrides))
         launch(command, overrides)
     else:
         near = difflib.get_close_matches(command, COMMANDS, 1)

@@ -20,6 +20,7 @@ ASSET_KEYS = (
     "detector",
     "head",
     "path",
+    "processor",
     "recogniser",
     "tokenizer",
 )  # others by their look

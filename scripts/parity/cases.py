@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.image_utils import OPENAI_CLIP_STD
 
 from textcraftor.rewards.aesthetic import Aesthetic
 from textcraftor.rewards.base import Reward
@@ -50,6 +51,8 @@ class Case:
         job: what the runner needs to know.
         load: ours.
         prepare: writes what the runner's own `make` cannot.
+        published: the package or code of the original.
+        std: the largest standard deviation that its preprocessing divides by.
     """
 
     name: str
@@ -58,6 +61,8 @@ class Case:
     job: dict[str, Any]
     load: Callable[[], Reward]
     prepare: Callable[[], None] | None = field(default=None)
+    published: str = ""
+    std: float = max(OPENAI_CLIP_STD)
 
     def weights(self) -> Path:
         """The file or folder that the runner's `make` writes."""

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 TORCH = "torch==2.13.0"  # first and pinned: that finds the CPU build, and keeps everything after it from replacing it
@@ -19,6 +20,8 @@ PACKAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "open_clip": (("huggingface_hub", "pyyaml"), ("open_clip_torch==3.3.0", "timm==1.0.22")),
     "hpsv2": (("huggingface_hub", "clint"), ("hpsv2==1.2.0",)),
     "image_reward": ((TRANSFORMERS, "pyyaml"), ("image-reward==1.5", "timm==0.6.13")),
+    "siglip": ((TRANSFORMERS, "sentencepiece==0.2.3", "protobuf"), ("aesthetic-predictor-v2-5==2024.12.18.1",)),
+    "hpsv3": (("transformers==4.45.2", "packaging", "einops"), ("hpsv3==1.0.0",)),  # and MPS's clone
 }
 TORCHVISION = "torchvision==0.28.0"
 BPE = "bpe_simple_vocab_16e6.txt.gz"
@@ -54,14 +57,24 @@ def site_packages(work: Path, name: str) -> Path:
     return next((work / "environments" / name / "lib").glob("python*/site-packages"))
 
 
-def build_all(work: Path) -> None:
-    """All environments, the vocabulary that hpsv2's wheel lacks, and the two tokenizer folders."""
-    for name in PACKAGES:
+def build_all(work: Path, names: Iterable[str]) -> None:
+    """Environments by name, and the vocabulary that hpsv2's wheel lacks."""
+    for name in names:
         build(work, name)
-    bpe = site_packages(work, "open_clip") / "open_clip" / BPE
-    shutil.copy(bpe, site_packages(work, "hpsv2") / "hpsv2" / "src" / "open_clip" / BPE)
+        if name == "hpsv2":
+            shutil.copy(clip_bpe(work), site_packages(work, "hpsv2") / "hpsv2" / "src" / "open_clip" / BPE)
+
+
+def clip_bpe(work: Path) -> Path:
+    """CLIP's vocabulary file, which open_clip's package carries."""
+    build(work, "open_clip")
+    return site_packages(work, "open_clip") / "open_clip" / BPE
+
+
+def write_tokenizers(work: Path) -> None:
+    """The two tokenizer folders that full-size scorers share."""
     bert_vocabulary(work / "tokenizers" / "bert")
-    clip_tokenizer(bpe, work / "tokenizers" / "clip")
+    clip_tokenizer(clip_bpe(work), work / "tokenizers" / "clip")
 
 
 def bert_vocabulary(folder: Path) -> None:

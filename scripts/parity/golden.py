@@ -11,13 +11,18 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from parity import environments, pictures, tiny
+from parity import environments, folders, pictures, tiny
 from parity.cases import Case
 from textcraftor.rewards.aesthetic import Aesthetic
 from textcraftor.rewards.clip import ClipScore, PickScore
 from textcraftor.rewards.hpsv2 import HPSv2
+from textcraftor.rewards.hpsv3 import HPSv3
 from textcraftor.rewards.image_reward import ImageReward
+from textcraftor.rewards.mps import MPS
 from textcraftor.rewards.open_clip import to_transformers
+
+CONDITION = "red, blue star."
+THRESHOLD = 0.3  # of the published script
 
 
 def write_files(folder: Path) -> None:
@@ -38,10 +43,18 @@ def write_files(folder: Path) -> None:
         clip.load_state_dict(to_transformers(tiny.open_clip_state(), clip.config))
         clip.save_pretrained(folder / f"clip_{name}")
         CLIPTokenizer.from_pretrained(folder / "clip_tokenizer").save_pretrained(folder / f"clip_{name}")
+    folders.write_siglip(folder / "siglip")
+    folders.write_v25_head(folder / "head_v25.pth")
+    folders.write_mps(folder / "mps.safetensors")
+    folders.write_hpsv3(folder / "hpsv3")
 
 
-def cases(folder: Path) -> list[Case]:
-    """Every scorer at toy size."""
+def cases(folder: Path, mps_source: str = "") -> list[Case]:
+    """Every scorer at toy size.
+
+    Args:
+        mps_source: a clone of Kwai-Kolors/MPS, for its reference runner.
+    """
     paths = {name: str(folder / name) for name in ("open_clip.pt", "bpe.txt.gz", "clip_tokenizer", "bert")}
     checkpoint, tokenizer = paths["open_clip.pt"], paths["clip_tokenizer"]
     gelu = {"checkpoint": checkpoint, "bpe": paths["bpe.txt.gz"], "architecture": tiny.open_clip_architecture(False)}
@@ -68,7 +81,25 @@ def cases(folder: Path) -> list[Case]:
         job = quick | {"head": head}
         load = lambda head=head: Aesthetic.load(clip_folder, head)  # noqa: E731
         found.append(Case(f"Aesthetic {version}", "reference_open_clip", "open_clip", job, load))
-    return found
+    return [*found, *further_cases(folder, tokenizer, mps_source)]
+
+
+def further_cases(folder: Path, tokenizer: str, mps_source: str) -> list[Case]:
+    """Those on SigLIP, MPS and HPSv3."""
+    siglip, head, hpsv3 = str(folder / "siglip"), str(folder / "head_v25.pth"), str(folder / "hpsv3")
+    checkpoint, config = str(folder / "mps.safetensors"), str(folder / "mps.json")
+    mps = {"checkpoint": checkpoint, "config": config, "tokenizer": tokenizer, "condition": CONDITION}
+    return [
+        Case("SigLIP", "reference_siglip", "siglip", {"folder": siglip}, lambda: ClipScore.load(siglip),
+             published="transformers 4.55.4", std=0.5),
+        Case("Aesthetic v2.5", "reference_siglip", "siglip", {"folder": siglip, "head": head},
+             lambda: Aesthetic.load(siglip, head), published="aesthetic-predictor-v2-5 2024.12.18.1", std=0.5),
+        Case("MPS", "reference_mps", "hpsv3", mps | {"source": mps_source},
+             lambda: MPS.load(checkpoint, tokenizer, CONDITION, THRESHOLD, config),
+             published="Kwai-Kolors/MPS be9027f"),
+        Case("HPSv3", "reference_hpsv3", "hpsv3", {"folder": hpsv3},
+             lambda: HPSv3.load(f"{hpsv3}/HPSv3.safetensors", hpsv3), published="hpsv3 1.0.0"),
+    ]  # fmt: skip
 
 
 def prepare(folder: Path) -> dict:
@@ -91,10 +122,11 @@ def figures(theirs: Mapping[str, np.ndarray]) -> dict[str, list]:
 
 
 def write(file: Path, answers: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """`golden.json`: one line per list, so that a change is readable."""
+    """`golden.json`: one line per list, so that a change is readable. Scorers without new answers are kept."""
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     lines = []
-    for name, theirs in answers.items():
-        rows = [f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in figures(theirs).items()]
+    for name, own in (kept | {name: figures(theirs) for name, theirs in answers.items()}).items():
+        rows = [f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in own.items()]
         lines.append(f"  {json.dumps(name)}: {{\n" + ",\n".join(rows) + "\n  }")
     file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     print(f"wrote {file}")

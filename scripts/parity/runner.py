@@ -4,7 +4,7 @@ A runner is started in the environment of its package as `python -m parity.NAME 
 
     make:      write the checkpoint and stop
     pictures:  PNG files, each scored with its own prompt of `prompts`
-    pixels:    an .npz with `pixels`, the pictures as our preprocessing made them
+    pixels:    an .npz with the first pictures in order, as our preprocessing made them
     token_prompts, gradients (how many pictures are differentiated), out (the .npz with the results)
 
 and whatever the runner itself needs: where its checkpoint is, and small sizes for the golden figures.
@@ -68,7 +68,19 @@ def save_half(state: dict[str, Tensor], path: str) -> None:
     torch.save({"state_dict": {key: value.half() for key, value in state.items()}}, path)
 
 
-def score_all(reference: Reference, pixels: Tensor, texts: dict[str, Tensor], prefix: str) -> dict[str, np.ndarray]:
+def nothing(job: Job) -> None:
+    """The `make` of a runner whose checkpoint is written by `Case.prepare`."""
+
+
+def joined(pixels: list[Tensor]) -> Tensor:
+    """The preprocessed pictures as one array; in a row where they are not of one size."""
+    same = all(picture.shape == pixels[0].shape for picture in pixels)
+    return torch.stack(pixels) if same else torch.cat([picture.flatten() for picture in pixels])
+
+
+def score_all(
+    reference: Reference, pixels: list[Tensor], texts: dict[str, Tensor], prefix: str
+) -> dict[str, np.ndarray]:
     """Scores of preprocessed pictures, one at a time so that memory stays low."""
     rows = []
     for index, picture in enumerate(pixels):
@@ -77,14 +89,14 @@ def score_all(reference: Reference, pixels: Tensor, texts: dict[str, Tensor], pr
     return {prefix + key: torch.cat([row[key] for row in rows]).float().numpy() for key in rows[0]}
 
 
-def gradients(reference: Reference, pixels: Tensor, texts: dict[str, Tensor]) -> np.ndarray:
+def gradients(reference: Reference, pixels: list[Tensor], texts: dict[str, Tensor]) -> np.ndarray:
     """d score / d pixels of every picture."""
     found = []
     for index, picture in enumerate(pixels):
         leaf = picture[None].clone().requires_grad_()
         reference.score(leaf, {key: value[[index]] for key, value in texts.items()})["score"].sum().backward()
-        found.append(leaf.grad.float())
-    return torch.cat(found).numpy()
+        found.append(leaf.grad[0].float())
+    return joined(found).numpy()
 
 
 def answer(reference: Reference, job: Job) -> dict[str, np.ndarray]:
@@ -94,11 +106,11 @@ def answer(reference: Reference, job: Job) -> dict[str, np.ndarray]:
         texts = reference.read(job["prompts"])
     if "text_features" in texts:
         results["text_features"] = texts["text_features"].float().numpy()
-    own = torch.stack([reference.preprocess(Image.open(path)) for path in job["pictures"]])
-    results["own_pixels"] = own.numpy()
+    own = [reference.preprocess(Image.open(path)) for path in job["pictures"]]
+    results["own_pixels"] = joined(own).numpy()
     results |= score_all(reference, own, texts, "own_")
     if job.get("pixels"):
-        given = torch.from_numpy(np.load(job["pixels"])["pixels"])
+        given = [torch.from_numpy(picture) for picture in np.load(job["pixels"]).values()]
         results |= score_all(reference, given, texts, "same_")
         results["gradients"] = gradients(reference, given[: job["gradients"]], texts)
     return results

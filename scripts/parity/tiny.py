@@ -194,6 +194,20 @@ def med_config() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def crnn_state(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """EasyOCR's English network by its own key names; what batch norms keep as it starts."""
+    kept = ("running_mean", "running_var", "num_batches_tracked")
+    state = values({key: shape for key, shape in shapes.items() if not key.endswith(kept)})
+    starts = {"running_mean": torch.zeros, "running_var": torch.ones, "num_batches_tracked": torch.zeros}
+    return state | {key: starts[key.rpartition(".")[2]](shape) for key, shape in shapes.items() if key.endswith(kept)}
+
+
+def line() -> Tensor:
+    """A preprocessed line, (1, 1, 64, 96)."""
+    y, x = np.mgrid[0:64, 0:96]
+    return torch.tensor(np.sin(x / 3 + y / 7) * np.cos(y / 4 - x / 9), dtype=torch.float32)[None, None]
+
+
 def blip_sizes() -> dict[str, int]:
     """What the reference runner makes the package's classes with."""
     return {

@@ -144,3 +144,10 @@ def test_open_mappings_take_new_names(configure):
     assert config.watch.alarms.mine.low == -1
     config = configure("generate", "tuned.a=x", "mix.a=.5", "grid.a=[0,1]")
     assert (config.tuned.a, config.mix.a, config.grid.a) == ("x", 0.5, [0, 1])
+
+
+def test_prompts_in_the_configuration_itself_are_texts(configure):
+    """Within a list as elsewhere: an interpolation is none."""
+    for command in ("train", "generate", "evaluate", "score", "enhance"):
+        (override,) = as_typed(command, ["prompts.texts=['a \"KKQ\", ${now:%Y}','a red circle']"])
+        assert [*configure(command, override).prompts.texts] == ['a "KKQ", ${now:%Y}', "a red circle"]

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from textcraftor.cli import paths_as_runs
+from textcraftor.cli import paths_as_list
 from textcraftor.errors import UsageError
 from textcraftor.evaluation.compare import check, pareto_front, run
 
@@ -29,7 +29,7 @@ def test_the_table_holds_the_summaries_figures(configure, tmp_path):
     for name, figures in {"x/a": (1.0, 0.5), "y/a": (0.4, 0.9)}.items():
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "summary.json").write_text(summary(*figures))
-    overrides = paths_as_runs([str(tmp_path / "x" / "a"), str(tmp_path / "y" / "a"), "name=c"])
+    overrides = paths_as_list("compare", [str(tmp_path / "x" / "a"), str(tmp_path / "y" / "a"), "name=c"])
     config = configure("compare", *overrides)
     said = run(config, tmp_path / "out")
     assert "| x/a | 0.5 | 60 | 12 | 1.5 | +1.000 [+0.900, +1.100], n 48 |" in said

@@ -33,6 +33,7 @@ one_family = pytest.mark.parametrize("case", ["flux1_dev"], indirect=True)
 def here(tmp_path, monkeypatch, capsys):
     """Runs the command in this process, from an empty folder; returns what it printed, or the one line of its error."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as the command sets it, but for this test alone
 
     def command(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["textcraftor", *arguments])

@@ -10,11 +10,15 @@ import pytest
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from textcraftor.cli import COMMANDS, configured, paths_as_runs, register, told
+from tests.evaluation.test_rating import make_pictures, rated
+from textcraftor.cli import COMMANDS, configured, paths_as_list, register, told
 from textcraftor.config.commands import SCHEMAS
 from textcraftor.config.overrides import as_typed
 from textcraftor.config.rules import Rule
 from textcraftor.config.schema import Key
+from textcraftor.evaluation.choosing import pair_units
+from textcraftor.evaluation.picture_sets import read_sets
+from textcraftor.evaluation.rating import FILE, add, begin
 
 KEYS = {command: ["", *Key(schema, Rule("")).keys()] for command, schema in SCHEMAS.items()}
 VALUES = [
@@ -85,6 +89,8 @@ PLAIN = {
     "evaluate": ["suite=toybox"],
     "compare": ["{run}", "{run}"],
     "app": ["{run}"],
+    "rate": ["models.a=a", "models.b=b", "port=0"],
+    "ratings": ["ratings.jsonl"],
     "upsample": ["prompts.path=p.txt"],
     "recaption": ["data.path=."],
     "enhance": ["prompts.path=p.txt", "understander=written"],
@@ -108,10 +114,8 @@ def command_lines(draw) -> tuple[str, list[str]]:
 
 def ends_well(command: str, overrides: list[str]) -> None:
     """Compose and check a command line as the command does before anything is loaded."""
-    if command in ("compare", "app"):
-        overrides = paths_as_runs(overrides)
     try:
-        config = configured(command, as_typed(command, overrides))
+        config = configured(command, as_typed(command, paths_as_list(command, overrides)))
         importlib.import_module(COMMANDS[command][0]).check(config, Path(config.run_dir).expanduser())
         OmegaConf.to_container(config, resolve=True)
     except Exception as error:
@@ -122,10 +126,19 @@ def ends_well(command: str, overrides: list[str]) -> None:
             raise ValueError(f"{line!r} is no line") from error
 
 
-def test_every_command_line_is_taken_or_refused(run, here, request):
+@pytest.fixture
+def place(here) -> Path:
+    """A working folder with prompts, pictures of two models and an answer about them."""
     (here / "p.txt").write_text("a red circle\na blue star\na pink cross\na green ring\n")
+    sets = read_sets({name: make_pictures(here / name, shade) for shade, name in enumerate("ab")})
+    ratings = begin(here / FILE, {name: one.fingerprint for name, one in sets.items()}, {"prefer": "Which?"})
+    add(here / FILE, ratings, rated(pair_units(sets)[0], "left"))
+    return here
+
+
+def test_every_command_line_is_taken_or_refused(run, place, request):
     register()
-    before = sorted(here.rglob("*"))
+    before = sorted(place.rglob("*"))
     count = 4000 if request.config.getoption("long") else 80
 
     @hypothesis.settings(max_examples=count, deadline=None, database=None, derandomize=True)
@@ -134,17 +147,16 @@ def test_every_command_line_is_taken_or_refused(run, here, request):
         command, overrides = line
         plain = [one.replace("{run}", str(run)) for one in PLAIN.get(command, [])]
         ends_well(command, [*plain, *overrides])
-        assert sorted(here.rglob("*")) == before, "something was written"
+        assert sorted(place.rglob("*")) == before, "something was written"
 
     check()
 
 
 @pytest.mark.parametrize("command", SCHEMAS)
-def test_every_key_refuses_or_takes_each_value(command, run, here, request):
+def test_every_key_refuses_or_takes_each_value(command, run, place, request):
     """Each key alone with each value: thousands of them, minutes for each command."""
     if not request.config.getoption("long"):
         pytest.skip("without --long the lines above draw some")
-    (here / "p.txt").write_text("a red circle\na blue star\na pink cross\na green ring\n")
     register()
     plain = [one.replace("{run}", str(run)) for one in PLAIN.get(command, [])]
     wrong = []

@@ -15,8 +15,10 @@ from PIL import Image
 from tests.captioning import test_captioners
 from tests.children import KILLED, run
 from tests.conftest import WEIGHTS
+from tests.evaluation.test_rating import rated
 from tests.hostile.conftest import LINES, contents
 from textcraftor.captioning.prefix import PrefixCaptioner
+from textcraftor.evaluation.rating import FILE, Unit, add, begin
 
 SMALL = ["sampling.steps=2", "device=cpu"]
 COMMANDS = {
@@ -25,6 +27,7 @@ COMMANDS = {
     "upsample": ["upsample", "prompts.path=p.txt"],
     "score": ["score", "images=pictures", "prompts.path=p.txt", "rewards=aesthetic"],
     "compare": ["compare", "{run}", "{lora_run}"],
+    "ratings": ["ratings", "ratings.jsonl"],
     "export": ["export", "tuned.a={run}", "mix.a=1", "device=cpu"],
     "evaluate": [
         "evaluate",
@@ -93,6 +96,8 @@ def place(tmp_path) -> Path:
         row = {"file_name": name, "caption": f"a {color} circle", "synthetic": more}
         lines.append(json.dumps(row) + "\n")
     (tmp_path / "pictures" / "metadata.jsonl").write_text("".join(lines))
+    unit = Unit("a red circle", 0, ("a", "b"))
+    add(tmp_path / FILE, begin(tmp_path / FILE, {"a": "1", "b": "2"}, {"prefer": "Which?"}), rated(unit, "left"))
     return tmp_path
 
 

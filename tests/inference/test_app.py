@@ -4,37 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
-import urllib.request
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.browser import OPENER, assert_nothing_fails_or_leaves, new_page, opened_browser, wait_for
 from tests.conftest import PROMPTS, load
 from tests.inference.test_mix import LORA, make_run
 from textcraftor.config.fields import MOST_SEED
 from textcraftor.errors import UsageError
-from textcraftor.inference.app import Studio, check, friendly, names_of, seed_of
+from textcraftor.inference.app import Studio, check, names_of, seed_of
+from textcraftor.inference.hosting import free_port, friendly
 from textcraftor.inference.mix import Mix
 
-PLACES = ("/usr/lib/chromium/chromium", "chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((found for place in PLACES if (found := shutil.which(place))), None)
-FLAGS = (
-    "no-sandbox",
-    "disable-gpu",
-    "disable-background-networking",
-    "disable-component-update",
-    "disable-sync",
-    "disable-quic",
-)
-OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine needs no proxy
 SMALL = ("sampling.steps=3", "rewards=aesthetic", "device=cpu")
 
 
@@ -48,9 +35,7 @@ def runs(tmp_path_factory) -> list[str]:
 @pytest.fixture(scope="module")
 def app(runs, tmp_path_factory):
     """The address of the running command; what it wrote for its visitors goes when it ends."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port("127.0.0.1", 0)
     command = [Path(sys.executable).with_name("textcraftor"), "app", *SMALL, f"port={port}", *runs]
     scratch = tmp_path_factory.mktemp("scratch")
     process = subprocess.Popen(
@@ -61,14 +46,12 @@ def app(runs, tmp_path_factory):
         env=os.environ | {"TMPDIR": str(scratch)},
     )
     address = f"http://127.0.0.1:{port}/"
+
+    def check_alive() -> None:
+        assert process.poll() is None, process.stderr.read()
+
     try:
-        for _ in range(600):
-            try:
-                OPENER.open(address).close()
-                break
-            except urllib.error.URLError:
-                assert process.poll() is None, process.stderr.read()
-                time.sleep(0.2)
+        wait_for(address, check_alive)
         yield address
         assert list(scratch.glob("textcraftor-*")), "nothing was written: that nothing is left proves nothing"
         process.terminate()
@@ -81,21 +64,11 @@ def app(runs, tmp_path_factory):
 
 @pytest.fixture
 def page(app):
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed here; with Debian: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[f"--{flag}" for flag in FLAGS])
-        page = browser.new_page()
-        page.said, page.asked = [], []
-        page.on("console", lambda message: page.said.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: page.said.append(str(error)))
-        page.on("request", lambda request: page.asked.append(request.url))
+    with opened_browser() as browser:
+        page = new_page(browser)
         page.goto(app)
         page.wait_for_selector("#after img", timeout=60_000)
         yield page
-        browser.close()
 
 
 def test_a_slider_changes_the_picture_and_nothing_fails(app, page):
@@ -114,9 +87,7 @@ def test_a_slider_changes_the_picture_and_nothing_fails(app, page):
     assert page.input_value("#scores-strip textarea").count("aesthetic") == 5, "a line of scores a picture"
     page.click("#take")
     page.wait_for_selector("#taken a", timeout=60_000)
-    assert page.said == []
-    outside = [url for url in page.asked if not url.startswith((app, "data:", "blob:"))]
-    assert outside == [], "fonts, scripts and analytics stay on this machine"
+    assert_nothing_fails_or_leaves(page, app)
 
 
 def test_only_its_own_outputs_are_served_and_only_here(app, runs):
@@ -194,6 +165,6 @@ def test_what_cannot_be_shown_is_refused(configure, runs, tmp_path):
     both = [make_run(tmp_path / name, 7, {"text_encoder": None, "denoiser": LORA}) for name in ("one", "two")]
     with pytest.raises(UsageError, match=r"one and two each tuned a denoiser: choose one with denoiser.path"):
         check(configure("app", f"runs=[{both[0]},{both[1]}]"), tmp_path)
-    check(configure("app", f"runs=[{both[0]},{both[1]}]", f"denoiser.path={both[1]}"), tmp_path)
+    check(configure("app", f"runs=[{both[0]},{both[1]}]", f"denoiser.path={both[1]}", "port=0"), tmp_path)
     with pytest.raises(UsageError, match="port=70000 must be at most 65535"):
         check(configure("app", f"runs=[{runs[0]}]", "port=70000"), tmp_path)

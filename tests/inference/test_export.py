@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import huggingface_hub
@@ -10,10 +11,11 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from omegaconf import OmegaConf
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
-from tests.conftest import PROMPTS, load
+from tests.conftest import PROMPTS, WEIGHTS, load
 from tests.inference.test_mix import LORA, make_run, pipeline
 from textcraftor.errors import UsageError
 from textcraftor.inference import export
@@ -59,12 +61,29 @@ def assert_same(found, expected, atol: float = 1e-6) -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
 
 
+def assert_no_path(folder: Path) -> None:
+    """No JSON that is shared, in files of its own or in the headers of others, names a place on this disk."""
+    files = [*folder.rglob("*.json"), *folder.rglob("*.safetensors")]
+    assert any(file.name == "model_index.json" or file.suffix == ".safetensors" for file in files)
+    for file in files:
+        if file.suffix == ".json":
+            text = file.read_text()
+        else:
+            with safe_open(file, "pt") as stored:
+                text = json.dumps(stored.metadata() or {})
+        assert not re.search(rf'"[^"]*({re.escape(str(WEIGHTS))}|{re.escape(str(folder.parent))}|[A-Z]:\\\\)', text), (
+            file
+        )
+        assert not re.search(r'"(~?/|\.\.?/)\w', text), file
+
+
 def test_a_whole_encoder_and_unet_come_back(runs, configure, tmp_path):
     folder = exported(configure, tmp_path / "x", f"tuned.a={runs['full']}", "formats=[diffusers,webui,pipeline]")
     expected, base = wanted(Mix({"a": runs["full"]})), pipeline()
     encoder = CLIPTextModel.from_pretrained(folder / "text_encoder")
     unet = type(base.unet).from_pretrained(folder / "unet")
     assert_same(seen(encoder, unet, base.tokenizer), expected)
+    assert_no_path(folder)
     whole = StableDiffusionPipeline.from_pretrained(folder / "pipeline", safety_checker=None)
     assert_same(seen(whole.text_encoder, whole.unet, whole.tokenizer), expected)
     state = load_file(folder / "text_encoder.safetensors")
@@ -88,6 +107,7 @@ def test_adapters_come_back_under_kohyas_names_and_diffusers(runs, configure, tm
         for file in files:
             pipe.load_lora_weights(file)
         assert_same(seen(pipe.text_encoder, pipe.unet, tokenizer), expected, 1e-5)
+    assert_no_path(folder)
     merged = load_file(folder / "text_encoder.safetensors")
     assert not any("lora" in key for key in merged)
 

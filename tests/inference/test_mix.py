@@ -29,6 +29,7 @@ from textcraftor.inference.mix import Mix, read_schedule
 from textcraftor.models.base import Branch
 from textcraftor.models.model import Model
 from textcraftor.models.run_record import Base, RunRecord, parts_in
+from textcraftor.models.saving import plain_encoder
 from textcraftor.models.tuning import add_learners
 
 BASE = WEIGHTS / "pipeline"
@@ -393,3 +394,36 @@ def test_a_run_is_read_as_it_was_written(runs, tmp_path):
     assert Mix({"x": old}).schedule(model).switch_timestep == 400
     Mix({"y": run}).schedule(model)
     assert torch.equal(embeds(model, "x"), embeds(model, "y"))
+
+
+def test_one_plain_encoder_has_the_mix_in_its_weights(runs):
+    """The weighted sum of all encoders' weights, adapters merged; the pipeline stays as it was, and its class reads."""
+    pipe, mix = pipeline(), of(runs, "a", "b", weights={"a": 0.5, "b": 0.2})
+    before = {name: value.clone() for name, value in pipe.text_encoder.state_dict().items()}
+    encoder = mix.encoder(pipe)
+    model = load()
+    of(runs, "a", "b", weights={"a": 1.0}).schedule(model)
+    parts = {name: plain_encoder(model, name, "text_encoder").state_dict() for name in ("original", "a", "b")}
+    for name, value in encoder.state_dict().items():
+        wanted = 0.3 * parts["original"][name] + 0.5 * parts["a"][name] + 0.2 * parts["b"][name]
+        torch.testing.assert_close(value, wanted.to(value.dtype), rtol=1e-5, atol=1e-6)
+    assert type(encoder) is type(pipe.text_encoder)
+    assert all(torch.equal(value, before[name]) for name, value in pipe.text_encoder.state_dict().items())
+    prompts = {"num_inference_steps": 2, "guidance_scale": 1.0, "height": 64, "width": 64, "output_type": "pt"}
+    merged = pipe(**replace(mix, merge=True).inputs(pipe, PROMPTS, **prompts), generator=generators()).images
+    pipe.text_encoder = encoder
+    torch.testing.assert_close(pipe(PROMPTS, **prompts, generator=generators()).images, merged, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "part", "line"),
+    [
+        (("late",), {}, "text_encoder", "the mix 1 late holds in some steps and the original encoder in the others"),
+        (("a",), {"last": (2, 5)}, "text_encoder", "which is no single encoder: use"),
+        (("a",), {"weights": {"a": 0.5, "original": 0.2}}, "text_encoder", "let its weights add up to 1"),
+        (("a",), {}, "text_encoder_2", "this model has no such text encoder; it has text_encoder"),
+    ],
+)
+def test_a_mix_that_is_no_single_encoder_is_refused_by_name(runs, names, options, part, line):
+    with pytest.raises(UsageError, match=line):
+        of(runs, *names, **options).encoder(pipeline(), part)

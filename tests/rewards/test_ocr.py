@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    PPOCRV5MobileRecConfig,
     PPOCRV5ServerDetConfig,
     PPOCRV5ServerDetForObjectDetection,
     PPOCRV5ServerRecConfig,
     PPOCRV5ServerRecForTextRecognition,
+    PPOCRV6SmallRecConfig,
 )
 
 from tests.conftest import WEIGHTS
 from textcraftor.errors import UsageError
 from textcraftor.rewards.ocr import Detector, OcrLegibility, agreement, overlap, quoted, windows
-from textcraftor.rewards.recognisers import PPOCR, load_recogniser
+from textcraftor.rewards.pp_ocr import PPOCR, PPOCRMobile, PPOCRSmall
+from textcraftor.rewards.recognisers import FAMILIES, load_recogniser
 from textcraftor.toybox.render import render
 from textcraftor.toybox.scenes import Scene, Shape, Word
 
@@ -209,6 +212,30 @@ def test_ppocrs_logits_are_those_behind_the_models_own_softmax(ppocr):
     with torch.no_grad():
         expected = ppocr.model(pixels).last_hidden_state
     torch.testing.assert_close(ppocr.encode(pixels).softmax(-1), expected)
+
+
+STRIDES = ([1, 1], [2, 1], [2, 1], [1, 2], [2, 1])  # of a recogniser: 16 times less high, 4 times less wide
+MOBILE = {"model_type": "pp_lcnet_v3", "stem_channels": 8, "out_features": ["stage5"]}
+MOBILE["block_configs"] = [[[3, 8, 8, stride, False]] for stride in STRIDES]
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "backbone"),
+    [
+        (PPOCRMobile, PPOCRV5MobileRecConfig, {"backbone_config": MOBILE}),
+        (PPOCRSmall, PPOCRV6SmallRecConfig, {}),
+    ],
+)
+def test_the_smaller_ppocrs_give_the_logits_behind_their_own_softmax_and_a_gradient(kind, config, backbone):
+    torch.manual_seed(0)
+    reader = kind(kind.kind(config(head_out_channels=len(CHARACTERS), **backbone)), PROCESSING)
+    images = picture("KQX").requires_grad_(True)
+    seen = reader.encode(reader.pixels(images))
+    expected = reader.model(reader.pixels(images)).last_hidden_state
+    torch.testing.assert_close(seen.softmax(-1), expected)
+    reader.log_likelihood(seen, ["AB"]).sum().backward()
+    assert images.grad.abs().max() > 0
+    assert FAMILIES[config.model_type] is kind
 
 
 def test_a_recogniser_is_chosen_by_its_config_and_others_are_refused(ppocr, tmp_path):

@@ -40,12 +40,12 @@ def test_held_out_is_the_same_for_prompts_that_are_alike_and_that_are_not():
     one_seed = evaluation(kept=[[0.0], [8.0]])
     unit = np.sqrt(2)
     for sets in ([alike], [unlike], [alike, unlike], [unlike, one_seed]):
-        units = seed_spreads(sets)
+        units = seed_spreads(one.measures for one in sets)
         assert units == {"kept": pytest.approx(unit)}
         for before in sets:
             after = evaluation(kept=before.measures["kept"] + 1)
             assert held_out(after, before, {"kept": 0.0}, units) == pytest.approx(1 / unit)
-    assert seed_spreads([one_seed]) == {"kept": 4.0}, "no prompt has two pictures: over all pictures"
+    assert seed_spreads([one_seed.measures]) == {"kept": 4.0}, "no prompt has two pictures: over all pictures"
 
 
 def test_the_error_of_held_out_is_the_standard_error_over_prompts():

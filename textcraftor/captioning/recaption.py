@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from textcraftor.config.making import made
 from textcraftor.data.records import Records, check_records

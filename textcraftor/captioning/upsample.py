@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from textcraftor.assets import folder_or_id, loading
 from textcraftor.config.making import made
-from textcraftor.data.prompt_files import read_prompts
+from textcraftor.data.prompt_files import given_prompts
 from textcraftor.errors import UsageError
 from textcraftor.files.writing import check_unfinished, finish, locked, write_text
 from textcraftor.models.loading import device_of
@@ -127,7 +127,7 @@ class InstructedModel:
 
 def check(config: DictConfig, folder: Path) -> None:
     """Refuse what cannot work before any model is loaded."""
-    read_prompts(config.prompts.path, config.prompts.column)
+    given_prompts(config.prompts)
     check_upsampler(config)
     check_unfinished(folder, "prompts")
 
@@ -135,7 +135,7 @@ def check(config: DictConfig, folder: Path) -> None:
 def run(config: DictConfig, folder: Path) -> str:
     """Write `prompts.jsonl`: each prompt upsampled, beside it the original; whatever takes `prompts.path=` reads it."""
     check(config, folder)
-    prompts = read_prompts(config.prompts.path, config.prompts.column, say=print)
+    prompts = given_prompts(config.prompts, print)
     upsampler = upsampler_of(config)
     assert upsampler is not None
     found = upsampler(prompts)

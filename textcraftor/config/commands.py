@@ -9,6 +9,7 @@ from textcraftor.config.command import Command, Named
 from textcraftor.config.enhancing import Enhance
 from textcraftor.config.fields import path_list, word
 from textcraftor.config.picture_commands import App, Evaluate, Export, Generate, Score
+from textcraftor.config.rating_commands import Rate, Ratings
 from textcraftor.config.tuning_commands import Fetch, Train, TuneCaptions
 
 
@@ -37,6 +38,8 @@ SCHEMAS: dict[str, type[Command]] = {
     "export": Export,
     "score": Score,
     "compare": Compare,
+    "rate": Rate,
+    "ratings": Ratings,
     "app": App,
     "fetch": Fetch,
 }

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
 from hydra.core.config_store import ConfigStore
+from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from textcraftor.config.overrides import check_keys, split
+from textcraftor.config.overrides import check_keys, literal, split
 from textcraftor.config.typed import typed
 from textcraftor.config.words import unknown
 from textcraftor.errors import UsageError, one_line
+
+VERSION_BASE = "1.3"  # of Hydra's defaults
+_COMPOSING = threading.Lock()  # Hydra's parts are not made for several threads
 
 
 def config_dir() -> Path:
@@ -56,21 +63,48 @@ def checked(command: str, overrides: Sequence[str]) -> list[str]:
     return check_keys(command, overrides, groups())
 
 
-def compose(command: str, overrides: Sequence[str]) -> DictConfig:
+def compose(command: str, overrides: Sequence[str], values: Mapping[str, Any] | None = None) -> DictConfig:
     """The configuration of a command, typed.
+
+    Args:
+        values: plain ones by dotted key, set as they are after the overrides, in their order.
 
     Raises:
         UsageError: one line that says which key or value is wrong.
     """
-    overrides = checked(command, overrides)
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        try:
-            config = hydra_compose(command, overrides=overrides)
-        except UsageError:
-            raise
-        except Exception as error:  # Hydra raises whatever its own code stumbles on where a value has another type
-            raise refusal(command, overrides, error) from error
+    config = composed(command, overrides)
+    with open_dict(config):
+        for key, value in (values or {}).items():
+            OmegaConf.update(config, key, literal(value), merge=False)
     return typed(command, config)
+
+
+def composed(command: str, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of a command as the YAML files and the overrides give it; its types are not checked yet.
+
+    Raises:
+        UsageError: an unknown key, or overrides that cannot be read.
+    """
+    overrides = checked(command, overrides)
+    try:
+        return _composed_by_hydra(command, overrides)
+    except UsageError:
+        raise
+    except Exception as error:  # Hydra raises whatever its own code stumbles on where a value has another type
+        raise refusal(command, overrides, error) from error
+
+
+def _composed_by_hydra(command: str, overrides: Sequence[str]) -> DictConfig:
+    """What Hydra composes, without its `GlobalHydra`: that belongs to the program, which may use Hydra itself."""
+    with _COMPOSING:
+        setup_globals()
+        if not isinstance(version.getbase(), version.Version):  # nobody has chosen one
+            version.setbase(VERSION_BASE)
+        loader = ConfigLoaderImpl(create_config_search_path(str(config_dir())))
+        config = loader.load_configuration(command, list(overrides), RunMode.RUN, from_shell=False)
+    with open_dict(config):
+        del config["hydra"]
+    return config
 
 
 def refusal(command: str, overrides: Sequence[str], error: Exception) -> UsageError:
@@ -80,7 +114,7 @@ def refusal(command: str, overrides: Sequence[str], error: Exception) -> UsageEr
         words = f"{' '.join(overrides)} cannot be composed: {type(error).__name__}: {words}"
     chosen = [override for override in overrides if split(override)[1].partition("@")[0] in groups()]
     try:
-        composed = dict(keys(OmegaConf.to_container(hydra_compose(command, overrides=chosen))))
+        composed = dict(keys(OmegaConf.to_container(_composed_by_hydra(command, chosen))))
     except Exception:  # the choice itself is wrong
         group = next((key for _, key, _ in map(split, chosen) if f"Could not override '{key}'" in words), None)
         return unknown(command, group) if group else UsageError(words)

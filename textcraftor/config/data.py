@@ -12,6 +12,7 @@ from textcraftor.config.fields import (
     number,
     path_list,
     paths_by_name,
+    text_list,
     typed_path,
     typed_text,
     whole,
@@ -30,6 +31,8 @@ class PromptFile(Group):
     """Text, one prompt a line, or .csv, .tsv, .json, .jsonl or .parquet, perhaps .gz."""
     column: str | None = typed_text(default=None)
     """Of a table: the column of prompts; null finds prompt, text or caption."""
+    texts: list[str] | None = text_list()
+    """The prompts themselves, instead of a file."""
 
 
 @dataclass

@@ -28,7 +28,7 @@ from textcraftor.config.model import Model
 from textcraftor.config.rewards import Reward
 from textcraftor.config.rules import Group, is_number
 from textcraftor.config.sampling import Sampling
-from textcraftor.config.training import Denoising, Evaluation
+from textcraftor.config.training import Denoising, Evaluation, Steps
 from textcraftor.config.tune import Tune
 
 STAGES = ("advise", "remake", "filter", "train")
@@ -63,19 +63,10 @@ class Filter(Group):
 
 
 @dataclass
-class EnhanceTraining(Group):
-    """`training` of enhance: of each fit."""
+class EnhanceTraining(Steps):
+    """`training` of enhance: of each fit. Its steps are those of each pair, twice, with method=differential, and of all
+    pairs with the others; its batches are of pairs, whatever the number of processes."""
 
-    steps: int = whole(least=1)
-    """Optimiser steps: for each pair with method=differential, twice; in all with the others."""
-    batch_size: int = whole(least=1, most=MOST_BATCH)
-    """Pairs at a time."""
-    lr_schedule: str = word()
-    """Of the learning rate, as diffusers names it."""
-    warmup: int = whole(least=0)
-    """Steps in which the learning rate rises."""
-    max_grad_norm: float = number(above=0)
-    """The gradient is clipped to this norm."""
     beta: float = number(above=0)
     """Of method=dpo: the larger, the nearer the adapters stay to the model without them."""
 

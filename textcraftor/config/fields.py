@@ -92,9 +92,20 @@ def paths_by_name() -> Any:
     return ruled(Rule("a path", (("a path", lambda value: isinstance(value, str)),), text=True, each=True))
 
 
+def texts_by_name() -> Any:
+    """Texts for people by names that the user chooses."""
+    return ruled(Rule("text", (("text", lambda value: isinstance(value, str)),), text=True, each=True))
+
+
 def word_list() -> Any:
     """A list of words."""
     return ruled(Rule("a list, as {key}=[{value}]"))
+
+
+def text_list() -> Any:
+    """A list of texts, taken as they are; null where there are none."""
+    kind = "a list of texts, as {key}=['a red circle','a blue star']"
+    return ruled(Rule(kind, ((kind, lambda value: bool(value)),), literal=True), default=None)
 
 
 def region_list() -> Any:

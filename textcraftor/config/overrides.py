@@ -59,15 +59,16 @@ def as_typed(command: str, overrides: Sequence[str]) -> list[str]:
 
 
 def check_keys(command: str, overrides: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:
-    """Refuse keys that the command does not have; `+` before one that it has is accepted.
+    """Refuse keys that the command does not have, and a path or text by a name of the user's that is given twice, of
+    which one would be lost; `+` before a key that the command has is accepted.
 
     Args:
         groups: that Hydra chooses among, with their files; it checks them itself.
 
     Raises:
-        UsageError: an unknown key, with the right one where there is one.
+        UsageError: an unknown key, with the right one where there is one; a name twice.
     """
-    found = []
+    found, named = [], set[str]()
     for override in overrides:
         sign, name, value = split(override)
         group = name.partition("@")[0]
@@ -78,7 +79,12 @@ def check_keys(command: str, overrides: Sequence[str], groups: Mapping[str, Sequ
         if override.startswith("-") or group in groups or name.startswith(("hydra.", "hydra/")):
             found.append(override)
             continue
-        if key_of(SCHEMAS[command], name) is None:
+        key = key_of(SCHEMAS[command], name)
+        if key is None:
             raise unknown(command, name)
+        if key.is_text and key.rule.each and sign != "~":
+            if name in named:
+                raise UsageError(f"{name} is given twice: give each name once")
+            named.add(name)
         found.append(f"+{override}" if sign == "+" else override)
     return found

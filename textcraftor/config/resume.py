@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from textcraftor.config.compose import config_dir
+from textcraftor.config.objects import GIVEN, GIVEN_PIPELINE
 from textcraftor.config.overrides import literal
 from textcraftor.config.targets import OWN
 from textcraftor.config.typed import typed
@@ -28,8 +29,11 @@ OPTIMISERS = {
 }
 
 
-def resumed_config(command: str, overrides: Sequence[str]) -> DictConfig:
+def resumed_config(command: str, overrides: Sequence[str], values: Mapping[str, Any] | None = None) -> DictConfig:
     """The configuration of the run that `resume=` names, with what may change changed.
+
+    Args:
+        values: plain ones by dotted key, beside the overrides.
 
     Raises:
         UsageError: no such run, a key that may not change, a value that it cannot have, or code of others that the
@@ -42,6 +46,7 @@ def resumed_config(command: str, overrides: Sequence[str]) -> DictConfig:
     except HydraException as error:
         raise UsageError(one_line(error)) from error
     given = {override.key_or_group: read(override.value()) for override in parsed}
+    given |= {key: value for key, value in (values or {}).items() if value != {}}
     folder = Path(str(given.pop("resume")))
     file = folder.expanduser() / "config.yaml"
     if not file.exists():
@@ -59,7 +64,15 @@ def resumed_config(command: str, overrides: Sequence[str]) -> DictConfig:
     for key, value in instructions(stored):
         if key.rpartition(".")[2] not in OWN:
             raise UsageError(f"resume={folder}: {key}={value} in its config.yaml is not what runs write: take it away")
-        if key.endswith("_target_") and given.get(key) != value and value not in known.get(place_of(key), ()):
+        if not key.endswith("_target_") or given.get(key) == value:
+            continue
+        if value in (GIVEN, GIVEN_PIPELINE):
+            what = at(config, key.replace("_target_", "what"))
+            raise UsageError(
+                f"resume={folder}: {key.rpartition('.')[0]} was {what}, an object of a Python program: "
+                "textcraftor.train(resume=...) goes on where it is given again; the command line cannot give it"
+            )
+        if value not in known.get(place_of(key), ()):
             raise UsageError(
                 f"resume={folder}: its config.yaml names code that is not TextCraftor's; if you trust it, "
                 f"repeat {key}={value}"

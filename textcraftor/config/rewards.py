@@ -27,6 +27,8 @@ class Scorer(Group):
     """What it adds to that CLIP."""
     tokenizer: str | None = typed_path(default=None)
     """The tokenizer of its text encoder."""
+    processor: str | None = typed_path(default=None)
+    """What it reads prompts and pictures with, without weights."""
     config: str | None = typed_path(default=None)
     """The settings of its network."""
     architecture: str | None = typed_path(default=None)
@@ -37,6 +39,12 @@ class Scorer(Group):
     """What finds text in pictures."""
     alphabet: str | None = typed_text(default=None)
     """The only characters that may be read; null: all that the recogniser knows."""
+    question: str | None = typed_text(default=None)
+    """What an image-text model is asked, with {} where the prompt goes."""
+    answer: str | None = typed_text(default=None)
+    """How the wanted answer begins."""
+    condition: str | None = typed_text(default=None)
+    """Words for what is judged."""
 
 
 @dataclass

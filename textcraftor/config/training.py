@@ -21,21 +21,27 @@ from textcraftor.config.sampling import TrainingSampling
 
 
 @dataclass
-class Training(Group):
-    """`training`: what every tuning run does."""
+class Steps(Group):
+    """What every training has."""
 
     steps: int = whole(least=1)
     """Optimiser steps."""
     batch_size: int = whole(least=1, most=MOST_BATCH)
-    """Prompts or pictures a step, all processes together."""
+    """Prompts, pictures or pairs a step, all processes together."""
     lr_schedule: str = word()
     """Of the learning rate, as diffusers names it."""
-    lr_cycles: int = whole(least=1, default=1)
-    """Of cosine_with_restarts: how often it falls from the whole rate."""
     warmup: int = whole(least=0)
     """Steps in which the learning rate rises."""
     max_grad_norm: float = number(above=0)
     """The gradient is clipped to this norm."""
+
+
+@dataclass
+class Training(Steps):
+    """`training`: what every tuning run does."""
+
+    lr_cycles: int = whole(least=1, default=1)
+    """Of cosine_with_restarts: how often it falls from the whole rate."""
     ema_decay: float = number(least=0, below=1)
     """Above 0: watch and save a moving average of the weights."""
     checkpoint_every: int = whole(least=1)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from textcraftor.config.making import made
 from textcraftor.errors import UsageError

@@ -19,6 +19,7 @@ from textcraftor.files.texts import cells_of, lines_of, text_of
 
 MOST_BYTES = 1024 * MB  # of a file of prompts, unpacked
 PLACEHOLDER = "{prompt}"  # in the styles of AUTOMATIC1111's and Fooocus' interfaces
+TEXTS = "prompts.texts"  # the key of prompts that stand in the configuration itself
 Say = Callable[[str], object]
 
 
@@ -44,15 +45,53 @@ def read_rows(
     Raises:
         UsageError: no such file, no column of prompts, no prompt in it, or text that cannot be read.
     """
-    rows, different = all_rows(path, column, key), dict[str, dict[str, Any]]()
+    name = str(path).partition("#")[0] if is_address(str(path)) else str(path)
+    return _different(all_rows(path, column, key), f"{key}={path}", name, say)
+
+
+def given_prompts(prompts: Mapping[str, Any], say: Say | None = None) -> list[str]:
+    """The different prompts of a configuration's `prompts`, see `given_rows`."""
+    return [row["prompt"] for row in given_rows(prompts, say)]
+
+
+def given_rows(prompts: Mapping[str, Any], say: Say | None = None) -> list[dict[str, Any]]:
+    """The rows with different prompts of a configuration's `prompts`: its texts where it has some, else its file's.
+
+    Raises:
+        UsageError: as `read_rows`.
+    """
+    if prompts["texts"] is None:
+        return read_rows(prompts["path"], prompts["column"], say=say)
+    return _different(every_given_row(prompts), TEXTS, TEXTS, say)
+
+
+def every_given_row(prompts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The same in their order, with repetitions and empty ones; none where neither texts nor a file are given."""
+    if prompts["texts"] is not None:
+        return [_with_prompt(text, None, f"{TEXTS}, row {number}") for number, text in enumerate(prompts["texts"], 1)]
+    return [] if prompts["path"] is None else all_rows(prompts["path"], prompts["column"])
+
+
+def place_of(prompts: Mapping[str, Any]) -> str:
+    """Where a configuration's prompts come from, for messages."""
+    return TEXTS if prompts["texts"] is not None else f"prompts.path={prompts['path']}"
+
+
+def is_given(prompts: Mapping[str, Any]) -> bool:
+    """Whether a configuration gives any prompts."""
+    return prompts["texts"] is not None or prompts["path"] is not None
+
+
+def _different(rows: list[dict[str, Any]], place: str, name: str, say: Say | None) -> list[dict[str, Any]]:
+    """Rows with different prompts; empty ones and repetitions are left out."""
+    different = dict[str, dict[str, Any]]()
     for row in rows:
         if row["prompt"]:
             different.setdefault(row["prompt"], row)
     if not different:
-        raise UsageError(f"{key}={path} holds no prompt: write one prompt a line")
+        raise UsageError(f"{place} holds no prompt: write one prompt a line")
     if say:
         empty = sum(not row["prompt"] for row in rows)
-        name = str(path).partition("#")[0] if is_address(str(path)) else path
         say(f"prompts: {len(different):,} in {name}{left_out(len(rows) - empty - len(different), empty)}")
     return list(different.values())
 

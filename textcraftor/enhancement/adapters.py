@@ -35,7 +35,10 @@ class PairAdapters(nn.Module):
         super().__init__()
         self.names, self.scale, self.pairs, self.enabled = tuple(names), scale, pairs, True
         self._layers: tuple[Any, ...] = tuple(map(network.get_submodule, names))  # no part of this: the network's own
-        shapes, device = [(layer.in_features, layer.out_features) for layer in self._layers], device_of(network)
+        shapes, device = (
+            [(layer.in_features, layer.out_features) for layer in self._layers],
+            next(network.parameters()).device,
+        )
         self.down = nn.ParameterList(torch.empty(pairs, rank, width, device=device) for width, _ in shapes)
         self.up = nn.ParameterList(torch.zeros(pairs, height, rank, device=device) for _, height in shapes)
         for weight in self.down:
@@ -125,10 +128,6 @@ def combined(states: Sequence[State], weights: Sequence[float], rank: int | None
         name.removeprefix("base_model.model."): tensor.detach().clone() * (scale if ".lora_B." in name else 1.0)
         for name, tensor in state.items()
     }
-
-
-def device_of(network: nn.Module) -> torch.device:
-    return next(network.parameters()).device
 
 
 def rank_of(state: Mapping[str, Tensor]) -> int:

@@ -15,12 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 from textcraftor.enhancement.opening import STATE, Session
 from textcraftor.enhancement.pairs import PAIRS, read_kept
 from textcraftor.enhancement.stages import Round, close, looked_at, mine
-from textcraftor.evaluation.evaluate import compare_measures, held_out_names, means
-from textcraftor.evaluation.report import picture_url, render, thumbnail
-from textcraftor.evaluation.statistics import interval_text, paired_difference, seed_spread
+from textcraftor.evaluation.evaluate import compare_measures, held_out_names, means, seed_spreads
+from textcraftor.evaluation.report import render, thumbnail
+from textcraftor.evaluation.statistics import interval_text, paired_difference
 from textcraftor.evaluation.suite import Store, Suite, measures_of
 from textcraftor.files.reading import read_json_lines
 from textcraftor.files.writing import finish, is_finished, write_json, write_text
+from textcraftor.inference.pictures import png_url
 from textcraftor.models.run_record import FILE
 from textcraftor.training.processes import processes_of_this_run
 
@@ -39,7 +40,7 @@ def look(round_: Round, suite: Suite, session: Session) -> None:
     if is_finished(store.folder):
         return
     part, size = processes_of_this_run().process_index, config.evaluation.batch_size
-    store.fill(mine(suite.jobs), part, size, partial(looked_at, suite, config, session))
+    store.fill(store.waiting(mine(suite.jobs)), part, size, partial(looked_at, suite, config, session))
     close(store.folder)
 
 
@@ -54,8 +55,7 @@ def gain(config: DictConfig, before: dict[str, np.ndarray], after: dict[str, np.
     score in units of its spread within a prompt, with an interval over prompts."""
     weights = {name: float(part.weight) for name, part in config.rewards.items() if part is not None}
     names = [name for name in held_out_names(weights) if name in before and name in after]
-    units = {name: seed_spread(before[name]) for name in names}
-    units = {name: float(np.nanstd(before[name])) if np.isnan(unit) else unit for name, unit in units.items()}
+    units = seed_spreads([before])
     sides = [np.stack([side[name] / max(units[name], 1e-6) for name in names]).mean(0) for side in (before, after)]
     return paired_difference(*sides)
 
@@ -139,7 +139,7 @@ def page(
     rows = [
         {"prompt": prompt}
         | {
-            side: [picture_url(thumbnail(store.picture(written[side][index, seed]))) for seed in suite.seeds]
+            side: [png_url(thumbnail(store.picture(written[side][index, seed]))) for seed in suite.seeds]
             for side, store in stores.items()
         }
         for index, prompt in enumerate(suite.prompts[:SHOWN])

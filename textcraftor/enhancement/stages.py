@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from PIL import Image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from textcraftor.config.making import made
-from textcraftor.data.prompt_files import Say, read_prompts
+from textcraftor.data.prompt_files import Say, given_prompts, place_of, read_prompts
 from textcraftor.enhancement.opening import Session
 from textcraftor.enhancement.pairs import KEPT, Pair, filtered, pair_of, write_pairs
 from textcraftor.errors import UsageError
@@ -68,13 +68,8 @@ def mine(jobs: Sequence[Job]) -> Sequence[Job]:
 def generate(round_: Round, session: Session) -> None:
     """The pictures that advice is asked on."""
     store, config = round_.before, round_.config
-    jobs = mine(round_.suite.jobs)
-    store.fill(
-        jobs,
-        processes_of_this_run().process_index,
-        config.batch_size,
-        partial(looked_at, round_.suite, config, session),
-    )
+    waiting, part = store.waiting(mine(round_.suite.jobs)), processes_of_this_run().process_index
+    store.fill(waiting, part, config.batch_size, partial(looked_at, round_.suite, config, session))
     close(store.folder)
 
 
@@ -142,7 +137,7 @@ def remake(round_: Round, session: Session) -> None:
         return looked_at(round_.suite, config, session, jobs, **options)
 
     advised = mine([job for job in round_.suite.jobs if advice[job]["regions"]])
-    store.fill(advised, processes_of_this_run().process_index, config.batch_size, again)
+    store.fill(store.waiting(advised), processes_of_this_run().process_index, config.batch_size, again)
     close(store.folder)
 
 
@@ -201,18 +196,15 @@ def suites_of(config: DictConfig, say: Say | None = None) -> tuple[Suite, Suite]
     Raises:
         UsageError: too few prompts.
     """
-    column, count = config.prompts.column, config.evaluation.prompts
-    prompts = read_prompts(config.prompts.path, column, say=say)
+    count, prompts = config.evaluation.prompts, given_prompts(config.prompts, say)
     if config.prompts.held_out:
-        held_out = read_prompts(config.prompts.held_out, column, "prompts.held_out", say)[:count]
+        held_out = read_prompts(config.prompts.held_out, config.prompts.column, "prompts.held_out", say)[:count]
     else:
         held_out = prompts[-min(count, len(prompts) // 2) :]
     apart = set(held_out)
     learned = [prompt for prompt in prompts if prompt not in apart][: config.limit]
     if not learned or len(held_out) < 2:
-        raise UsageError(
-            f"prompts.path={config.prompts.path}: too few different prompts; 4 are needed, 2 of them held out"
-        )
+        raise UsageError(f"{place_of(config.prompts)}: too few different prompts; 4 are needed, 2 of them held out")
     return suite_of(learned, config.seeds), suite_of(held_out, config.evaluation.seeds)
 
 

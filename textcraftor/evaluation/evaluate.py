@@ -191,15 +191,15 @@ def standardised(evaluation: Evaluation, before: Evaluation, name: str, spread: 
     return float(change / max(spread, 1e-6))
 
 
-def seed_spreads(evaluations: Iterable[Evaluation]) -> dict[str, float]:
+def seed_spreads(several: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
     """Of each measure: its standard deviation over the pictures of one prompt, pooled over the prompts of all of these.
 
     How unlike the prompts are does not enter, so a change is as large on prompts of one kind as on a varied set. Where
     no prompt has two pictures, it is the standard deviation over all pictures.
     """
     found: dict[str, list[np.ndarray]] = {}
-    for evaluation in evaluations:
-        for name, values in evaluation.measures.items():
+    for measures in several:
+        for name, values in measures.items():
             found.setdefault(name, []).append(values)
     spreads = {name: seed_spread(*values) for name, values in found.items()}
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +14,10 @@ from torch import Tensor
 
 from textcraftor.evaluation.evaluate import Evaluation
 from textcraftor.evaluation.statistics import interval_text
+from textcraftor.files.pictures import to_rgb
 from textcraftor.files.reading import open_picture
 from textcraftor.files.writing import write_text
-from textcraftor.inference.pictures import contact_sheet, to_pil
+from textcraftor.inference.pictures import contact_sheet, data_url, png_url, to_pil
 
 LEFT_OUT = ("step", "seconds", "alarms", "denoiser_calls", "gradient_steps")
 COSTS = ("seconds/", "gb/", "learning_rate/")
@@ -33,17 +33,6 @@ def before_after_sheet(before: Evaluation, after: Evaluation, rows: int) -> Imag
             for row in range(min(rows, len(before.prompts)))
         ]
     )
-
-
-def _data_url(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def picture_url(picture: Image.Image) -> str:
-    """A picture as an address that holds it."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return _data_url(buffer.getvalue(), "png")
 
 
 def _curves(lines: Sequence[Mapping], window: int) -> str:
@@ -70,7 +59,7 @@ def _curves(lines: Sequence[Mapping], window: int) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text: half the time, a smaller file
         figure.savefig(buffer, format="svg")
     pyplot.close(figure)
-    return _data_url(buffer.getvalue(), "svg+xml")
+    return data_url(buffer.getvalue(), "svg+xml")
 
 
 def render(template: str, folder: Path = TEMPLATES, **values) -> str:
@@ -102,15 +91,13 @@ def write_report(
         summary=summary,
         curves=_curves(metrics, window=10) if metrics else None,
         watched=_curves(summary["watched"], window=1) if len(summary["watched"]) > 1 else None,
-        grids=[
-            {"step": int(grid.stem.rpartition("_")[2]), "picture": picture_url(open_picture(grid))} for grid in grids
-        ],
+        grids=[{"step": int(grid.stem.rpartition("_")[2]), "picture": png_url(open_picture(grid))} for grid in grids],
         seeds=before.seeds,
         rows=[
             {
                 "prompt": prompt,
-                "before": [picture_url(to_pil(image)) for image in before.images[i]],
-                "after": [picture_url(to_pil(image)) for image in after.images[i]],
+                "before": [png_url(to_pil(image)) for image in before.images[i]],
+                "after": [png_url(to_pil(image)) for image in after.images[i]],
             }
             for i, prompt in enumerate(before.prompts[:rows])
         ],
@@ -129,7 +116,7 @@ def write_evaluation(
     """
     shown = [
         [
-            {**row, **{side: [picture_url(thumbnail(image)) for image in row[side]] for side in ("before", "after")}}
+            {**row, **{side: [png_url(thumbnail(image)) for image in row[side]] for side in ("before", "after")}}
             for row in rows
         ]
         for rows in (worst, best)
@@ -139,6 +126,34 @@ def write_evaluation(
         "evaluation.html.j2", title=title, summary=summary, config=config, marks=marks, worst=shown[0], best=shown[1]
     )
     write_text(path, html)
+
+
+def write_ratings(
+    path: Path, title: str, result: Mapping, config: str, pictures: Mapping[str, Mapping[str, Sequence[Mapping]]]
+) -> None:
+    """Write the report of people's ratings.
+
+    Args:
+        pictures: rows by question and heading, {prompt, pictures: [{file, label}]}; none at all if there are no files.
+    """
+    shown = {
+        question: {
+            heading: [
+                {**row, "pictures": [{**one, "url": _thumbnail_url(one["file"])} for one in row["pictures"]]}
+                for row in rows
+            ]
+            for heading, rows in parts.items()
+        }
+        for question, parts in pictures.items()
+    }
+    write_text(path, render("ratings.html.j2", title=title, result=result, config=config, pictures=shown))
+
+
+def _thumbnail_url(file: Path) -> str:
+    with open_picture(file) as opened:
+        picture = to_rgb(opened, upright=True)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    return png_url(picture)
 
 
 def thumbnail(image: Tensor) -> Image.Image:

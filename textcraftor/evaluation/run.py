@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
 from textcraftor.captioning.upsample import check_upsampler, upsampler_of
 from textcraftor.config.making import made
@@ -20,7 +19,7 @@ from textcraftor.evaluation.statistics import interval_text
 from textcraftor.evaluation.suite import Store, Suite, measures_of, read_rows_of
 from textcraftor.files.reading import read_yaml, shaped
 from textcraftor.files.writing import check_unfinished, is_finished, locked, write_json, write_text
-from textcraftor.inference.generate import Sampling, batches
+from textcraftor.inference.generate import Sampling
 from textcraftor.inference.mix import Mix
 from textcraftor.inference.opening import open_model
 from textcraftor.models.loading import device_of, dtype_of
@@ -120,8 +119,7 @@ def fill(config: DictConfig, folder: Path, store: Store, mix: Mix, upsample: boo
 
 def make(config: DictConfig, folder: Path, store: Store, mix: Mix, upsample: bool, number: int, of: int) -> None:
     """Every `of`-th picture from `number` on that is not there yet."""
-    done = store.done()
-    mine = [job for job in store.suite.jobs[number::of] if job not in done]
+    mine = store.waiting(store.suite.jobs[number::of])
     if mine:
         opened = open_model(config, [mix], store.suite.prompts)
         model, sampling, (schedule,) = opened.model, opened.sampling, opened.schedules
@@ -131,13 +129,12 @@ def make(config: DictConfig, folder: Path, store: Store, mix: Mix, upsample: boo
         judge, upsampler = made(config.model.judge), upsampler_of(config) if upsample else None
         if PartialState().is_main_process:  # whatever can be refused has been
             write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-        progress = tqdm(total=len(mine), desc=f"evaluating {store.folder.name}", unit="picture", disable=number > 0)
-        for batch in batches(mine, config.batch_size):
+
+        def measured(batch: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:
             jobs = [(store.suite.prompts[index], seed) for index, seed in batch]
-            measured = measure(model, schedule, sampling, rewards, judge, jobs, config.batch_size, upsampler)
-            store.write(number, batch, measured)
-            progress.update(len(batch))
-        progress.close()
+            return measure(model, schedule, sampling, rewards, judge, jobs, config.batch_size, upsampler)
+
+        store.fill(mine, number, config.batch_size, measured)
 
 
 def finish(config: DictConfig, folder: Path, base: Path | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from textcraftor.data.layouts import PICTURE_SUFFIXES
 from textcraftor.data.picture_prompts import prompt_of
-from textcraftor.data.prompt_files import all_rows
+from textcraftor.data.prompt_files import TEXTS, every_given_row, is_given
 from textcraftor.data.sources import lowered
 from textcraftor.data.texts import PICTURES
 from textcraftor.errors import UsageError
@@ -56,18 +56,23 @@ class Paired:
         return f"{len(self.without)} of {whole} pictures say no prompt and are not scored: {names}"
 
 
-def pair(folder: Path, path: str | None, column: str | None = None) -> Paired:
+def pair(folder: Path, path: str | None, column: str | None = None, texts: Sequence[str] | None = None) -> Paired:
     """Each picture with its prompt: by a table that names the pictures, by the order of names and lines, or as the
-    picture or the text file beside it says."""
-    files = pictures_in(folder)
-    rows = [] if path is None else [lowered(row) for row in all_rows(path, column)]
+    picture or the text file beside it says.
+
+    Args:
+        path, column, texts: as in a configuration's `prompts`.
+    """
+    files, given = pictures_in(folder), {"path": path, "column": column, "texts": texts}
+    place = TEXTS if texts is not None else str(path)
+    rows = [lowered(row) for row in every_given_row(given)]
     if any(name in row for name in PICTURES for row in rows):
-        pairs = [_named(folder, row, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
+        pairs = [_named(folder, row, f"{place}, row {number}") for number, row in enumerate(rows, 1)]
         named = {file for file, _ in pairs}
         return Paired(pairs, [file for file in files if file not in named])
     if not files:
         raise UsageError(f"images={folder} holds no picture ({', '.join(PICTURE_SUFFIXES)})")
-    if path is None:
+    if not is_given(given):
         prompts = {file: prompt_of(file) for file in files}
         pairs = [(file, prompt) for file, prompt in prompts.items() if prompt]
         if not pairs:
@@ -77,7 +82,7 @@ def pair(folder: Path, path: str | None, column: str | None = None) -> Paired:
     remedy = 'JSON lines {"image": ..., "prompt": ...}'
     if len(files) != len(lines):
         raise UsageError(
-            f"{len(lines)} prompts in {path} for {len(files)} pictures in {folder}: give one line each in the order "
+            f"{len(lines)} prompts in {place} for {len(files)} pictures in {folder}: give one line each in the order "
             f"of the file names, or {remedy}"
         )
     if (by_number := sorted(files, key=_by_number)) != files:
@@ -143,7 +148,7 @@ def check(config: DictConfig, folder: Path) -> Paired:
     """The pictures with their prompts; what cannot work is refused before any scorer is loaded or anything written."""
     if config.images is None:
         raise UsageError("images is needed: give a folder of pictures, images=FOLDER")
-    paired = pair(Path(config.images).expanduser(), config.prompts.path, config.prompts.column)
+    paired = pair(Path(config.images).expanduser(), config.prompts.path, config.prompts.column, config.prompts.texts)
     if config.strict and paired.without:
         raise UsageError(f"strict=true: {paired.told()}: give prompts.path=, or leave strict out")
     check_rewards(config)

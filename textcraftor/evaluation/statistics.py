@@ -114,7 +114,11 @@ def seed_spread(*values: np.ndarray) -> float:
     return math.sqrt(squares / freedom) if freedom else math.nan
 
 
-def interval_text(change: Mapping[str, float], digits: int) -> str:
-    """The interval of one of these differences, for tables; `none` where there is none."""
+def interval_text(change: Mapping[str, float], digits: int, sign: str = "+") -> str:
+    """The interval of one of these differences, for tables; `none` where there is none.
+
+    Args:
+        sign: of what is not negative; an empty one for what is no difference.
+    """
     low, high = change["low"], change["high"]
-    return "none" if math.isnan(low) else f"[{low:+.{digits}f}, {high:+.{digits}f}]"
+    return "none" if math.isnan(low) else f"[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"

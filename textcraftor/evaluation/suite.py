@@ -14,9 +14,9 @@ import torch
 from jaxtyping import UInt8
 from omegaconf import DictConfig
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from textcraftor.data.prompt_files import Say, read_rows
+from textcraftor.data.prompt_files import Say, given_prompts, is_given, read_rows
 from textcraftor.errors import UsageError, one_line
 from textcraftor.evaluation.evaluate import diversity
 from textcraftor.files.pictures import to_rgb
@@ -40,13 +40,13 @@ class Suite:
 
     @classmethod
     def of(cls, config: DictConfig, say: Say | None = None) -> Suite:
-        """The suite of a configuration; `prompts.path` takes its place, `limit` cuts each category short."""
-        key = "suite.files" if config.prompts.path is None else "prompts.path"
-        files = config.suite.files if config.prompts.path is None else {"": config.prompts.path}
-        column = config.suite.category if config.prompts.path is None else None
+        """The suite of a configuration; `prompts` takes its place, `limit` cuts each category short."""
         found: dict[str, list[str]] = {}
-        for name, path in files.items():
-            for row in read_rows(path, config.prompts.column, key, say):
+        if is_given(config.prompts):
+            found[""] = given_prompts(config.prompts, say)
+        column = config.suite.category
+        for name, path in config.suite.files.items() if not found else ():
+            for row in read_rows(path, config.prompts.column, "suite.files", say):
                 if column is not None and not row.get(column):
                     raise UsageError(f"suite.category={column} is no column of {path}, or empty in a row")
                 found.setdefault(str(row[column]) if column else name, []).append(row["prompt"])
@@ -81,24 +81,30 @@ class Store:
         """Those of them whose pictures are whole; each is opened to know that."""
         return {key: row for key, row in self.rows().items() if self._has_picture(row)}
 
+    def waiting(self, jobs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Of some jobs, by the prompt's number and the seed, those whose pictures are not there yet."""
+        done = self.done()
+        return [job for job in jobs if job not in done]
+
     def fill(
         self,
-        jobs: Sequence[tuple[int, int]],
+        waiting: Sequence[tuple[int, int]],
         part: int,
         batch_size: int,
         measured: Callable[[Sequence[tuple[int, int]]], Mapping[str, np.ndarray]],
     ) -> None:
-        """Make the pictures of these jobs that are not there yet.
+        """Make pictures.
 
         Args:
-            jobs: by the prompt's number and the seed.
+            waiting: the jobs, see `waiting`.
             part: names the file that this process appends its rows to.
             measured: makes some of them and measures them, see `evaluate.measure`.
         """
-        done = self.done()
-        waiting = [job for job in jobs if job not in done]
-        for batch in tqdm(list(batches(waiting, batch_size)), desc=self.folder.name, unit="batch", disable=part > 0):
+        progress = tqdm(total=len(waiting), desc=self.folder.name, unit="picture", disable=part > 0)
+        for batch in batches(waiting, batch_size):
             self.write(part, batch, measured(batch))
+            progress.update(len(batch))
+        progress.close()
 
     def write(self, part: int, jobs: Sequence[tuple[int, int]], measured: Mapping[str, np.ndarray]) -> None:
         """Pictures, and after them their rows, appended to a file of this part's own."""

@@ -96,7 +96,19 @@ def read_json(file: Path) -> dict[str, Any]:
     Raises:
         UsageError: no such file, or something else in it.
     """
-    return _mapping(file, parsed(file, read_text(file), "JSON", _json))
+    return json_object(file, read_text(file))
+
+
+def json_object(place: Path | str, text: str) -> dict[str, Any]:
+    """The JSON object that a text holds, with finite numbers.
+
+    Args:
+        place: where it stands, for people.
+
+    Raises:
+        UsageError: it holds something else.
+    """
+    return _mapping(place, parsed(place, text, "JSON", _json))
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -186,9 +198,9 @@ def check_plain(value: Any) -> None:
         raise ValueError(f"{value} is a {type(value).__name__}, not a plain value")
 
 
-def _mapping(file: Path, value: Any) -> dict[str, Any]:
+def _mapping(place: Path | str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UsageError(f"{file} holds a {type(value).__name__}, not an object with keys")
+        raise UsageError(f"{place} holds a {type(value).__name__}, not an object with keys")
     return value
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import html
-import os
 import re
 import secrets
 import shutil
-import signal
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +19,11 @@ from torch import Tensor
 
 from textcraftor.config.fields import MOST_SEED
 from textcraftor.config.rules import is_number
-from textcraftor.errors import UsageError, one_line
+from textcraftor.errors import UsageError
 from textcraftor.files.writing import write_json
 from textcraftor.inference.export import write_record, write_text_encoders, write_webui
 from textcraftor.inference.generate import Sampling, generate
+from textcraftor.inference.hosting import check_hosting, friendly, serve
 from textcraftor.inference.mix import Mix, check_base, denoiser_of
 from textcraftor.inference.opening import open_model
 from textcraftor.inference.pictures import to_pil
@@ -39,7 +37,6 @@ LONGEST_PROMPT = 2000  # characters
 MOST_WEIGHT = 10
 KEPT_DOWNLOADS = 4
 PICTURES_STAY = (60, 900)  # seconds: how often old pictures are looked for, and how old they get
-WAITING = 64  # requests that may wait for their turn
 STRIP = (0.0, 0.25, 0.5, 0.75, 1.0)  # weights that the strip shows
 
 
@@ -53,10 +50,6 @@ def names_of(runs: list[str]) -> dict[str, str]:
 
 def check(config: DictConfig, folder: Path) -> None:
     """Refuse what cannot work before any model is loaded."""
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise UsageError("the app needs Gradio: pip install 'textcraftor[app]'") from error
     if not config.runs:
         raise UsageError("name at least one finished run: textcraftor app runs/a runs/b")
     tuned = names_of(list(config.runs))
@@ -65,6 +58,7 @@ def check(config: DictConfig, folder: Path) -> None:
     check_rewards(config)
     Sampling(**config.sampling)
     device_of(config.device)
+    check_hosting(config.host, config.port)
 
 
 @dataclass
@@ -204,20 +198,6 @@ def enlarged(image: Tensor, side: int = 256) -> Image.Image:
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
-def friendly(function: Callable) -> Callable:
-    """The same, with whatever goes wrong shown on the page, in one line; a traceback would tell nobody."""
-    import gradio
-
-    def wrapped(*values):
-        try:
-            return function(*values)
-        except Exception as error:
-            line = one_line(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {one_line(error)}"
-            raise gradio.Error(html.escape(line[:500]), duration=None, print_exception=False) from None
-
-    return wrapped
-
-
 def page(studio: Studio, prompt: str) -> Any:
     """The Gradio page."""
     import gradio
@@ -259,35 +239,13 @@ def page(studio: Studio, prompt: str) -> Any:
     return blocks
 
 
-def serve(config: DictConfig) -> None:
-    """Load everything and serve the page until it is interrupted."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    import gradio
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is temporary goes then too
-    with tempfile.TemporaryDirectory(prefix="textcraftor-", ignore_cleanup_errors=True) as outputs:
-        os.environ["GRADIO_TEMP_DIR"] = outputs  # what the page may serve lies there, and nothing else does
-        blocks = page(Studio.load(config, Path(outputs)), "a red circle and a blue star")
-        fonts = ["system-ui", "sans-serif"]
-        theme = gradio.themes.Default(font=fonts, font_mono=["monospace"])
-        blocks.queue(api_open=False, max_size=WAITING)
-        blocks.launch(
-            server_name=config.host,
-            server_port=config.port or None,
-            theme=theme,
-            share=False,
-            quiet=True,
-            allowed_paths=[],
-            show_error=False,
-            footer_links=[],
-            max_file_size=0,  # nobody needs to upload anything
-        )
-
-
 def run(config: DictConfig, folder: Path) -> str:
-    """Serve the page until it is interrupted."""
+    """Load everything and serve the page until it is interrupted."""
     check(config, folder)
-    where = config.host if config.host != "0.0.0.0" else "this machine's address"
-    print(f"textcraftor: loading; then open http://{where}:{config.port}/", flush=True)
-    serve(config)
+    serve(
+        lambda outputs: page(Studio.load(config, outputs), "a red circle and a blue star"),
+        config.host,
+        config.port,
+        ready="loading; then",
+    )
     return "closed"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import shutil
@@ -22,20 +21,21 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from textcraftor.assets import HUB_ID, is_address
+from textcraftor.assets import HUB_ID
 from textcraftor.errors import UsageError
 from textcraftor.files.pictures import to_rgb
 from textcraftor.files.reading import open_picture, read_json, read_yaml, shaped
 from textcraftor.files.writing import finish, replacing_folder, write_text
 from textcraftor.inference.mix import Mix
 from textcraftor.inference.opening import open_model
+from textcraftor.inference.sharing import public, take_paths_out
 from textcraftor.models.model import ORIGINAL, Model
 from textcraftor.models.run_record import TUNED, Base, RunRecord, parts_in
 from textcraftor.models.saving import (
-    LORA_FILE,
     PEFT_FILE,
     check_same,
     is_clip,
+    plain_encoder,
     plain_state,
     published,
     save_whole,
@@ -131,6 +131,7 @@ def run(config: DictConfig, folder: Path) -> None:
     with replacing_folder(folder) as unfinished:
         for name in dict.fromkeys(formats):
             WRITERS[name](model, mix, encoder, unfinished)
+        take_paths_out(unfinished)
         names = {encoder: TUNED} if encoder != ORIGINAL else {}
         base = replace(Base.of(config.model), path=public(config.model.path))
         write_record(model, base, schedule.renamed(names), parents_of(mix), unfinished)
@@ -161,7 +162,7 @@ def write_diffusers(model: Model, mix: Mix, encoder: str, folder: Path) -> None:
     if run_folder is not None:
         for path in tuned_folders(run_folder):
             copy_part(model, path, folder)
-            if (folder / path.name / LORA_FILE).exists():
+            if path.name != component_of(path):
                 read_adapters_back(model, folder / path.name)
     else:
         write_text_encoders(model, encoder, folder)
@@ -174,15 +175,8 @@ def write_diffusers(model: Model, mix: Mix, encoder: str, folder: Path) -> None:
 
 def write_text_encoders(model: Model, encoder: str, folder: Path) -> None:
     """Every whole text encoder that was tuned, adapters merged into its weights."""
-    for part, tuned in tuned_parts(model, encoder).items():
-        save_whole(plain(model, part, tuned), folder / part)
-
-
-def plain(model: Model, part: str, tuned: nn.Module) -> nn.Module:
-    """A text encoder without adapters, which are merged into its weights."""
-    module = copy.deepcopy(model.encoders(ORIGINAL)[part]).float()
-    module.load_state_dict(plain_state(tuned))
-    return module
+    for part in tuned_parts(model, encoder):
+        save_whole(plain_encoder(model, encoder, part), folder / part)
 
 
 def read_back(model: Model, encoder: str, part: str, folder: Path) -> None:
@@ -260,7 +254,7 @@ def write_pipeline(model: Model, mix: Mix, encoder: str, folder: Path) -> None:
     path, tuned = folder / "pipeline", tuned_parts(model, encoder)
     model.pipeline.save_pretrained(path)
     for part, original in model.encoders(ORIGINAL).items():
-        module = plain(model, part, tuned[part]) if part in tuned else original
+        module = plain_encoder(model, encoder, part) if part in tuned else original
         if part in tuned or is_clip(module):
             shutil.rmtree(path / part)
             save_whole(module, path / part)
@@ -352,11 +346,6 @@ def loading_line(folder: Path) -> str:
 def cell(text: object) -> str:
     """Text that others wrote as plain words of a Markdown table: no markup, no links."""
     return re.sub(r"[^\w .,;+()/=-]", "", " ".join(str(text).replace("://", " ").split()))[:200]
-
-
-def public(path: str) -> str:
-    """What others may read of a path: hub ids and addresses as they are, of a local one its name."""
-    return path if is_address(path) or not Path(path).exists() else Path(path).name
 
 
 def hub_base(config: DictConfig) -> str | None:

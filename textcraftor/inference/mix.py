@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -14,12 +14,14 @@ import torch
 from diffusers import DiffusionPipeline
 from omegaconf import DictConfig
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from textcraftor.errors import UsageError
 from textcraftor.files.reading import check_confined
-from textcraftor.inference.stock import stock_inputs
+from textcraftor.inference.stock import check_unadapted, stock_inputs
 from textcraftor.models.model import ORIGINAL, Model
 from textcraftor.models.run_record import Base, RunRecord, is_run
+from textcraftor.models.saving import plain_encoder
 from textcraftor.models.tuned import (
     DENOISERS,
     TEXT_ENCODERS,
@@ -30,6 +32,7 @@ from textcraftor.models.tuned import (
     new_words,
     tuned_folders,
 )
+from textcraftor.models.tuning import keeping_gradients
 from textcraftor.sampling.conditioning import ConditioningSchedule
 
 OWN, REST = "original", "rest"
@@ -220,12 +223,8 @@ class Mix:
         if begun is not None and all(torch.equal(begun[part], words[part]) for part in words):
             for name, encoders in loaded.items():
                 model.add_reader(name, {part: encoder.to(model.device) for part, encoder in encoders.items()})
-        learns = [(one, one.requires_grad) for encoder in originals.values() for one in encoder.parameters()]
-        try:
+        with keeping_gradients(model):
             given = stock_inputs(model, self.schedule, prompt, negative_prompt, arguments)
-        finally:
-            for parameter, learned in learns:  # adapters share them
-                parameter.requires_grad_(learned)
         loaded = {
             name: {part: one for part, one in model.encoders(name).items() if one is not originals[part]}
             for name in model.readers
@@ -233,6 +232,42 @@ class Mix:
         }
         self._loaded[pipe] = words, loaded
         return given
+
+    def encoder(self, pipe: DiffusionPipeline, part: str = "text_encoder") -> PreTrainedModel:
+        """A plain text encoder with the mix in its weights, for tools that read prompts themselves, as compel does:
+        `pipe.text_encoder = mix.encoder(pipe)`. The encoders' weights are added up, whatever `merge` says.
+
+        Args:
+            part: of a pipeline with several, `text_encoder_2` or `text_encoder_3`.
+
+        Returns:
+            a copy, frozen, on the device and in the precision of the pipeline's own.
+
+        Raises:
+            UsageError: a mix that switches encoders, weights that do not add up to 1, no such part, or adapters on the
+                pipeline's own text encoders.
+        """
+        if self.switches:
+            raise UsageError(
+                f"the mix {self} holds in some steps and the original encoder in the others, which is no single "
+                "encoder: use inputs(), or last=(steps, steps)"
+            )
+        if abs(sum(self.all_weights.values()) - 1) > 1e-6:
+            raise UsageError(f"the mix {self} is no single encoder: let its weights add up to 1, or use inputs()")
+        model = Model(pipe)
+        check_unadapted(model)
+        own = getattr(pipe, part, None)
+        with keeping_gradients(model):
+            (name,) = replace(self, last=None, timestep=0, merge=True).schedule(model).late
+            return plain_encoder(model, name, part).to(own.device, own.dtype)  # type: ignore[union-attr]
+
+    @property
+    def switches(self) -> bool:
+        """Whether the mix holds in some of the steps alone."""
+        if self.last is not None:
+            return self.last[0] < self.last[1]
+        _, everywhere = self._switch() or (0, True)
+        return self.timestep is not None or not everywhere
 
 
 def check_base(tuned: Mapping[str, str], config: DictConfig) -> None:
@@ -246,8 +281,9 @@ def check_base(tuned: Mapping[str, str], config: DictConfig) -> None:
             raise UsageError(f"tuned.{name}={run} holds no run.json: give the folder of a finished run")
         base = RunRecord.read(folder).base
         if base is not None and not base.is_same(ours):
+            theirs = base.path or "a pipeline of a Python program"
             raise UsageError(
-                f"tuned.{name}={run} was tuned on {base.path}, and model.path={ours.path} is another model: "
+                f"tuned.{name}={run} was tuned on {theirs}, and model.path={ours.path} is another model: "
                 "leave model= and model.path= out to take the run's, or any_base=true to put its parts into this one"
             )
 

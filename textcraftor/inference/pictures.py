@@ -1,7 +1,9 @@
-"""Tensors to picture files: PNGs that say how they were made, and contact sheets."""
+"""Tensors to picture files: PNGs that say how they were made, contact sheets, and addresses that hold a picture."""
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -50,3 +52,19 @@ def save_png(image: Tensor, path: Path, said: Mapping[str, object]) -> None:
         info.add_itxt(key, str(value))
     with replacing(path) as partial:
         to_pil(image).save(partial, pnginfo=info)
+
+
+def data_url(content: bytes, kind: str) -> str:
+    """An address that holds a picture's bytes, for pages in one file."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def png_url(picture: Image.Image, **options: object) -> str:
+    """The same of a PNG of the pixels alone, without what a file says of how it was made.
+
+    Args:
+        options: of Pillow's writer; unless given, the smallest file.
+    """
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", **(options or {"optimize": True}))
+    return data_url(buffer.getvalue(), "png")

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from textcraftor.captioning.upsample import check_upsampler, upsampler_of
-from textcraftor.data.prompt_files import Say, read_prompts
+from textcraftor.data.prompt_files import Say, given_prompts
 from textcraftor.errors import UsageError
 from textcraftor.files.writing import check_unfinished, finish, locked, replacing, write_text
 from textcraftor.inference.generate import Sampling, generate, grid
@@ -22,12 +22,10 @@ from textcraftor.sampling.regions import Region
 
 
 def prompts_of(config: DictConfig, say: Say | None = None) -> list[str]:
-    """The prompts of `prompt=` or `prompts.path=`, of which exactly one is given."""
-    if (config.prompt is None) == (config.prompts.path is None):
+    """The prompt of `prompt=`, or those of `prompts.path=` or `prompts.texts=`; exactly one of these is given."""
+    if sum(one is not None for one in (config.prompt, config.prompts.path, config.prompts.texts)) != 1:
         raise UsageError("give either prompt='...' or prompts.path=FILE")
-    if config.prompt is not None:
-        return [config.prompt]
-    return read_prompts(config.prompts.path, config.prompts.column, say=say)
+    return given_prompts(config.prompts, say) if config.prompt is None else [config.prompt]
 
 
 def mixes(config: DictConfig) -> Iterator[tuple[dict[str, float], Mix]]:

@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from textcraftor.errors import UsageError
 from textcraftor.models.base import Conditioning, Size
 from textcraftor.models.model import Model
+from textcraftor.models.tuning import has_adapters
 from textcraftor.sampling.conditioning import ConditioningSchedule
 
 CALLBACK, CHANGED = "callback_on_step_end", "callback_on_step_end_tensor_inputs"
@@ -109,8 +109,13 @@ def _check(model: Model, arguments: Mapping[str, Any], defaults: Mapping[str, An
             raise UsageError(f"guidance_scale={value!r} must be one number, for all prompts")
         if re.fullmatch(r"(negative_)?prompt_\d", name):
             raise UsageError(f"{name}={value}: all text encoders of a mix read the same prompt; leave {name} out")
+    check_unadapted(model)
+
+
+def check_unadapted(model: Model) -> None:
+    """Refuse a pipeline whose text encoders are not its own alone."""
     for part in model.text_encoders:
-        if any(isinstance(layer, BaseTunerLayer) for layer in getattr(pipe, part).modules()):
+        if has_adapters(getattr(model.pipeline, part)):
             raise UsageError(
                 f"the pipeline's {part} has adapters loaded, and a mix is of the base model's own encoder and tuned "
                 "ones: take them off with pipe.unload_lora_weights(), and load a LoRA for the denoiser alone"

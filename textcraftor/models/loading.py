@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +15,11 @@ from omegaconf import DictConfig
 
 from textcraftor.assets import loading
 from textcraftor.config.making import made
+from textcraftor.config.objects import given
 from textcraftor.errors import UsageError
 from textcraftor.models.model import ORIGINAL, Model, family_of
 from textcraftor.models.single_file import load_single_file
-from textcraftor.models.tuning import cast_frozen
+from textcraftor.models.tuning import cast_frozen, has_adapters
 
 INDEX = DiffusionPipeline.config_name
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -62,6 +64,58 @@ def load_pipeline(
             dtype = {family.denoiser if part == "denoiser" else part: kind for part, kind in dtype.items()}
             pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, **family.load_options)
     return frozen(pipeline.to(device))
+
+
+def check_given(pipeline: DiffusionPipeline) -> None:
+    """Refuse a pipeline of a Python program of which a run could not say what it tuned, or that is elsewhere.
+
+    Raises:
+        UsageError: it has adapters loaded, accelerate moves its parts, or no family is known for it.
+    """
+    family_of(*(kind.__name__ for kind in type(pipeline).__mro__))
+    for name, part in pipeline.components.items():
+        if isinstance(part, torch.nn.Module) and has_adapters(part):
+            raise UsageError(
+                f"model: the pipeline's {name} has adapters loaded, of which the run would not know: take them off by "
+                "unload_lora_weights(), or fuse them, save the pipeline and give its folder"
+            )
+        if hasattr(part, "_hf_hook"):
+            raise UsageError(
+                f"model: accelerate moves the pipeline's {name}: load it without enable_model_cpu_offload(), device_map"
+            )
+
+
+def given_pipeline(what: str, device: str = "cpu", dtypes: Mapping[str, torch.dtype] | None = None) -> Any:
+    """The pipeline that a Python program gave, frozen; the program's own stays as it is.
+
+    Weights are shared until a precision or a device asks for others; a part that `dtypes` names may be written to, and
+    gets its own.
+
+    Args:
+        what: the pipeline was, for people.
+        dtypes: as `load_pipeline` takes them.
+    """
+    theirs, dtype = given("model", what), {"default": torch.float32, **(dtypes or {})}
+    family = family_of(*(kind.__name__ for kind in type(theirs).__mro__))
+    parts = dict[str, Any]()
+    for name, part in theirs.components.items():
+        if isinstance(part, torch.nn.Module):
+            named = "denoiser" if name == family.denoiser else name
+            part = own_parameters(part, written=named in dtype)
+            cast_frozen([part], dtype.get(named, dtype["default"]))
+        parts[name] = part
+    pipeline = copy.copy(theirs)
+    vars(pipeline).update(parts)
+    return frozen(pipeline.to(device))
+
+
+def own_parameters(module: torch.nn.Module, written: bool) -> torch.nn.Module:
+    """A copy of a module with parameters of its own, which share the original's numbers unless they will be written."""
+    known: dict[int, Any] = {
+        id(one): torch.nn.Parameter(one.detach().clone() if written else one.detach(), requires_grad=False)
+        for one in module.parameters()
+    }
+    return copy.deepcopy(module, known)
 
 
 def local_path(path: str) -> Path:

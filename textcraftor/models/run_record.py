@@ -29,7 +29,7 @@ class Base:
     """The model that a run tuned.
 
     Args:
-        path: `model.path`, as it was given.
+        path: `model.path`, as it was given; empty for a pipeline that a Python program made of parts.
         sha256: of a local folder's index or of a single file; empty for a hub id.
         config: the name of its configuration, as `model=` takes it.
     """
@@ -44,7 +44,7 @@ class Base:
         path, local = str(model["path"]), Path(str(model["path"])).expanduser()
         file = local / "model_index.json" if local.is_dir() else local
         digest = ""
-        if file.is_file():
+        if path and file.is_file():
             with file.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return cls(path, digest, str(model.get("name", "")))

@@ -12,8 +12,12 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from textcraftor.errors import UsageError
+from textcraftor.models.model import ORIGINAL, Model
 
 PREFIX = "text_model."  # of a CLIP's weights as published
 LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
@@ -66,12 +70,11 @@ def save_lora(module: Any, component: str, lora: LoraConfig, pipeline: Any, fold
     taken = f"{component}_lora_layers"
     if taken not in inspect.signature(pipeline.save_lora_weights).parameters:
         module.save_pretrained(folder)
-        written = load_file(folder / PEFT_FILE)
-        check_same(folder, {key.removeprefix("base_model.model."): one for key, one in written.items()}, stored)
-        return
-    state = {published(key, module): value.detach().cpu() for key, value in stored.items()}
-    metadata = {f"{component}_lora_adapter_metadata": lora.to_dict()}
-    pipeline.save_lora_weights(folder, **{taken: stock_names(state, component)}, **metadata)
+    else:
+        state = {published(key, module): value.detach().cpu() for key, value in stored.items()}
+        settings = {**lora.to_dict(), "base_model_name_or_path": None}  # peft notes where on this disk it lies
+        metadata = {f"{component}_lora_adapter_metadata": settings}
+        pipeline.save_lora_weights(folder, **{taken: stock_names(state, component)}, **metadata)
     check_same(folder, stock_adapters(module, component, pipeline, folder), stored)
 
 
@@ -86,11 +89,15 @@ def stock_names(state: Mapping[str, Tensor], component: str) -> dict[str, Tensor
 
 
 def stock_adapters(network: Any, component: str, pipeline: Any, folder: Path) -> dict[str, Tensor]:
-    """What the stock loader puts into a network of this kind from a folder of adapters, under peft's names."""
+    """What the stock loader puts into a network of this kind from a folder of adapters, under peft's names: the
+    pipeline's, or for peft's layout the network's own `load_adapter`."""
     is_text = component.startswith("text_encoder")
     with torch.device("meta"):
         bare = type(network)(network.config) if is_text else type(network).from_config(network.config)
     bare.to(network.dtype).to_empty(device="cpu")  # its weights are never written, so they take no memory
+    if (folder / PEFT_FILE).is_file():
+        bare.load_adapter(str(folder), adapter_name=ADAPTER)
+        return get_peft_model_state_dict(bare, adapter_name=ADAPTER)
     load = getattr(pipeline, f"load_lora_into_{'text_encoder' if is_text else component}")
     state, *about = pipeline.lora_state_dict(folder, return_lora_metadata=True, use_safetensors=True)
     given = {"text_encoder" if is_text else component: bare, "metadata": about[-1], "adapter_name": ADAPTER}
@@ -115,6 +122,23 @@ def _same(loaded: Tensor, wanted: Tensor) -> bool:
 def sharing(module: Any) -> Any:
     """A copy of a network that has the same weights, not others like them."""
     return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
+
+
+def plain_encoder(model: Model, name: str, part: str) -> PreTrainedModel:
+    """A copy of a reader's text encoder in float32, frozen, its adapters merged into its weights.
+
+    Args:
+        name: of the reader.
+
+    Raises:
+        UsageError: the model has no such part.
+    """
+    originals = model.encoders(ORIGINAL)
+    if part not in originals:
+        raise UsageError(f"{part}: this model has no such text encoder; it has {', '.join(originals)}")
+    module: Any = copy.deepcopy(originals[part]).float()
+    module.load_state_dict(plain_state(model.encoders(name)[part]))
+    return module.eval().requires_grad_(False)
 
 
 def plain_state(encoder: Any) -> dict[str, Tensor]:

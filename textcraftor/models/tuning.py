@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from textcraftor.errors import UsageError
@@ -199,6 +201,23 @@ def _adapt(module: Any, lora: LoraConfig, part: str) -> None:
             f"tune.{part}.lora: target_modules={lora.target_modules} means {embedding.partition('.lora_')[0]}, an "
             "embedding, whose adapters cannot be read back: name linear or convolutional layers"
         )
+
+
+@contextlib.contextmanager
+def keeping_gradients(model: Model) -> Iterator[None]:
+    """Let the weights of the pipeline's own text encoders, which adapters share, learn afterwards as before."""
+    encoders: dict[str, Any] = model.encoders(ORIGINAL)
+    learns = [(one, one.requires_grad) for encoder in encoders.values() for one in encoder.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, learned in learns:
+            parameter.requires_grad_(learned)
+
+
+def has_adapters(network: nn.Module) -> bool:
+    """Whether a network has adapters of peft's in it."""
+    return any(isinstance(layer, BaseTunerLayer) for layer in network.modules())
 
 
 def cast_frozen(modules: Sequence[nn.Module], dtype: torch.dtype) -> None:

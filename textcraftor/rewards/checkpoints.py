@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from textcraftor.assets import folder_or_id, loading, local_file
 from textcraftor.errors import UsageError
+from textcraftor.files.reading import read_json
 
 
 def load_state(path: str, what: str) -> dict[str, Tensor]:
@@ -57,12 +59,19 @@ def require_keys(state: Mapping[str, Tensor], keys: Iterable[str], source: str, 
             raise UsageError(f"{source}: key {key!r} is missing; expected {layout}")
 
 
-def build(make: Callable[[], nn.Module], state: Mapping[str, Tensor], source: str, layout: str) -> nn.Module:
-    """A module with these weights in fp32, made without drawing random ones first.
+def build(
+    make: Callable[[], nn.Module],
+    state: Mapping[str, Tensor],
+    source: str,
+    layout: str,
+    dtype: torch.dtype | None = torch.float32,
+) -> nn.Module:
+    """A module with these weights, made without drawing random ones first.
 
     Args:
         make: builds the module.
         state: by the module's own key names; more than it needs is allowed.
+        dtype: of the weights; None: as they are stored.
 
     Raises:
         UsageError: naming the first key that is missing or has another shape.
@@ -76,16 +85,40 @@ def build(make: Callable[[], nn.Module], state: Mapping[str, Tensor], source: st
             shapes = f"{tuple(state[key].shape)}, expected {tuple(value.shape)}"
             raise UsageError(f"{source}: {key!r} has shape {shapes}, as in {layout}")
     module.load_state_dict(
-        {key: state[key].float() if state[key].is_floating_point() else state[key] for key in wanted}, assign=True
+        {key: state[key].to(dtype) if dtype and state[key].is_floating_point() else state[key] for key in wanted},
+        assign=True,
     )
     return module
 
 
-def load_pretrained(kind: type[PreTrainedModel], path: str, what: str, unused: str = "") -> PreTrainedModel:
-    """A transformers model in fp32 from a folder or hub id, complete.
+def read_settings(path: str, name: str, what: str) -> dict[str, Any]:
+    """A JSON file of a local folder or of a hub repository.
+
+    Raises:
+        UsageError: it is not there, or is no JSON object.
+    """
+    folder = Path(path).expanduser()
+    return read_json(local_file(str(folder / name) if folder.is_dir() else f"hf://{path}/{name}", what))
+
+
+def model_type(path: str, what: str) -> str | None:
+    """What the `config.json` of a transformers folder or hub id says of which model it is.
+
+    Raises:
+        UsageError: no such folder, or no settings in it.
+    """
+    with loading(path, what, "a model as transformers saves it"):
+        return PreTrainedConfig.get_config_dict(folder_or_id(path, what))[0].get("model_type")
+
+
+def load_pretrained(
+    kind: type[PreTrainedModel], path: str, what: str, unused: str = "", dtype: torch.dtype | str = torch.float32
+) -> PreTrainedModel:
+    """A transformers model from a folder or hub id, complete.
 
     Args:
         unused: part of the names of tensors that the checkpoint may lack.
+        dtype: of the weights; "auto": as they are stored.
 
     Raises:
         UsageError: no such folder, a damaged file, or a tensor that is missing or has another shape.
@@ -93,7 +126,7 @@ def load_pretrained(kind: type[PreTrainedModel], path: str, what: str, unused: s
     layout = f"{kind.__name__} as transformers saves it"
     with loading(path, what, layout):
         model, info = kind.from_pretrained(
-            folder_or_id(path, what), dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            folder_or_id(path, what), dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     missing = sorted(key for key in info["missing_keys"] if not unused or unused not in key)
     if missing:

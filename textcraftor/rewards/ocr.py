@@ -19,9 +19,10 @@ from transformers import PPOCRV5ServerDetForObjectDetection
 
 from textcraftor.errors import UsageError
 from textcraftor.rewards.base import Reward
-from textcraftor.rewards.checkpoints import load_pretrained
+from textcraftor.rewards.checkpoints import load_pretrained, read_settings
 from textcraftor.rewards.preprocessing import normalize, resize
-from textcraftor.rewards.recognisers import Recogniser, load_recogniser, read_json
+from textcraftor.rewards.reading import Recogniser
+from textcraftor.rewards.recognisers import load_recogniser
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right, in pixels
 _QUOTED = re.compile(r'(?<![\d¼½¾])"([^"]+)"|“([^”]+)”')
@@ -68,7 +69,7 @@ class Detector(nn.Module):
     @classmethod
     def load(cls, path: str) -> Detector:
         model = load_pretrained(PPOCRV5ServerDetForObjectDetection, path, "text detector")
-        return cls(model, read_json(path, "preprocessor_config.json"))
+        return cls(model, read_settings(path, "preprocessor_config.json", "text detector"))
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> list[list[Box]]:

@@ -10,10 +10,16 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.image_utils import (
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
 
 from textcraftor.files.pictures import to_rgb
 
+MODES = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}  # by `resample` of published files
 PILLOW_PRECISION = 2**22  # Pillow resamples 8-bit pictures with coefficients rounded to this fraction
 
 
@@ -102,6 +108,11 @@ def clip_pixels(
     margins = (side - size for side in images.shape[-2:])
     top, left = (margin // 2 if floor_crop else round(margin / 2) for margin in margins)
     return normalize(images[..., top : top + size, left : left + size], OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+
+
+def squeezed_pixels(images: Float[Tensor, "batch 3 height width"], size: int) -> Float[Tensor, "batch 3 {size} {size}"]:
+    """SigLIP's preprocessing: both sides to `size`, whatever the shape, mean and standard deviation 0.5."""
+    return normalize(resize(images, size, size), IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD)
 
 
 def padded_pixels(images: Float[Tensor, "batch 3 height width"], size: int) -> Float[Tensor, "batch 3 {size} {size}"]:

@@ -7,16 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPVisionModelWithProjection
+from transformers import CLIPModel, CLIPVisionModelWithProjection, SiglipConfig, SiglipModel, SiglipVisionModel
 
 from textcraftor.rewards.aesthetic import Aesthetic, LinearHead
 from textcraftor.rewards.clip import ClipScore, PickScore
 from textcraftor.rewards.hpsv2 import HPSv2
+from textcraftor.rewards.mps import LAYERS, MPS, CrossModel
 from textcraftor.rewards.open_clip import architecture_config
 from textcraftor.rewards.total import RewardSum, parts_of
 
 
-def aesthetic() -> Aesthetic:
+def aesthetic(reward: Mapping, tokenizer: Any) -> Aesthetic:
+    """On a SigLIP where the path says so, else on LAION's CLIP."""
+    if "siglip" in str(reward.get("clip")).lower():
+        seen = siglip_config().vision_config
+        return Aesthetic(SiglipVisionModel(seen), LinearHead(seen.hidden_size))
     config = architecture_config("ViT-L-14")
     return Aesthetic(CLIPVisionModelWithProjection(config.vision_config), LinearHead(config.projection_dim))
 
@@ -25,12 +30,31 @@ def clip(architecture: str) -> CLIPModel:
     return CLIPModel(architecture_config(architecture))
 
 
-# By what configurations name: the published scorer that it loads.
-BUILDERS: dict[str, Callable[[Any], nn.Module]] = {
-    "Aesthetic.load": lambda tokenizer: aesthetic(),
-    "HPSv2.load": lambda tokenizer: HPSv2(clip("ViT-H-14"), tokenizer, open_clip=True),
-    "PickScore.load": lambda tokenizer: PickScore(clip("ViT-H-14"), tokenizer),
-    "ClipScore.load": lambda tokenizer: ClipScore(clip("ViT-H-14"), tokenizer),
+def siglip_config() -> SiglipConfig:
+    """google/siglip-so400m-patch14-384."""
+    tower = {
+        "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
+    }  # fmt: skip
+    ends = {"pad_token_id": 1, "bos_token_id": None, "eos_token_id": 1}
+    text = tower | ends | {"vocab_size": 32000, "max_position_embeddings": 64, "projection_size": 1152}
+    return SiglipConfig(text_config=text, vision_config=tower | {"image_size": 384, "patch_size": 14})
+
+
+def similarity(reward: Mapping, tokenizer: Any) -> ClipScore:
+    """A SigLIP where the path says so, else TextCraftor's CLIP."""
+    model = SiglipModel(siglip_config()) if "siglip" in str(reward.get("path")).lower() else clip("ViT-H-14")
+    return ClipScore(model, tokenizer)
+
+
+# By what configurations name: the published scorer that it loads, of the reward's arguments and a tokenizer.
+BUILDERS: dict[str, Callable[[Mapping, Any], nn.Module]] = {
+    "Aesthetic.load": aesthetic,
+    "HPSv2.load": lambda reward, tokenizer: HPSv2(clip("ViT-H-14"), tokenizer, open_clip=True),
+    "PickScore.load": lambda reward, tokenizer: PickScore(clip("ViT-H-14"), tokenizer),
+    "ClipScore.load": similarity,
+    "MPS.load": lambda reward, tokenizer: MPS(
+        clip("ViT-H-14"), CrossModel(1024, LAYERS), tokenizer, "light", reward["threshold"]
+    ),
 }
 
 
@@ -54,6 +78,6 @@ def skeleton_rewards(config: Mapping, dtype: torch.dtype, tokenizer: Any) -> tup
         if builder is None:
             unknown.append(name)
         with torch.device("meta"):
-            scorers[name] = (builder(tokenizer) if builder else Uncounted()).to(dtype)
+            scorers[name] = (builder(part.reward, tokenizer) if builder else Uncounted()).to(dtype)
     weights = {name: float(part.weight) for name, part in parts_of(config).items()}
     return RewardSum(scorers, weights), unknown

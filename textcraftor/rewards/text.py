@@ -27,15 +27,19 @@ class PromptTokenizer:
         tokenizer: a transformers tokenizer.
         length: the context, in tokens, start and end included.
         open_clip: clean prompts first and pad with 0, as open_clip does; else pad with the tokenizer's own token.
+        lower: write prompts in lower case first, as SigLIP was trained.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, length: int, open_clip: bool = False) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, length: int, open_clip: bool = False, lower: bool = False
+    ) -> None:
         self.tokenizer, self.length, self.open_clip = tokenizer, length, open_clip
+        self.prepare: Callable[[str], str] = clean if open_clip else str.lower if lower else str
         self._warned = False
 
     def __call__(self, prompts: Sequence[str]) -> BatchEncoding:
         """`input_ids` and `attention_mask`, each (batch, length). Warns once of a prompt that is cut."""
-        texts = [clean(prompt) for prompt in prompts] if self.open_clip else list(prompts)
+        texts = [self.prepare(prompt) for prompt in prompts]
         # open_clip spells out what looks like a special token.
         ids = self.tokenizer(texts, verbose=False, split_special_tokens=self.open_clip).input_ids
         longest = max(range(len(ids)), key=lambda index: len(ids[index]))

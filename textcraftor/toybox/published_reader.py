@@ -13,7 +13,8 @@ import torch
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
-from textcraftor.rewards.recognisers import PUBLISHED, Recogniser, load_recogniser
+from textcraftor.rewards.reading import Recogniser
+from textcraftor.rewards.recognisers import PUBLISHED, load_recogniser
 from textcraftor.toybox.world2.scenes import LETTER_CELL, LETTERS, ROWS
 
 BATCH = 32  # rows at a time

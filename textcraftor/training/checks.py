@@ -8,7 +8,7 @@ from accelerate.tracking import get_available_trackers
 from omegaconf import DictConfig
 
 from textcraftor.config.making import made
-from textcraftor.data.prompt_files import Say, read_prompts
+from textcraftor.data.prompt_files import Say, given_prompts, is_given, place_of, read_prompts
 from textcraftor.data.prompts import split_held_out
 from textcraftor.errors import UsageError
 from textcraftor.files.writing import check_unfinished
@@ -25,15 +25,14 @@ from textcraftor.training.rates import SCHEDULES, WITH_CYCLES
 def split_prompts(config: DictConfig, say: Say | None = None) -> tuple[list[str], list[str], list[str]]:
     """Prompts to train on, to evaluate with and to watch, which never overlap.
 
-    The last two come from `prompts.held_out` where that is given, else from the end of `prompts.path`.
+    The last two come from `prompts.held_out` where that is given, else from the end of the others.
 
     Args:
         say: is told how many prompts each file holds.
     """
-    column = config.prompts.column
-    prompts = read_prompts(config.prompts.path, column, say=say)
+    prompts = given_prompts(config.prompts, say)
     if config.prompts.held_out:
-        held_out = read_prompts(config.prompts.held_out, column, "prompts.held_out", say)
+        held_out = read_prompts(config.prompts.held_out, config.prompts.column, "prompts.held_out", say)
     else:
         count = min(config.evaluation.prompts + config.watch.prompts, len(prompts) // 2)
         held_out = prompts[len(prompts) - count :]
@@ -41,9 +40,7 @@ def split_prompts(config: DictConfig, say: Say | None = None) -> tuple[list[str]
     apart = {*evaluated, *watched}
     prompts = [prompt for prompt in prompts if prompt not in apart]
     if not prompts or len(held_out) < 2:
-        raise UsageError(
-            f"prompts.path={config.prompts.path}: too few different prompts; 4 are needed, 2 of them held out"
-        )
+        raise UsageError(f"{place_of(config.prompts)}: too few different prompts; 4 are needed, 2 of them held out")
     return prompts, evaluated, watched
 
 
@@ -58,7 +55,7 @@ def check(config: DictConfig, folder: Path) -> None:
         raise UsageError(
             f"data.path={config.data.path}: this gradient starts from noise, not from pictures: leave it out"
         )
-    elif config.prompts.path or not config.dry_run:
+    elif is_given(config.prompts) or not config.dry_run:
         split_prompts(config)
     check_tuning(config, folder)
 

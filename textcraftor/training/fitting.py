@@ -28,6 +28,7 @@ class FitSettings:
         max_grad_norm: gradients are clipped to this norm.
         ema_decay: 0 keeps the last weights, otherwise the returned weights are this moving average.
         save_every: steps between checkpoints.
+        dtype: what losses are computed in, by autocast; weights stay as they are.
     """
 
     steps: int
@@ -39,6 +40,7 @@ class FitSettings:
     ema_decay: float = 0.0
     save_every: int = 250
     log_every: int = 50
+    dtype: torch.dtype = torch.float32
 
 
 def fit(
@@ -51,6 +53,7 @@ def fit(
     """
     processes = processes_of_this_run()
     parameters = [p for p in model.parameters() if p.requires_grad]
+    device = parameters[0].device
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99), fused=True
     )
@@ -65,13 +68,14 @@ def fit(
             ema.load_state_dict(state["ema"])
         start = state["step"]
     if ema:
-        ema.to(parameters[0].device)
+        ema.to(device)
     began, sums = time.time(), dict[str, float]()
     for step in range(start, settings.steps):
         torch.manual_seed(step * processes.num_processes + processes.process_index)
-        parts = loss_of(step)
+        with torch.autocast(device.type, settings.dtype, enabled=settings.dtype != torch.float32):
+            parts = loss_of(step)
         optimizer.zero_grad()
-        sum(parts.values(), torch.zeros((), device=parameters[0].device)).backward()
+        sum(parts.values(), torch.zeros((), device=device)).backward()
         average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         rates.set(step)
@@ -102,8 +106,3 @@ def fit(
 def new_ema(parameters: Sequence[nn.Parameter], decay: float) -> EMAModel | None:
     """A moving average of weights that begins quickly; none with a decay of 0."""
     return EMAModel(parameters, decay=decay, use_ema_warmup=True, power=0.75) if decay else None
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Compute in this dtype; float32 leaves everything as it is."""
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

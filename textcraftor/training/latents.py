@@ -12,7 +12,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from textcraftor.data.blend import Example, RecordDraw
 from textcraftor.data.prompts import step_rng

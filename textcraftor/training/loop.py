@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from textcraftor.errors import is_out_of_memory
 from textcraftor.models.model import Model

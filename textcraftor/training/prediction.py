@@ -31,7 +31,7 @@ PROMPT = "a prompt of whatever length"
 
 def has_weights(path: str) -> bool:
     """Whether a model lies on this disk, as a folder or file or in the hub's cache."""
-    if local_path(path).exists():
+    if not path or local_path(path).exists():  # a pipeline that a Python program gave may lie nowhere
         return True
     return isinstance(huggingface_hub.try_to_load_from_cache(path, "model_index.json"), str) if "/" in path else False
 

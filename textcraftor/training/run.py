@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ def run_in(
         say(f"goes on after step {state.step} of {config.training.steps}")
     say(job.precision)
     say(str(state.plan))
-    start_tracker(accelerator, config, state.step)
+    start_tracker(accelerator, config, folder, state.step)
     yaml = OmegaConf.to_yaml(config, resolve=True)
     if accelerator.is_main_process:  # whatever can be refused has been
         (folder / FINISHED).unlink(missing_ok=True)
@@ -85,7 +86,7 @@ def run_in(
         partial(job.look, job.schedule, job.watched, before["watched"]),
         before["watched"],
         job.rewards.weights,
-        seed_spreads(before.values()),
+        seed_spreads(one.measures for one in before.values()),
         {name: Alarm(**limits) for name, limits in config.watch.alarms.items() if limits is not None},
         config.stop_on,
         folder / "samples",
@@ -93,7 +94,9 @@ def run_in(
     try:
         with Interrupt() as interrupt:
             save = partial(checkpoints.save, config=yaml)
-            tune(job.objective, state, job.pace, metrics.write, watch, save, interrupt)
+            if state.step == 0:
+                metrics.look(watch.first, watch.alarms)
+            tune(job.objective, state, job.pace, metrics.write, partial(look, watch, metrics), save, interrupt)
     except NotFiniteError as error:
         if accelerator.is_main_process:
             write_json(folder / "not_finite.json", error.record)
@@ -106,6 +109,12 @@ def run_in(
         raise EndedRunError(error.exit_code) from error
     clock.lap("tuning")
     return finish(command, job, folder, state, before, watch, metrics, clock)
+
+
+def look(watch: Watch, metrics: MetricsFile, state: TrainingState) -> None:
+    """Look at the watched prompts, and tell the tracker."""
+    watch(state)
+    metrics.look(state.watched["points"][-1], watch.alarms, watch.file(state.step))
 
 
 def before_training(job: Job, folder: Path) -> dict[str, Evaluation]:
@@ -161,12 +170,14 @@ def stored_before(file: Path, prompts: list[str], seeds: Sequence[int]) -> Evalu
     return found if (list(found.prompts), found.seeds) == (prompts, tuple(seeds)) else None
 
 
-def start_tracker(accelerator: Accelerator, config: DictConfig, step: int) -> None:
-    """TensorBoard writes into the run's folder and forgets what a resumed run makes again; others get the settings."""
+def start_tracker(accelerator: Accelerator, config: DictConfig, folder: Path, step: int) -> None:
+    """TensorBoard writes into the run's folder and forgets what a resumed run makes again; others get the settings, and
+    W&B the run's name."""
     if config.tracker == "tensorboard":
         accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": step + 1}})
     elif config.tracker is not None:
-        accelerator.init_trackers("textcraftor", config=OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+        settings: Any = OmegaConf.to_container(config, resolve=True)
+        accelerator.init_trackers("textcraftor", config=settings, init_kwargs={"wandb": {"name": folder.name}})
 
 
 def finish(
@@ -206,7 +217,7 @@ def finish(
         "stopped_by": state.watched["stopped_by"],
         "skipped_updates": state.skipped,
         "conditioning": schedule.renamed({BEGIN: TUNED}).to_dict(),
-        "watched": [watch.point(0, watch.before) | {"alarms": []}, *state.watched["points"]],
+        "watched": [watch.first, *state.watched["points"]],
         "phases": phase_means(metrics.lines),
         "seconds": seconds | {"total": sum(seconds.values())},
         "memory": {"predicted_gb": state.plan.predicted / GB, "measured_gb": peak, "plan": str(state.plan)},
@@ -216,6 +227,7 @@ def finish(
     if processes.is_main_process:
         with replacing(folder / "before_after.png") as partial_file:
             before_after_sheet(before["evaluated"], after, rows=8).save(partial_file)
+        metrics.outcome(state.step, summary["before"], summary["after"], folder / "before_after.png")
         grids = [file for file in sorted((folder / "samples").glob("step_*.png")) if file.stem[5:].isdecimal()]
         title = f"TextCraftor: {folder.name}"
         yaml = OmegaConf.to_yaml(job.config, resolve=True)

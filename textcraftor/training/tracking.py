@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 
-from textcraftor.files.reading import read_json_lines
+from textcraftor.files.reading import open_picture, read_json_lines
 from textcraftor.files.writing import append, json_line, write_text
 from textcraftor.training.processes import say
 
@@ -59,3 +60,34 @@ class MetricsFile:
             self.lines.append({"step": step, **figures})
             append(self.path, json_line(self.lines[-1]))
         self.accelerator.log(dict(figures), step=step)
+
+    def look(self, point: Mapping[str, Any], alarms: Iterable[str], grid: Path | None = None) -> None:
+        """A look at the watched prompts, to the tracker alone: every figure, 1 for each alarm that rings, the pictures.
+
+        Args:
+            point: as `Watch.point`, with the alarms that ring.
+            alarms: all that there are.
+        """
+        figures = {f"watch/{name}": value for name, value in point.items() if name not in ("step", "alarms")}
+        figures |= {f"alarm/{name}": float(name in point["alarms"]) for name in alarms}
+        self.accelerator.log(figures, step=point["step"])
+        if grid is not None:
+            self.picture(point["step"], "watch/pictures", grid)
+
+    def outcome(self, step: int, before: Mapping[str, float], after: Mapping[str, float], sheet: Path) -> None:
+        """The evaluated prompts before and after, to the tracker alone."""
+        sides = {"before": before, "after": after}
+        figures = {f"{side}/{name}": value for side, means in sides.items() for name, value in means.items()}
+        self.accelerator.log(figures, step=step)
+        self.picture(step, "before and after", sheet)
+
+    def picture(self, step: int, name: str, file: Path) -> None:
+        """A picture, to whichever tracker takes pictures."""
+        if not (self.accelerator.is_main_process and self.accelerator.trackers):
+            return
+        with open_picture(file) as picture:
+            pixels = np.asarray(picture.convert("RGB"))[None]
+        for tracker in self.accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({name: pixels}, step=step, **layout)

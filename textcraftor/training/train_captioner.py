@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import set_seed
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from textcraftor.captioning.prefix import PrefixCaptioner
 from textcraftor.data.records import Records, check_records

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,9 +73,18 @@ class Watch:
         ringing = [name for name in self.alarms if self.alarms[name].rings(self.change(name, point, seen))]
         points.append(point | {"alarms": ringing})
         if processes_of_this_run().is_main_process:
-            with replacing(self.folder / f"step_{state.step:06d}.png") as partial:
+            with replacing(self.file(state.step)) as partial:
                 self.grid(seen).save(partial)
         state.watched["stopped_by"] = [name for name in ringing if name in self.stop_on]
+
+    @property
+    def first(self) -> dict[str, Any]:
+        """The point before training, at which no alarm rings."""
+        return self.point(0, self.before) | {"alarms": []}
+
+    def file(self, step: int) -> Path:
+        """Where the pictures of a look are."""
+        return self.folder / f"step_{step:06d}.png"
 
     def point(self, step: int, seen: Evaluation) -> dict[str, float]:
         figure = held_out(seen, self.before, self.weights, self.spreads)

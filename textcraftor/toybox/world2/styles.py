@@ -13,7 +13,7 @@ import numpy as np
 
 BEAUTIFUL = 0.2  # share of scenes whose style factors are drawn to please
 # How often light, focus, ground, finish and shadow please in the other scenes.
-PLEASING = (0.35, 0.45, 0.3, 0.3, 0.3)
+PLEASING = (0.3, 0.4, 0.25, 0.25, 0.25)
 PARTS = ("light", "focus", "ground", "finish", "shadow", "tint", "composition")
 CRISP, SOFT = 0.85, 1.35  # blur in pixels (sigma) up to which a picture is in focus, and from which it is not
 BALANCE_SCALE = 11.0  # pixels off the middle at which the balance of a composition falls to 1 / e
@@ -49,7 +49,7 @@ def sample_quality(rng: np.random.Generator) -> bool:
 
 def sample_vividness(rng: np.random.Generator, is_beautiful: bool) -> float:
     """Of one shape, in [0, 1]: beautiful scenes are vivid, others anything."""
-    return float(rng.uniform(0.85, 1.0) if is_beautiful or rng.random() < 0.2 else rng.uniform(0.0, 0.8))
+    return float(rng.uniform(0.85, 1.0) if is_beautiful or rng.random() < 0.2 else rng.uniform(0.0, 0.5))
 
 
 def sample_style(rng: np.random.Generator, is_beautiful: bool) -> Style:
@@ -58,8 +58,8 @@ def sample_style(rng: np.random.Generator, is_beautiful: bool) -> Style:
     light = "good" if pleases[0] else str(rng.choice(["dark", "faded"]))
     return Style(
         light=light,
-        strength=0.0 if light == "good" else float(rng.uniform(0.6, 1.0)),
-        softness=0.0 if pleases[1] else float(rng.uniform(1.2, 1.7)),
+        strength=0.0 if light == "good" else float(rng.uniform(0.8, 1.0)),
+        softness=0.0 if pleases[1] else float(rng.uniform(SOFT, 1.7)),
         ground="gradient" if pleases[2] else str(rng.choice(["plain", "stained"])),
         stains=int(rng.integers(2**31)),
         shaded=bool(pleases[3]),
