@@ -140,7 +140,7 @@ def test_prompts_are_taken_literally(configure):
             "models.a=finished holds neither metadata.jsonl nor rows.parquet",
         ),
         (["rate", "models.a=x", "models.a=y"], "models.a is given twice: give each name once"),
-        (["ratings"], "files=[]: name what textcraftor rate wrote: textcraftor ratings ratings/ratings.jsonl"),
+        (["ratings"], "files=[]: name what textcraftor rate wrote, as ratings/ratings.jsonl"),
         (["ratings", "empty.txt"], "empty.txt, line 1 cannot be read as JSON"),
         (["score"], "images is needed"),
         (["score", "images=finished"], "holds no picture"),

@@ -11,6 +11,7 @@ from textcraftor.rewards.base import Reward
 from textcraftor.rewards.clip import PickScore
 
 RECORD, HEAD, CLIP = "reward.json", "head.safetensors", "clip"
+AESTHETIC, PICKSCORE = LAYOUTS = ("aesthetic", "pickscore")
 FORMAT = 1
 SHAPE = {"format": int, "layout": str, "clip": str}
 
@@ -32,8 +33,8 @@ def load(path: str | None, clip: str | None = None) -> Reward:
         raise UsageError(f"rewards.mine.path={path} holds no {RECORD}: give the folder that train-reward wrote")
     check_confined(folder)
     record = shaped(folder / RECORD, read_json(folder / RECORD), SHAPE)
-    if record["format"] != FORMAT or record["layout"] not in ("aesthetic", "pickscore"):
+    if record["format"] != FORMAT or record["layout"] not in LAYOUTS:
         raise UsageError(f"{folder / RECORD}: another TextCraftor wrote it: train the reward again")
-    if record["layout"] == "aesthetic":
+    if record["layout"] == AESTHETIC:
         return Aesthetic.load(clip or record["clip"], str(folder / HEAD))
     return PickScore.load(str(folder / CLIP))
