@@ -26,9 +26,9 @@ TOWERS = ("layout=pickscore", "folds=2", "training.steps=12", "training.batch_si
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory) -> list[str]:
-    """Of 18 pairs, in which the darker picture was preferred."""
+    """Of 30 pairs, in which the darker picture was preferred."""
     folder = tmp_path_factory.mktemp("rated")
-    return [*make_rated(folder), f"features={folder / 'features'}", "device=cpu"]
+    return [*make_rated(folder, seeds=5), f"features={folder / 'features'}", "device=cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,9 @@ def test_a_head_knows_the_taste_and_loads_as_the_published_layout(configure, key
     rated pictures is 0 and its standard deviation 1."""
     folder, said = learned
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["choices"] == 18
+    assert summary["choices"] == 30
     assert summary["beats_chance"]
-    assert summary["accuracy"]["mean"] > 0.8
+    assert summary["accuracy"]["mean"] > 0.7
     assert said.endswith(f"textcraftor train rewards=mine rewards.mine.path={folder}")
     assert "WARNING" not in said
     files = [file for _, file in read_preferences(configure("train-reward", *keys)).pictures]
@@ -64,11 +64,14 @@ def test_a_head_knows_the_taste_and_loads_as_the_published_layout(configure, key
     assert np.corrcoef(mine, images.mean((1, 2, 3)))[0, 1] < -0.7
 
 
-def test_gradients_flow_towards_the_taste(learned):
-    """A step along the gradient makes a grey picture darker."""
-    image = grey(0.6).requires_grad_()
-    load(str(learned[0]))(image, ["a red circle"]).sum().backward()
-    assert image.grad.mean() < 0
+def test_the_gradient_in_the_pixels_is_that_of_the_score(learned):
+    """Along a random direction, by finite differences; the dark picture has the higher score."""
+    torch.manual_seed(0)
+    mine, image, step = load(str(learned[0])), grey(0.5).requires_grad_(), 0.01 * torch.rand(1, 3, 64, 64)
+    (mine(image, ["a red circle"])).sum().backward()
+    ahead, behind = (mine(grey(0.5) + sign * step, ["a red circle"]).item() for sign in (1, -1))
+    assert (image.grad * step).sum().item() == pytest.approx((ahead - behind) / 2, rel=0.1, abs=1e-3)
+    assert mine(grey(0.1), ["a red circle"]) > mine(grey(0.9), ["a red circle"])
 
 
 def test_pictures_are_embedded_once(configure, keys, learned, tmp_path, monkeypatch):
@@ -137,4 +140,4 @@ def test_other_folders_are_no_rewards(configure, learned, tmp_path):
         with pytest.raises(UsageError, match=words):
             load(path)
     with pytest.raises(UsageError, match=r"rewards.clip.path=x must be left out: give the path of what scores"):
-        configure("train", "rewards.clip.path=x")
+        configure("train", "+rewards.clip.path=x")

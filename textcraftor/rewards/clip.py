@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -39,7 +39,7 @@ class ClipSimilarity(Reward):
         self.clip, self.open_clip, self.siglip = clip, open_clip, isinstance(clip, SiglipModel)
         length = clip.config.text_config.max_position_embeddings
         self.tokenize = PromptTokenizer(tokenizer, length, open_clip, lower=self.siglip)
-        self.texts = Cache(self.encode_text)
+        self.texts: Callable[[Sequence[str]], Tensor] = Cache(self.encode_text)
         self.freeze()
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:

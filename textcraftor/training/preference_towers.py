@@ -6,18 +6,18 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from omegaconf import DictConfig
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from textcraftor.evaluation.score import load_picture
 from textcraftor.files.writing import replacing_folder
+from textcraftor.models.saving import plain_state
 from textcraftor.models.seeds import global_seed, run_rng
 from textcraftor.rewards.clip import PickScore
 from textcraftor.rewards.learned import CLIP
@@ -53,10 +53,11 @@ class Towers:
 
     def save(self, choices: Choices, folder: Path) -> None:
         """Write the CLIP that these choices teach, its adapters merged, with its tokenizer."""
-        scorer = self.trained(choices)
+        plain = PickScore.load(self.clip)
+        plain.clip.load_state_dict(plain_state(self.trained(choices).clip))
         with replacing_folder(folder / CLIP) as place:
-            scorer.clip.merge_and_unload().save_pretrained(place)
-            scorer.tokenize.tokenizer.save_pretrained(place)
+            plain.clip.save_pretrained(place)
+            plain.tokenize.tokenizer.save_pretrained(place)
 
     def trained(self, choices: Choices) -> PickScore:
         """A scorer whose adapters have learned these choices."""
@@ -86,8 +87,8 @@ def adapted(clip: str, config: DictConfig) -> PickScore:
     scorer = PickScore.load(clip)
     torch.manual_seed(global_seed(config.seed))
     lora = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=list(ATTENTION))
-    learning: Any = get_peft_model(scorer.clip, lora)
-    scorer.clip, scorer.texts = learning, scorer.encode_text  # not remembered: what encodes them learns
+    scorer.clip.add_adapter(lora)
+    scorer.texts = scorer.encode_text  # not remembered: what encodes them learns
     return scorer
 
 
