@@ -103,7 +103,7 @@ def place(tmp_path) -> Path:
         row = {"file_name": name, "caption": f"a {color} circle", "synthetic": more}
         lines.append(json.dumps(row) + "\n")
     (tmp_path / "pictures" / "metadata.jsonl").write_text("".join(lines))
-    make_rated(tmp_path / "rated", seeds=2)
+    make_rated(tmp_path / "rated", seeds=1)
     unit = Unit("a red circle", 0, ("a", "b"))
     add(tmp_path / FILE, begin(tmp_path / FILE, {"a": "1", "b": "2"}, {"prefer": "Which?"}), rated(unit, "left"))
     return tmp_path

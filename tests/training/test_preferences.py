@@ -20,7 +20,7 @@ from textcraftor.training.train_reward import check
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """Two folders of 18 pictures each, and ann's answers about all 18 pairs."""
+    """Two folders of 24 pictures each, and ann's answers about all 24 pairs."""
     folder = tmp_path_factory.mktemp("rated")
     make_rated(folder)
     return folder
@@ -48,7 +48,7 @@ def test_answers_become_choices(configure, place, tmp_path):
     more = [rated(units[0], "tie", "ben"), rated(units[1], "skip", "ben"), rated(units[2], "left", "ben")]
     copy = answered(place, tmp_path / "copy", *more, rated(units[2], "undo", "ben"))
     both = read_preferences(configure("train-reward", *keys(copy)))
-    assert len(both.choices) == 19
+    assert len(both.choices) == 25
     assert both.choices.outcomes[-1] == 0.5
     pictures = both.pictures
     for first, second, outcome in zip(both.choices.first, both.choices.second, both.choices.outcomes, strict=True):
@@ -57,22 +57,22 @@ def test_answers_become_choices(configure, place, tmp_path):
         assert (one.parent.name, other.parent.name) == MODELS
         assert one.name == other.name
         assert outcome in (0, 0.5, 1)
-    assert len(read_preferences(configure("train-reward", *keys(copy, "raters=[ann]"))).choices) == 18
+    assert len(read_preferences(configure("train-reward", *keys(copy, "raters=[ann]"))).choices) == 24
     turned = [rated(Unit(one.prompt, one.seed, one.models[::-1]), "left") for one in units]
-    assert [outcome for _, _, outcome in choices_of(turned)] == [0.0] * 18
+    assert [outcome for _, _, outcome in choices_of(turned)] == [0.0] * 24
 
 
 def test_grades_of_one_person_on_one_prompt_are_choices_too(configure, place, tmp_path):
     """Each two of them; grades of two people, and on two prompts, are not compared."""
     grades = [
         rated(Unit(prompt, seed, (model,)), grade, rater, "quality")
-        for prompt, rater in zip(PROMPTS, ["ann", "ben"] * 3, strict=True)
+        for prompt, rater in zip(PROMPTS, ["ann", "ben"] * 6, strict=True)
         for model, seed, grade in (("base", 0, 3), ("base", 1, 8), ("tuned", 0, 8))
     ]
     copy = answered(place, tmp_path / "copy", *grades, rated(Unit(PROMPTS[0], 1, ("tuned",)), "skip", "ann", "quality"))
     choices = read_preferences(configure("train-reward", *keys(copy, "question=quality"))).choices
-    assert sorted(choices.outcomes) == [0.0] * 12 + [0.5] * 6
-    assert len(np.unique(choices.prompts)) == 6
+    assert sorted(choices.outcomes) == [0.0] * 24 + [0.5] * 12
+    assert len(np.unique(choices.prompts)) == 12
 
 
 def test_a_folder_that_moved_is_known_again_and_another_is_not(configure, place, tmp_path):
@@ -100,7 +100,7 @@ def test_what_cannot_be_learned_from_is_refused(configure, place, tmp_path):
     shutil.copy(place / "base" / "0_0.png", alone)
     (alone / "metadata.jsonl").write_text((place / "base" / "metadata.jsonl").read_text().splitlines()[0])
     stranger = tmp_path / "stranger.jsonl"
-    stranger.write_text((place / FILE).read_text().replace('"seed": 2', '"seed": 7'))
+    stranger.write_text((place / FILE).read_text().replace('"seed": 1', '"seed": 7'))
     both = answered(place, tmp_path / "both", rated(Unit(PROMPTS[0], 0, ("base",)), 3, question="quality"))
     names = ",".join(f"r{i}" for i in range(12))
     for given, words in (
