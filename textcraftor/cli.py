@@ -278,7 +278,7 @@ def paths_as_list(command: str, overrides: Sequence[str]) -> list[str]:
 
 def is_path(value: str) -> bool:
     """Whether the value of a key for a list of paths is one path; a list, null and interpolations are none."""
-    return value not in ("", "null") and not value.startswith(("[", "$"))
+    return value.isprintable() and value not in ("", "null") and not value.startswith(("[", "$"))
 
 
 def is_text(argument: str) -> bool:

@@ -72,8 +72,16 @@ class Towers:
 
         learning = nn.ParameterList([one for one in scorer.parameters() if one.requires_grad])
         speed = FitSettings(settings.steps, settings.lr, warmup=settings.warmup)
-        fit(f"choices_{digest_of(choices)}", learning, loss_of, speed, self.folder)
+        fit(self.name_of(choices), learning, loss_of, speed, self.folder)
         return scorer
+
+    def name_of(self, choices: Choices) -> str:
+        """Tells the training of one fold, and with these settings, from others."""
+        settings = (self.clip, self.pictures, self.config.lora, self.config.training, self.config.seed)
+        whole = hashlib.sha256(repr(settings).encode())
+        for column in (choices.first, choices.second, choices.outcomes):
+            whole.update(column.tobytes())
+        return f"choices_{whole.hexdigest()[:16]}"
 
     def scores(self, scorer: PickScore, rows: Sequence[int]) -> Float[Tensor, " rows"]:
         """Of some pictures, each with its prompt."""
@@ -90,9 +98,3 @@ def adapted(clip: str, config: DictConfig) -> PickScore:
     scorer.clip.add_adapter(lora)
     scorer.texts = scorer.encode_text  # not remembered: what encodes them learns
     return scorer
-
-
-def digest_of(choices: Choices) -> str:
-    """Tells the choices of one fold from those of others."""
-    columns = (choices.first, choices.second, choices.outcomes)
-    return hashlib.sha256(b"".join(column.tobytes() for column in columns)).hexdigest()[:16]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from jaxtyping import Float
-from numpy import ndarray
 from omegaconf import DictConfig, OmegaConf
 
 from textcraftor.assets import is_address, looks_local
@@ -33,7 +33,7 @@ DRAWS = 5  # for a point of a head's learning curve, which takes seconds
 class Learner(Protocol):
     """What both layouts do with choices."""
 
-    def learn(self, choices: Choices) -> Float[ndarray, " pictures"]:
+    def learn(self, choices: Choices) -> Float[np.ndarray, " pictures"]:
         """The scores of every picture."""
         ...
 
