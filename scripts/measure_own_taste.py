@@ -23,7 +23,6 @@ from study import NOTE, Measures, cell, train
 from torch import Tensor
 
 import textcraftor
-from textcraftor.api.results import Run
 from textcraftor.cli import call, configured, register
 from textcraftor.config.making import made
 from textcraftor.config.overrides import as_typed
@@ -187,7 +186,8 @@ class OwnTaste:
 
         def pictures() -> Tensor:
             model = self.model
-            model.pipeline.text_encoder = Run(place).text_encoder()
+            mix = textcraftor.Mix({"own": place}, {"own": 1.0})
+            model.pipeline.text_encoder = mix.encoder(model.pipeline)
             return drawn(model, self.held_out, PICTURES, HELD_OUT)
 
         return judged(self.folder / "judged" / f"{name}_{seed}.json", pictures, self.held_out)

@@ -45,7 +45,7 @@ COMMANDS = {
     "compare": ("textcraftor.evaluation.compare", "set many runs beside each other: a table and a picture"),
     "rate": ("textcraftor.evaluation.rate", "a page on which people say which pictures they prefer"),
     "ratings": ("textcraftor.evaluation.ratings", "what follows from it: strengths of models, agreement of raters"),
-    "train-reward": ("textcraftor.training.train_reward", "a reward from it, in the layout of a published scorer"),
+    "train-reward": ("textcraftor.training.train_reward", "learn a reward from what people prefer"),
     "app": ("textcraftor.inference.app", "a page with a slider for each tuned encoder"),
     "fetch": ("textcraftor.fetch", "download what a configuration names, ahead of time"),
 }

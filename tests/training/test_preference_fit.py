@@ -48,7 +48,7 @@ def true_accuracy(weights: np.ndarray, taste: np.ndarray) -> float:
 
 
 def test_strengths_satisfy_the_likelihood_equations_of_bradley_and_terry():
-    """Each model is expected to win as often as it did (Bradley and Terry 1952, eq. 11); a tie is half a win."""
+    """Each model is expected to win as often as it did (Bradley and Terry 1952); a tie is half a win."""
     first, second = np.array([0, 0, 0, 1, 1, 2, 2]), np.array([1, 1, 2, 2, 2, 0, 1])
     outcomes = np.array([1, 0, 1, 1, 0.5, 0, 1.0])
     differences = np.eye(3)[first] - np.eye(3)[second]

@@ -29,7 +29,8 @@ ATTENTION = ("q_proj", "v_proj")  # what adapters change, in both towers
 
 @dataclass(frozen=True)
 class Towers:
-    """Learns adapters of both towers from choices (PickScore, eq. 3: cross entropy of the softmax over the two scores).
+    """Learns adapters of both towers from choices, by PickScore's loss: the cross entropy of the softmax over the two
+    scores, in which a tie is half a win for each.
 
     Args:
         clip: the CLIP or SigLIP to begin from, a folder or hub id.
