@@ -110,8 +110,8 @@ def told(summary: dict[str, Any], folder: Path) -> str:
     """The summary for people, and what to do next."""
     known = summary["accuracy"]
     lines = [
-        f"wrote {folder}: from {summary['choices']} choices ({summary['ties']} ties); on prompts that it did not learn "
-        f"from it chooses as people did in {share_text(known)}, n {known['n']} prompts"
+        f"wrote {folder}: it learned from {summary['choices']} choices ({summary['ties']} ties); on held-out prompts it "
+        f"makes people's choice in {share_text(known)} of cases, n {known['n']} prompts"
     ]
     lines += [f"from {point['choices']} choices: {share_text(point)}" for point in summary["curve"]]
     if not summary["beats_chance"]:
@@ -123,5 +123,6 @@ def told(summary: dict[str, Any], folder: Path) -> str:
 
 
 def share_text(known: dict[str, float]) -> str:
-    """An accuracy with its interval."""
-    return f"{known['mean']:.3f} {interval_text(known, 3, '')}"
+    """An accuracy with its interval, which there is none of where all prompts are alike."""
+    interval = "(all prompts alike)" if np.isnan(known["low"]) else interval_text(known, 3, "")
+    return f"{known['mean']:.3f} {interval}"
