@@ -185,10 +185,9 @@ class OwnTaste:
         train(place, *self.keys, *self.tuning, *rewards, f"seed={seed}")
 
         def pictures() -> Tensor:
-            model = self.model
-            mix = textcraftor.Mix({"own": place}, {"own": 1.0})
-            model.pipeline.text_encoder = mix.encoder(model.pipeline)
-            return drawn(model, self.held_out, PICTURES, HELD_OUT)
+            pipeline = self.model.pipeline
+            pipeline.text_encoder = textcraftor.Mix({"own": place}, {"own": 1.0}).encoder(pipeline)
+            return drawn(Model(pipeline), self.held_out, PICTURES, HELD_OUT)
 
         return judged(self.folder / "judged" / f"{name}_{seed}.json", pictures, self.held_out)
 

@@ -110,7 +110,7 @@ def told(summary: dict[str, Any], folder: Path) -> str:
     """The summary for people, and what to do next."""
     known = summary["accuracy"]
     lines = [
-        f"wrote {folder}: it learned from {summary['choices']} choices ({summary['ties']} ties); on held-out prompts it "
+        f"wrote {folder}: learned from {summary['choices']} choices ({summary['ties']} ties); on held-out prompts it "
         f"makes people's choice in {share_text(known)} of cases, n {known['n']} prompts"
     ]
     lines += [f"from {point['choices']} choices: {share_text(point)}" for point in summary["curve"]]
