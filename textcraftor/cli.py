@@ -45,10 +45,12 @@ COMMANDS = {
     "compare": ("textcraftor.evaluation.compare", "set many runs beside each other: a table and a picture"),
     "rate": ("textcraftor.evaluation.rate", "a page on which people say which pictures they prefer"),
     "ratings": ("textcraftor.evaluation.ratings", "what follows from it: strengths of models, agreement of raters"),
+    "train-reward": ("textcraftor.training.train_reward", "learn a reward from what people prefer"),
     "app": ("textcraftor.inference.app", "a page with a slider for each tuned encoder"),
     "fetch": ("textcraftor.fetch", "download what a configuration names, ahead of time"),
 }
-PATHS = {"compare": "runs", "app": "runs", "ratings": "files"}  # the keys that a command's bare paths are for
+# The keys that a command's bare paths are for.
+PATHS = {"compare": "runs", "app": "runs", "ratings": "files", "train-reward": "ratings"}
 SHOWS_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 # What a disk refuses, and the remedy.
 DISK = {
@@ -264,12 +266,19 @@ def carried_out(command: str, config: DictConfig) -> tuple[Path, Any]:
 
 
 def paths_as_list(command: str, overrides: Sequence[str]) -> list[str]:
-    """`compare runs/a runs/b` means `compare 'runs=[runs/a,runs/b]'`."""
-    paths = [override for override in overrides if "=" not in override and not override.startswith("-")]
-    if command not in PATHS or not paths:
+    """`compare runs/a runs/b` means `compare 'runs=[runs/a,runs/b]'`, and `runs=runs/a` a list of this one."""
+    key = PATHS.get(command)
+    single = {one: value for one in overrides for _, name, value in [split(one)] if name == key and is_path(value)}
+    bare = [one for one in overrides if "=" not in one and not one.startswith("-")] if key else []
+    if not bare and not single:
         return [*overrides]
-    listed = f"{PATHS[command]}=[{','.join(map(quoted, paths))}]"
-    return [*(override for override in overrides if override not in paths), listed]
+    listed = f"{key}=[{','.join(map(quoted, [*single.values(), *bare]))}]"
+    return [*(one for one in overrides if one not in bare and one not in single), listed]
+
+
+def is_path(value: str) -> bool:
+    """Whether the value of a key for a list of paths is one path; a list, null and interpolations are none."""
+    return value.isprintable() and value not in ("", "null") and not value.startswith(("[", "$"))
 
 
 def is_text(argument: str) -> bool:

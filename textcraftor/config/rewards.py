@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from textcraftor.config.fields import flag, number, opens, typed_path, typed_text, word
-from textcraftor.config.rules import Group
+from textcraftor.config.rules import Group, RefusedError
 
 
 @dataclass
@@ -57,3 +57,10 @@ class Reward(Group):
     """Of its scores in the sum; 0: measured, and not part of the loss."""
     target: float | None = number(default=None)
     """Training raises the score up to here and no further."""
+    path: str | None = typed_path(default=None)
+    """Of a reward that train-reward made: its folder, short for reward.path."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.path is not None and self.path != self.reward.get("path"):
+            raise RefusedError("path", self.path, "left out: give the path of what scores, reward.path")
