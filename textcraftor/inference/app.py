@@ -21,7 +21,7 @@ from textcraftor.config.fields import MOST_SEED
 from textcraftor.config.rules import is_number
 from textcraftor.errors import UsageError
 from textcraftor.files.writing import write_json
-from textcraftor.inference.export import write_record, write_text_encoders, write_webui
+from textcraftor.inference.formats import write_record, write_text_encoders, write_webui
 from textcraftor.inference.generate import Sampling, generate
 from textcraftor.inference.hosting import check_hosting, friendly, serve
 from textcraftor.inference.mix import Mix, check_base, denoiser_of
