@@ -160,8 +160,8 @@ def unet_key(key: str, layers: int) -> str:
         return f"{number}.{int(kind == 'attentions')}." + (replaced(rest, RESNET) if kind == "resnets" else rest)
     if match := re.match(r"mid_block\.(resnets|attentions)\.(\d+)\.(.*)", key):
         kind, layer, rest = match.groups()
-        number = 2 * int(layer) if kind == "resnets" else 1
-        return f"middle_block.{number}." + (replaced(rest, RESNET) if kind == "resnets" else rest)
+        place = 2 * int(layer) if kind == "resnets" else 1
+        return f"middle_block.{place}." + (replaced(rest, RESNET) if kind == "resnets" else rest)
     return replaced(key, UNET_NAMES)
 
 
