@@ -95,7 +95,7 @@ def write_report(
 ) -> None:
     """Write the report of a finished run."""
     roles = roles_of(summary["weights"], [name for name, weight in summary["weights"].items() if weight])
-    settings = OmegaConf.create(config)
+    settings: Any = OmegaConf.create(config)
     html = render(
         "report.html.j2",
         title=title,
@@ -167,7 +167,7 @@ def write_evaluation(
     ]
     roles = roles_of(summary["scorers"], summary["trained_on"])
     told = verdict(summary["difference"], roles) if "difference" in summary else ""
-    values = {"summary": summary, "config": config, "roles": roles, "verdict": told}
+    values: dict[str, Any] = {"summary": summary, "config": config, "roles": roles, "verdict": told}
     html = render("evaluation.html.j2", title=title, worst=shown[0], best=shown[1], **values)
     write_text(path, html)
 
