@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_rows_hold_what_the_pictures_were_measured_by(whole, configure):
     assert summary["difference"]["aesthetic"]["mean"] == pytest.approx(difference)
     assert summary["difference"]["aesthetic"]["n"] == 4
     html = (whole / "report.html").read_text()
-    assert "aesthetic (trained on)" in html
+    assert re.search(r"aesthetic <small[^>]*>trained on<", html)
     for text in (html, (whole / "table.md").read_text()):
         assert "95 % interval over prompts" in text
     assert html.index("Prompts that lost most") < html.index("Prompts that gained most")

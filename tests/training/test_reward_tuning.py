@@ -19,8 +19,8 @@ from textcraftor.data.prompts import PromptDraw, split_held_out
 from textcraftor.errors import UsageError
 from textcraftor.inference.generate import generate
 from textcraftor.models.loading import load_model
+from textcraftor.models.published_names import PREFIX, published
 from textcraftor.models.run_record import RunRecord
-from textcraftor.models.saving import PREFIX, published
 from textcraftor.training import loop, reward_tuning
 from textcraftor.training.checks import check, split_prompts
 from textcraftor.training.interrupt import Interrupt

@@ -16,7 +16,7 @@ from scipy import stats
 from tests.conftest import load
 from textcraftor.evaluation.evaluate import Evaluation, held_out, held_out_error, seed_spreads
 from textcraftor.evaluation.image_statistics import image_statistics
-from textcraftor.models.saving import published
+from textcraftor.models.published_names import published
 from textcraftor.training.watch import Alarm, Watch
 
 

@@ -60,7 +60,7 @@ class Export(Mixing):
     """textcraftor export."""
 
     formats: list[str] | None = word_list()
-    """Of diffusers, webui, kohya, pipeline; null: all that apply but the pipeline, which is a whole model."""
+    """Of diffusers, webui, kohya, checkpoint, pipeline; null: the first three as far as they apply."""
     push_to_hub: str | None = typed_text()
     """owner/name of a repository to upload the folder to."""
 

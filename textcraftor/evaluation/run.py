@@ -160,6 +160,7 @@ def finish(config: DictConfig, folder: Path, base: Path | None, judge: folders.J
         "prompts": len(suite.prompts),
         "seeds": list(suite.seeds),
         "tuned": dict(config.tuned),
+        "scorers": [name for name, part in config.rewards.items() if part is not None],
         "trained_on": sorted(trained_on(config)),
         "means": means(measures),
     }

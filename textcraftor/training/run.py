@@ -95,7 +95,8 @@ def run_in(
         with Interrupt() as interrupt:
             save = partial(checkpoints.save, config=yaml)
             if state.step == 0:
-                metrics.look(watch.first, watch.alarms)
+                watch.show(0, watch.before)
+                metrics.look(watch.first, watch.alarms, watch.file(0))
             tune(job.objective, state, job.pace, metrics.write, partial(look, watch, metrics), save, interrupt)
     except NotFiniteError as error:
         if accelerator.is_main_process:
@@ -212,6 +213,7 @@ def finish(
         "difference_by_prompt": changes_by_prompt(before["evaluated"], after),
         "prompts": len(job.evaluated),
         "seeds": job.seeds,
+        "weights": dict(job.rewards.weights),
         "steps": state.step,
         "batch_size": job.config.training.batch_size,
         "stopped_by": state.watched["stopped_by"],

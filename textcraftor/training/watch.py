@@ -11,7 +11,7 @@ import numpy as np
 
 from textcraftor.evaluation.evaluate import Evaluation, held_out, held_out_error, standardised
 from textcraftor.files.writing import replacing
-from textcraftor.inference.pictures import contact_sheet, to_pil
+from textcraftor.inference.pictures import cell_width, contact_sheet, to_pil, wrapped
 from textcraftor.models.tuning import state_of
 from textcraftor.training.processes import processes_of_this_run
 from textcraftor.training.state import TrainingState
@@ -72,10 +72,14 @@ class Watch:
                 state.watched["best"] = state_of(state.learners)
         ringing = [name for name in self.alarms if self.alarms[name].rings(self.change(name, point, seen))]
         points.append(point | {"alarms": ringing})
-        if processes_of_this_run().is_main_process:
-            with replacing(self.file(state.step)) as partial:
-                self.grid(seen).save(partial)
+        self.show(state.step, seen)
         state.watched["stopped_by"] = [name for name in ringing if name in self.stop_on]
+
+    def show(self, step: int, seen: Evaluation) -> None:
+        """Write the grid of pictures of a look."""
+        if processes_of_this_run().is_main_process:
+            with replacing(self.file(step)) as partial:
+                self.grid(seen).save(partial)
 
     @property
     def first(self) -> dict[str, Any]:
@@ -100,11 +104,13 @@ class Watch:
         return standardised(seen, self.before, name, float(np.nanstd(self.before.measures[name])))
 
     def grid(self, seen: Evaluation, columns: int = 8):
-        """The first picture of each prompt, captioned with its total and held-out scores."""
+        """The first picture of each prompt, captioned with the prompt, its total and held-out scores."""
         names = ["total", *(name for name, weight in self.weights.items() if weight == 0)]
-        captions = [
-            "\n".join(f"{name} {seen.measures[name][row, 0]:.3f}" for name in names) for row in range(len(seen.prompts))
-        ]
         pictures = [to_pil(image) for image in seen.images[:, 0]]
+        room = cell_width(pictures[0])
+        captions = [
+            "\n".join([*(f"{name} {seen.measures[name][row, 0]:.3f}" for name in names), wrapped(prompt, room)])
+            for row, prompt in enumerate(seen.prompts)
+        ]
         rows = np.array_split(np.arange(len(pictures)), -(-len(pictures) // columns))
         return contact_sheet([[pictures[i] for i in row] for row in rows], [[captions[i] for i in row] for row in rows])
