@@ -19,7 +19,7 @@ from textcraftor.files.reading import open_picture
 from textcraftor.files.writing import write_text
 from textcraftor.inference.pictures import contact_sheet, data_url, png_url, to_pil
 
-LEFT_OUT = ("step", "seconds", "alarms", "denoiser_calls", "gradient_steps")
+LEFT_OUT = ("step", "seconds", "alarms", "worst_scorer", "denoiser_calls", "gradient_steps")
 COSTS = ("seconds/", "gb/", "learning_rate/")
 TEMPLATES = Path(__file__).parent
 THUMBNAIL = 256  # pixels, the largest side of a picture in a report
