@@ -3,17 +3,20 @@
 Five seeds of settings that hack on the toybox and of settings that do not, all with the same held-out scorers, a
 reader among them. Of each run: the first alarm, how far the judge's measure that fell most had fallen by then, and what
 the exported weights gained on other prompts. Finished runs are skipped and unfinished ones resumed, so the script can
-be interrupted at any time.
+be interrupted at any time. `--only simulated` takes seconds: how often the alarm `worst` rings where nothing changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import argparse
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from results import new_parser, show
 from study import JUDGE, SCHEME, SEEDS, train
+
+from textcraftor.evaluation.statistics import paired_z
 
 HELD_OUT = [
     key
@@ -29,6 +32,14 @@ SETTINGS = {  # what is tuned, the rate, and whether it hacks
 }
 ALARMS = ("worst", "embedding_drift", "held_out")  # each by itself; `any` is all that are configured
 HEALTHY, HACKED = "healthy", "hacked"
+LOOKS, LIMITS, RUNS = (4, 8, 20), (-2.0, -2.5, -3.0, -3.5), 2000  # of simulated runs
+JUDGED = (48, 48, 16)  # prompts that each of their held-out scorers judges; the last one reads
+CHANGES = {  # of a prompt from look to look, 0 on average
+    "normal": lambda rng, shape: rng.normal(size=shape),
+    "heavy tails (t, 3)": lambda rng, shape: rng.standard_t(3, shape),
+    "mostly ties": lambda rng, shape: rng.normal(size=shape) * (rng.random(shape) < 0.5),
+    "skewed (exponential)": lambda rng, shape: 1 - rng.exponential(size=shape),
+}
 
 
 def falls(points: Sequence[Mapping], index: int) -> np.ndarray:
@@ -61,12 +72,25 @@ def of_alarm(alarm: str, runs: Mapping[str, Sequence[Mapping]]) -> list:
     return [alarm, rung[HACKED], np.mean(caught, 0).max() if caught else None, rung[HEALTHY]]
 
 
-def main() -> None:
-    parser = new_parser(__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("runs/watch"))
-    parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
-    arguments = parser.parse_args()
+def lowest_z(draw: Callable, looks: int, rng: np.random.Generator) -> float:
+    """The lowest z of any scorer at any look of a run in which nothing changes but by chance, look upon look."""
+    walks = [draw(rng, (looks, prompts)).cumsum(0) for prompts in JUDGED]
+    return min(paired_z(look) for walk in walks for look in walk)
+
+
+def simulated(arguments: argparse.Namespace) -> None:
+    """The share of such runs in which `worst` rings, by its limit."""
+    rng, rows = np.random.default_rng(0), []
+    for name, draw in CHANGES.items():
+        for looks in LOOKS:
+            lowest = np.array([lowest_z(draw, looks, rng) for _ in range(RUNS)])
+            rows.append([name, looks, *(float((lowest < limit).mean()) for limit in LIMITS)])
+    columns = ["changes", "looks", *((f"limit {limit:g}", ".3f") for limit in LIMITS)]
+    show("watch", "false alarms", columns, rows, arguments.store, judged=list(JUDGED), runs=RUNS)
+
+
+def trained(arguments: argparse.Namespace) -> None:
+    """Real runs, a table of them and a table of the alarms."""
     rows, runs = [], dict[str, list[Mapping]]({HACKED: [], HEALTHY: []})
     for setting, (tune, rate, hacks) in SETTINGS.items():
         kind = HACKED if hacks else HEALTHY
@@ -82,6 +106,20 @@ def main() -> None:
     show("watch", "runs", columns, rows, arguments.store, **seeds)
     columns = ["alarm", "hacked runs that ring", ("judge lost by then", "+.3f"), "healthy runs that ring"]
     show("watch", "alarms", columns, [of_alarm(one, runs) for one in ("any", *ALARMS)], arguments.store, **seeds)
+
+
+PARTS = {"simulated": simulated, "trained": trained}
+
+
+def main() -> None:
+    parser = new_parser(__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("runs/watch"))
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
+    parser.add_argument("--only", nargs="*", default=list(PARTS), choices=PARTS)
+    arguments = parser.parse_args()
+    for part in arguments.only:
+        PARTS[part](arguments)
 
 
 if __name__ == "__main__":
