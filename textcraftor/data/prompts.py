@@ -9,7 +9,7 @@ import numpy as np
 
 from textcraftor.models.seeds import run_rng
 
-LEAST_SHARE = 3  # one watched prompt of so many has words, where scorers read
+WANTED_ONE_IN = 3  # of watched prompts
 COLUMNS = ("prompt", "text", "caption")  # the names under which tables keep prompts, in any case
 
 
@@ -38,13 +38,13 @@ def split_held_out(
 
 def with_enough(prompts: Sequence[str], spare: Sequence[str], wanted: Callable[[str], object]) -> list[str]:
     """The same prompts, the last unwanted ones of them exchanged for spare ones until a third is wanted."""
-    found = list(prompts)
-    lacking = len(found) // LEAST_SHARE - sum(map(bool, map(wanted, found)))
+    kept = list(prompts)
+    lacking = len(kept) // WANTED_ONE_IN - sum(map(bool, map(wanted, kept)))
     fresh = [prompt for prompt in spare if wanted(prompt)][: max(0, lacking)]
-    unwanted = [place for place, prompt in enumerate(found) if not wanted(prompt)]
+    unwanted = [place for place, prompt in enumerate(kept) if not wanted(prompt)]
     for place, prompt in zip(reversed(unwanted), fresh, strict=False):
-        found[place] = prompt
-    return found
+        kept[place] = prompt
+    return kept
 
 
 def step_rng(seed: int, step: int) -> np.random.Generator:

@@ -38,12 +38,12 @@ class HeldOut:
 
     def changes(self, after: Evaluation) -> dict[str, np.ndarray]:
         """Of each scorer: every prompt's change in units of its spread, (prompts,), NaN where it does not judge."""
-        found = {}
+        changes = {}
         for name in self.names:
             change = (after.measures[name] - self.before.measures[name]).mean(1, dtype=float)
             judged = np.broadcast_to(self.applies.get(name, True), change.shape)
-            found[name] = np.where(judged, change, np.nan) / max(self.spreads[name], LEAST_SPREAD)
-        return found
+            changes[name] = np.where(judged, change, np.nan) / max(self.spreads[name], LEAST_SPREAD)
+        return changes
 
     def mean(self, after: Evaluation) -> float:
         """The mean over scorers of each one's mean change."""
