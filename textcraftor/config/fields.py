@@ -156,9 +156,9 @@ def anything(kind: str, holds: Callable[[Any], bool], default: Any = MISSING) ->
     return ruled(Rule(kind, ((kind, holds),), judges_null=True), default)
 
 
-def opens(known: type, each: bool = False) -> Any:
+def opens(known: type, each: bool = False, default: Any = MISSING) -> Any:
     """A mapping that takes keys beside the known ones: the arguments of what its `_target_` names."""
-    return ruled(Rule("a group of keys", opens=known, each=each))
+    return ruled(Rule("a group of keys", opens=known, each=each), default)
 
 
 def group() -> Any:

@@ -48,10 +48,18 @@ class Scorer(Group):
 
 
 @dataclass
+class ScorerOrEnsemble(Scorer):
+    """The same of a scorer that may have scorers within it."""
+
+    members: dict[str, dict[str, Any] | None] | None = opens(Scorer, each=True, default=None)
+    """Of an ensemble: the scorers that it combines, by name; null takes one out."""
+
+
+@dataclass
 class Reward(Group):
     """`rewards.<name>`: one scorer of the weighted sum."""
 
-    reward: dict[str, Any] = opens(Scorer)
+    reward: dict[str, Any] = opens(ScorerOrEnsemble)
     """What scores."""
     weight: float = number()
     """Of its scores in the sum; 0: measured, and not part of the loss."""

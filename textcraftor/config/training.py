@@ -85,11 +85,12 @@ class Watch(Group):
     every: int = whole(least=1)
     """Steps between looks."""
     prompts: int = whole(least=1)
-    """How many prompts are looked at."""
+    """How many prompts are looked at; at least a third of them with words where a scorer reads."""
     seeds: list[int] = seed_list()
     """Of the noise, for each prompt."""
     alarms: dict[str, Alarm | None] = groups_by_name("low and high")
-    """In standard deviations over the untuned model's pictures; `held_out` and `gap` over those of one prompt."""
+    """In standard deviations over the untuned model's pictures; `held_out` and `gap` over those of one prompt; `worst`
+    in standard errors; `drift` and `embedding_drift` as they are."""
 
 
 @dataclass

@@ -25,7 +25,7 @@ from textcraftor.files.writing import write_text
 from textcraftor.inference.pictures import cell_width, contact_sheet, data_url, png_url, to_pil, wrapped
 from textcraftor.inference.sharing import public
 
-LEFT_OUT = ("step", "seconds", "alarms", "denoiser_calls", "gradient_steps")
+LEFT_OUT = ("step", "seconds", "alarms", "worst_scorer", "denoiser_calls", "gradient_steps")
 COSTS = ("seconds/", "gb/", "learning_rate/")
 TEMPLATES = Path(__file__).parent
 THUMBNAIL = 256  # pixels, the largest side of a picture in a report

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 
 from textcraftor.config.making import made
 from textcraftor.errors import UsageError
+from textcraftor.evaluation.embeddings import embedding_drift
 from textcraftor.evaluation.evaluate import Evaluation, Judge, evaluate
 from textcraftor.inference.generate import Sampling
 from textcraftor.inference.mix import Mix
@@ -68,9 +70,18 @@ class Job:
         return tuple(self.config.evaluation.seeds)
 
     def look(self, schedule: ConditioningSchedule, prompts: list[str], before: Evaluation | None = None) -> Evaluation:
+        """Make and measure the pictures of prompts that are held out.
+
+        Args:
+            before: those of the model before training: adds `drift` and, where text encoders learn, `embedding_drift`.
+        """
         seeds = self.seeds if prompts is self.evaluated else tuple(self.config.watch.seeds)
-        size = self.config.evaluation.batch_size
-        return evaluate(self.model, schedule, self.sampling, self.rewards, self.judge, prompts, seeds, size, before)
+        model, sampling, size = self.model, self.sampling, self.config.evaluation.batch_size
+        seen = evaluate(model, schedule, sampling, self.rewards, self.judge, prompts, seeds, size, before)
+        if before is not None and schedule != self.start:
+            moved = embedding_drift(model, sampling, prompts, self.start, schedule, size)
+            seen.measures["embedding_drift"] = np.repeat(moved[:, None], len(seeds), axis=1)
+        return seen
 
     def state(self) -> TrainingState:
         """What training starts from, its memory planned."""

@@ -8,16 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from omegaconf import DictConfig, OmegaConf
 
 from textcraftor.errors import EndedRunError, UsageError
-from textcraftor.evaluation.evaluate import Evaluation, best_of, changes_by_prompt, compare, held_out, seed_spreads
+from textcraftor.evaluation.evaluate import Evaluation, best_of, changes_by_prompt, compare
+from textcraftor.evaluation.held_out import HeldOut, seed_spreads
 from textcraftor.evaluation.report import before_after_sheet, write_report
-from textcraftor.evaluation.statistics import TIE
 from textcraftor.files.writing import FINISHED, locked, replacing, replacing_folder, write_json, write_text
 from textcraftor.files.writing import finish as mark_finished
 from textcraftor.inference.opening import BEGIN
@@ -32,6 +30,7 @@ from textcraftor.training.latents import LATENTS
 from textcraftor.training.loop import NotFiniteError, tune
 from textcraftor.training.phases import GB, peak_gb
 from textcraftor.training.processes import processes_of_this_run, say
+from textcraftor.training.standardising import standardise
 from textcraftor.training.state import TrainingState
 from textcraftor.training.tracking import MetricsFile, Stopwatch
 from textcraftor.training.watch import Alarm, Watch
@@ -84,9 +83,7 @@ def run_in(
     metrics = MetricsFile(folder / "metrics.jsonl", accelerator, state.step)
     watch = Watch(
         partial(job.look, job.schedule, job.watched, before["watched"]),
-        before["watched"],
-        job.rewards.weights,
-        seed_spreads(one.measures for one in before.values()),
+        held_out_on(job, before)["watched"],
         {name: Alarm(**limits) for name, limits in config.watch.alarms.items() if limits is not None},
         config.stop_on,
         folder / "samples",
@@ -112,6 +109,15 @@ def run_in(
     return finish(command, job, folder, state, before, watch, metrics, clock)
 
 
+def held_out_on(job: Job, before: Mapping[str, Evaluation]) -> dict[str, HeldOut]:
+    """What compares the held-out scorers on each of the prompts with the model before training."""
+    spreads = seed_spreads(one.measures for one in before.values())
+    return {
+        name: HeldOut(one, job.rewards.weights, spreads, job.rewards.applies(one.prompts))
+        for name, one in before.items()
+    }
+
+
 def look(watch: Watch, metrics: MetricsFile, state: TrainingState) -> None:
     """Look at the watched prompts, and tell the tracker."""
     watch(state)
@@ -131,29 +137,8 @@ def before_training(job: Job, folder: Path) -> dict[str, Evaluation]:
             raise UsageError(
                 f"rewards.{name} scores no picture (NaN for all): mend it, or leave it out by rewards.{name}=null"
             )
-    if job.config.normalize_rewards:
-        check_spread({name: found["evaluated"].measures[name] for name in rewards.scorers})
-    scores = {name: torch.from_numpy(found["evaluated"].measures[name].ravel()) for name in rewards.scorers}
-    rewards.start({name: score.to(job.model.device) for name, score in scores.items()})
-    if job.config.normalize_rewards:
-        for evaluation in found.values():
-            shape = evaluation.measures["total"].shape
-            parts = {
-                name: torch.from_numpy(evaluation.measures[name].ravel()).to(rewards.mean) for name in rewards.scorers
-            }
-            evaluation.measures["total"] = rewards.total(parts).cpu().numpy().reshape(shape)
+    standardise(rewards, found, job.config.normalize_rewards)
     return found
-
-
-def check_spread(scores: Mapping[str, np.ndarray]) -> None:
-    """Refuse to standardise scores that are all the same: divided by next to nothing, they would be all that counts."""
-    for name, values in scores.items():
-        if np.ptp(values) <= TIE * np.abs(values).max():
-            raise UsageError(
-                "normalize_rewards=true divides by how far scores spread over the evaluated pictures, and "
-                f"rewards.{name} gives all of them {values.flat[0]:g}: evaluate prompts that it tells apart, or leave "
-                "normalize_rewards out"
-            )
 
 
 def before_file(folder: Path, name: str) -> Path:
@@ -192,7 +177,12 @@ def finish(
     clock: Stopwatch,
 ) -> float:
     """Save the last and the best weights, evaluate the best, write the report; returns the held-out figure."""
-    schedule, processes = job.schedule, processes_of_this_run()
+    schedule, processes, saved = job.schedule, processes_of_this_run(), state.watched.get("saved_step")
+    if saved == 0:
+        say(
+            "every look was worse than the model before training, so its weights are what is saved; those of step "
+            f"{state.step} are in {folder / 'last'}"
+        )
     with state.averaged():
         if processes.is_main_process:
             save_parts(job, folder / "last")
@@ -201,7 +191,7 @@ def finish(
             save_parts(job, folder)
         after = job.look(schedule, job.evaluated, before["evaluated"])
     clock.lap("after")
-    figure = held_out(after, before["evaluated"], job.rewards.weights, watch.spreads)
+    figure = held_out_on(job, before)["evaluated"].mean(after)
     peak = peak_gb(metrics.lines)
     seconds = clock.laps | {"tuning": round(sum(line["seconds"] for line in metrics.lines), 2)}
     summary = {
@@ -219,6 +209,7 @@ def finish(
         "stopped_by": state.watched["stopped_by"],
         "skipped_updates": state.skipped,
         "conditioning": schedule.renamed({BEGIN: TUNED}).to_dict(),
+        "saved_step": saved,
         "watched": [watch.first, *state.watched["points"]],
         "phases": phase_means(metrics.lines),
         "seconds": seconds | {"total": sum(seconds.values())},

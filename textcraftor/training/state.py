@@ -22,7 +22,8 @@ from textcraftor.training.memory import Plan
 from textcraftor.training.processes import average_gradients
 from textcraftor.training.rates import LearningRates
 
-WATCHED = {"points": [{"step": int, "held_out": float, "held_out_error": float}], "stopped_by": [str], "best": object}
+POINT = {"step": int, "held_out": float, "held_out_error": float, "alarms": [str]}
+WATCHED = {"points": [POINT], "stopped_by": [str], "best": object, "saved_step?": int}
 HALF_SCALE = 2.0**16  # of gradients where float16 would lose small ones
 HALF_INTERVAL = 2000  # steps without overflow after which the scale doubles
 NEVER = 2**31 - 1
@@ -62,7 +63,12 @@ class TrainingState:
         self.ema = new_ema(self.parameters, ema_decay)
         self.step = self.skipped = 0
         self._norms = torch.zeros(0)
-        self.watched: dict[str, Any] = {"points": [], "best": {}, "stopped_by": []}
+        self.watched: dict[str, Any] = {
+            "points": [],
+            "best": state_of(self.learners),
+            "saved_step": 0,
+            "stopped_by": [],
+        }
 
     @property
     def parameters(self) -> list[nn.Parameter]:
