@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from textcraftor.config.commands import SCHEMAS
 from textcraftor.config.compose import checked, compose, config_dir, package_path, register
 from textcraftor.config.overrides import as_typed, quoted, split
-from textcraftor.config.resume import resumed_config
+from textcraftor.config.resume import AUTO, resumed_config
 from textcraftor.config.schema import key_of
 from textcraftor.config.typed import typed
 from textcraftor.errors import EndedRunError, UsageError, one_line, printable
@@ -173,8 +173,8 @@ def resumes(command: str, overrides: Sequence[str], values: Mapping[str, Any] | 
     """Whether a command goes on with a run."""
     if key_of(SCHEMAS[command], "resume") is None:
         return False
-    named = any(split(one)[1] == "resume" and split(one)[2] != "null" for one in overrides)
-    return named or (values or {}).get("resume") is not None
+    named = any(split(one)[1] == "resume" and split(one)[2] not in ("null", AUTO) for one in overrides)
+    return named or (values or {}).get("resume") not in (None, AUTO)
 
 
 def configured(command: str, overrides: Sequence[str], values: Mapping[str, Any] | None = None) -> DictConfig:
@@ -186,6 +186,15 @@ def configured(command: str, overrides: Sequence[str], values: Mapping[str, Any]
     if resumes(command, overrides, values):
         return resumed_config(command, overrides, values)
     return compose(command, [*overrides, *base_of_runs(command, overrides, values)], values)
+
+
+def join_launch() -> None:
+    """Tell torch which process of how many this is, where submitit has started several and torchrun none."""
+    if "SUBMITIT_EXECUTOR" in os.environ and "RANK" not in os.environ:
+        import submitit
+
+        if submitit.JobEnvironment().num_tasks > 1:
+            submitit.helpers.TorchDistributedEnvironment().export()
 
 
 def launch(command: str, overrides: list[str]) -> None:
@@ -206,6 +215,7 @@ def launch(command: str, overrides: list[str]) -> None:
 
     def work(config, folder: Path) -> float | str | None:
         with one_line_errors():
+            join_launch()
             result = module().run(config, folder)
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"textcraftor: {result if isinstance(result, str) else f'wrote {os.path.relpath(folder)}'}")

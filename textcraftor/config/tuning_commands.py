@@ -23,7 +23,7 @@ from textcraftor.config.model import Model
 from textcraftor.config.optim import Gradient, Optim
 from textcraftor.config.rewards import Reward
 from textcraftor.config.sampling import Conditioning, RewardConditioning, Sampling
-from textcraftor.config.training import Denoising, Evaluation, Memory, RewardTraining, Training, Watch
+from textcraftor.config.training import Denoising, Evaluation, Memory, Processes, RewardTraining, Training, Watch
 from textcraftor.config.tune import Tune
 
 
@@ -77,6 +77,8 @@ class Tuning(Computing):
     """How long training goes on."""
     memory: Memory = group()
     """What may be kept for the backward pass."""
+    processes: Processes = group()
+    """Those of one launch."""
     watch: Watch = group()
     """Held-out prompts on the way."""
     evaluation: Evaluation = group()
