@@ -26,7 +26,7 @@ from textcraftor.config.overrides import as_typed, quoted, split
 from textcraftor.config.resume import AUTO, resumed_config
 from textcraftor.config.schema import key_of
 from textcraftor.config.typed import typed
-from textcraftor.errors import EndedRunError, UsageError, one_line, printable
+from textcraftor.errors import EndedRunError, QueuedAgainError, UsageError, one_line, printable
 
 __all__ = ["COMMANDS", "call", "compose", "config_dir", "main", "register"]
 
@@ -85,7 +85,7 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
-    except _Told:
+    except (_Told, QueuedAgainError):
         raise
     except EndedRunError as error:
         raise _Told(error.code) from error
@@ -238,6 +238,8 @@ def launch(command: str, overrides: list[str]) -> None:
             with one_line_errors():
                 config = typed(command, config)
             return work(config, Path(HydraConfig.get().runtime.output_dir))
+        except QueuedAgainError:
+            raise
         except SystemExit as ended:  # a sweep goes on where one of its jobs fails, if its sweeper allows that
             if ended.code != 0 and HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise CompactHydraException("this job ended with an error, see above") from ended

@@ -8,6 +8,7 @@ from typing import Any
 from textcraftor.config.command import Computing
 from textcraftor.config.data import Captions, Pictures, Prompts, Suite
 from textcraftor.config.fields import (
+    choices_by_name,
     flag,
     group,
     groups_by_name,
@@ -57,6 +58,8 @@ class Tuning(Computing):
     """Of all that is drawn."""
     dtype: str = word()
     """Of the frozen parts: float32, bfloat16, float16 or auto; what learns is always float32."""
+    quantize: dict[str, str] = choices_by_name(("nf4", "int8"))
+    """Frozen parts in fewer bits, by bitsandbytes: text_encoder_3, denoiser ..."""
     scorer_dtype: str = word()
     """Of the scorers; bfloat16 halves their memory."""
     compile: bool = flag()

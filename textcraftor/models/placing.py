@@ -63,6 +63,8 @@ class Part:
     def of(cls, name: str, network: nn.Module, choices: tuple[Place, ...], alone: bool = False) -> Part:
         """A network's part, its sizes read off."""
         sizes, total = [bytes_of(block) for block in blocks_of(network)], bytes_of(network)
+        if not all(one.is_floating_point() for one in network.parameters()):  # quantized: only whole
+            choices = tuple(choice for choice in choices if choice == "while_it_works")
         return cls(name, total, choices, max(sizes, default=total), total - sum(sizes), alone)
 
     def saved(self, place: Place, processes: int) -> float:

@@ -16,6 +16,7 @@ from textcraftor.files.writing import check_unfinished, is_finished
 from textcraftor.inference.generate import Sampling
 from textcraftor.inference.mix import Mix, check_base
 from textcraftor.models.loading import device_of, dtype_of
+from textcraftor.models.quantizing import check_quantize
 from textcraftor.rewards.total import check_rewards, parts_of
 from textcraftor.sampling.needs import needs_of
 from textcraftor.training.checkpoint import Checkpoints
@@ -89,6 +90,7 @@ def check_tuning(config: DictConfig, folder: Path) -> None:
     device_of(config.device)
     for key in ("dtype", "scorer_dtype"):
         dtype_of(config, key)
+    check_quantize(config.quantize)
     if config.resume:
         Checkpoints(folder, 1).check_resume(config.training.steps)
         return

@@ -140,17 +140,17 @@ def plan_memory(
     check_places(chosen, parts, processes)
     limit = available_bytes(device) if budget == "auto" else float(budget) * GB
     fixed = (resident_bytes(device) if resident is None else resident) + updating
-    limit, host, fixed = (abs(one) for one in least([limit, host, -fixed]))
+    limit, host, minus_fixed = least([limit, host, -fixed])
     sizes, need = {part.name: part.nbytes for part in parts}, math.inf
     for moved in heavy_places(parts, chosen, processes):
         for size in halvings(batch):
             for kept, blocks, decoder in costs.choices:
-                if not differentiable(moved, costs.gradient_steps, blocks, decoder):
+                if not differentiable(moved, blocks, decoder):
                     continue
                 for places in light_places(parts, moved, host, chosen):
                     together = places.get("scorers") != "while_it_works"
                     away = peak_of_parts(parts, places, costs.peak(kept, blocks, decoder, size, together), processes)
-                    peak = -least([-fixed - away])[0]  # what did not fit alone costs infinitely much
+                    peak = -least([minus_fixed - away])[0]  # what did not fit alone costs infinitely much
                     need = min(need, peak)
                     if peak <= limit:
                         about = (kept, blocks, decoder, size, costs.gradient_steps, peak, limit)

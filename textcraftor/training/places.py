@@ -62,7 +62,7 @@ def light_places(parts: Sequence[Part], moved: Places, host: float, chosen: Mapp
         yield places
 
 
-def differentiable(places: Mapping[str, Place], gradient_steps: int, blocks: bool, decoder: bool) -> bool:
+def differentiable(places: Mapping[str, Place], blocks: bool, decoder: bool) -> bool:
     """Whether a gradient passes in these places with what is kept: layers that come and go are computed again, block by
     block and picture by picture."""
     return (blocks or places.get("denoiser") != "layer_by_layer") and not (

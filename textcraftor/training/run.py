@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from omegaconf import DictConfig, OmegaConf
 
-from textcraftor.errors import EndedRunError, UsageError
+from textcraftor.errors import EndedRunError, QueuedAgainError, UsageError
 from textcraftor.evaluation.evaluate import Evaluation, best_of, changes_by_prompt, compare, held_out, seed_spreads
 from textcraftor.evaluation.report import before_after_sheet, write_report
 from textcraftor.evaluation.statistics import TIE
@@ -113,10 +113,18 @@ def run_in(
     except InterruptedRunError as error:
         say(f"{error}; textcraftor {command} resume={folder} goes on")
         if error.number == REQUEUES:
-            signal.raise_signal(error.number)  # everything is saved: the launcher may queue the job again
+            queue_again()
         raise EndedRunError(error.exit_code) from error
     clock.lap("tuning")
     return finish(command, job, folder, state, before, watch, metrics, clock)
+
+
+def queue_again() -> None:
+    """Tell the launcher, now that everything is saved; submitit's handler ends the process where it queues the job."""
+    try:
+        signal.raise_signal(REQUEUES)
+    except SystemExit as ended:
+        raise QueuedAgainError(ended.code) from ended
 
 
 def look(watch: Watch, metrics: MetricsFile, state: TrainingState) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from textcraftor.errors import EndedRunError, UsageError, one_line
+from textcraftor.errors import EndedRunError, QueuedAgainError, UsageError, one_line
 from textcraftor.training.processes import HERE, processes_of_this_run
 
 BEAT = 0.5  # seconds between two signs of life
@@ -61,7 +61,7 @@ class Watchdog:
             processes_of_this_run().wait_for_everyone()
         elif isinstance(error, RuntimeError) and any(word in str(error) for word in BROKEN):
             raise UsageError(self._who_is_gone()) from error
-        elif not isinstance(error, EndedRunError):
+        elif not isinstance(error, EndedRunError | QueuedAgainError):
             self._reason = one_line(error) or type(error).__name__
             time.sleep(3 * BEAT)  # so that the others hear it
         self._over.set()
