@@ -55,7 +55,7 @@ SHAPES = {  # steps, guidance, side of the pictures in pixels, batch
     "sd21": (25, 7.5, 768, 4),
     "sdxl": (25, 7.5, 1024, 1),
     "flux1_dev": (8, 3.5, 1024, 1),
-    **{f"tiny-{layout}": (3, 3.0, 64, 2) for layout in layouts()},
+    **{f"tiny-{layout}": (6, 3.0, 64, 2) for layout in layouts()},  # METHODS have 5 steps with a gradient
 }
 SCORERS = {"aesthetic": "ViT-L-14", "hpsv2": "ViT-H-14", "pickscore": "ViT-H-14", "clip": "ViT-L-14"}
 SMALL_SCORERS = {"aesthetic": "ViT-B-32"}

@@ -29,7 +29,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from textcraftor.cli import register
 from textcraftor.errors import UsageError
-from textcraftor.models.layout import layouts
+from textcraftor.models.layout import layouts, read_layout
 from textcraftor.training.interrupt import Interrupt
 from textcraftor.training.job import Job
 from textcraftor.training.loop import tune
@@ -109,11 +109,11 @@ def smoke(day: Day) -> dict[str, object]:
 def step(day: Day) -> dict[str, object]:
     """SD 1.5 at 512 px, 25 steps, the last 5 with a gradient, batch 4, four scorers: against re-created steps of others
     and against the floor, with and without compilation; and the plan's own choice."""
-    names = list(OURS[:1] if day.tiny else OURS)
     found: dict[str, object] = {}
-    figures = benchmark.steps(day.shape("sd15"), day.arguments(methods=names))
+    figures = benchmark.steps(day.shape("sd15"), day.arguments(methods=list(OURS[:1] if day.tiny else OURS)))
     columns, rows = benchmark.steps_table(figures)
-    found["methods"] = [dict(zip(map(str, columns), row, strict=True)) for row in rows]
+    names = [column if isinstance(column, str) else column[0] for column in columns]
+    found["methods"] = [dict(zip(names, row, strict=True)) for row in rows]
     free()
     found["planned"] = trained(day.job("sd15", "bfloat16"), 2)
     free()
@@ -203,8 +203,9 @@ def profiled(day: Day) -> dict[str, object]:
 
 
 def model_keys(layout: str) -> list[str]:
-    """The configuration of a layout's model, whose weights are random all the same."""
-    return [f"model={layout}", "prompts=animals"]
+    """What a flow model needs beside the toybox's configuration, whose prompts and scorers need no network."""
+    is_flow = read_layout(layout)["scheduler"]["_class_name"].startswith("Flow")
+    return ["model.sampling.scheduler=euler"] if is_flow else []
 
 
 def free() -> None:

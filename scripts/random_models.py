@@ -26,6 +26,7 @@ from transformers import (
 
 from textcraftor.models.layout import build_pipeline, layouts, read_layout
 from textcraftor.models.loading import frozen
+from textcraftor.models.model import family_of
 from textcraftor.rewards.aesthetic import Aesthetic, LinearHead
 from textcraftor.rewards.clip import ClipScore, PickScore
 from textcraftor.rewards.hpsv2 import HPSv2
@@ -201,7 +202,12 @@ def load_model(
             pipeline = make_pipeline(name, tiny=path != name)
         finally:
             torch.set_default_dtype(before)
-    return frozen(pipeline.to(device, dtype))
+    pipeline.to(device, dtype)
+    for part, own in (dtypes or {}).items():
+        module = getattr(pipeline, family_of(type(pipeline).__name__).denoiser if part == "denoiser" else part, None)
+        if module is not None:
+            module.to(own)
+    return frozen(pipeline)
 
 
 def _clip(architecture: str) -> tuple[CLIPModel, CLIPTokenizer]:

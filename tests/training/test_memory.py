@@ -50,8 +50,8 @@ def test_every_plan_predicts_its_peak_within_15_percent_and_changes_no_gradient(
         state.plan,
         replace(state.plan, decoder=False),
         replace(state.plan, decoder=False, kept_steps=1),
-        replace(state.plan, decoder=False, blocks=True),
         replace(state.plan, decoder=False, kept_steps=0),
+        replace(state.plan, decoder=False, blocks=True),
         replace(state.plan, decoder=False, kept_steps=0, blocks=True),
         replace(state.plan, decoder=False, kept_steps=0, blocks=True, micro_batch=2),
     ]

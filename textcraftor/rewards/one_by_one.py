@@ -25,8 +25,9 @@ class _AtOnce(torch.autograd.Function):
         leaf = images.detach().requires_grad_(images.requires_grad)
         with torch.enable_grad():
             scores = score(leaf)
+            total = scores.float().sum()
         if scores.requires_grad:
-            ctx.save_for_backward(torch.autograd.grad(scores.float().sum(), leaf)[0])
+            ctx.save_for_backward(torch.autograd.grad(total, leaf)[0])
         else:
             ctx.mark_non_differentiable(scores)
         return scores.detach()
