@@ -23,10 +23,10 @@ from tqdm.auto import tqdm
 from textcraftor.config.commands import SCHEMAS
 from textcraftor.config.compose import checked, compose, config_dir, package_path, register
 from textcraftor.config.overrides import as_typed, quoted, split
-from textcraftor.config.resume import resumed_config
+from textcraftor.config.resume import AUTO, resumed_config
 from textcraftor.config.schema import key_of
 from textcraftor.config.typed import typed
-from textcraftor.errors import EndedRunError, UsageError, one_line, printable
+from textcraftor.errors import EndedRunError, QueuedAgainError, UsageError, one_line, printable
 
 __all__ = ["COMMANDS", "call", "compose", "config_dir", "main", "register"]
 
@@ -87,7 +87,7 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
-    except _Told:
+    except (_Told, QueuedAgainError):
         raise
     except EndedRunError as error:
         raise _Told(error.code) from error
@@ -175,8 +175,8 @@ def resumes(command: str, overrides: Sequence[str], values: Mapping[str, Any] | 
     """Whether a command goes on with a run."""
     if key_of(SCHEMAS[command], "resume") is None:
         return False
-    named = any(split(one)[1] == "resume" and split(one)[2] != "null" for one in overrides)
-    return named or (values or {}).get("resume") is not None
+    named = any(split(one)[1] == "resume" and split(one)[2] not in ("null", AUTO) for one in overrides)
+    return named or (values or {}).get("resume") not in (None, AUTO)
 
 
 def configured(command: str, overrides: Sequence[str], values: Mapping[str, Any] | None = None) -> DictConfig:
@@ -188,6 +188,15 @@ def configured(command: str, overrides: Sequence[str], values: Mapping[str, Any]
     if resumes(command, overrides, values):
         return resumed_config(command, overrides, values)
     return compose(command, [*overrides, *base_of_runs(command, overrides, values)], values)
+
+
+def join_launch() -> None:
+    """Tell torch which process of how many this is, where submitit has started several and torchrun none."""
+    if "SUBMITIT_EXECUTOR" in os.environ and "RANK" not in os.environ:
+        import submitit
+
+        if submitit.JobEnvironment().num_tasks > 1:
+            submitit.helpers.TorchDistributedEnvironment().export()
 
 
 def launch(command: str, overrides: list[str]) -> None:
@@ -208,6 +217,7 @@ def launch(command: str, overrides: list[str]) -> None:
 
     def work(config, folder: Path) -> float | str | None:
         with one_line_errors():
+            join_launch()
             result = module().run(config, folder)
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"textcraftor: {result if isinstance(result, str) else f'wrote {os.path.relpath(folder)}'}")
@@ -230,6 +240,8 @@ def launch(command: str, overrides: list[str]) -> None:
             with one_line_errors():
                 config = typed(command, config)
             return work(config, Path(HydraConfig.get().runtime.output_dir))
+        except QueuedAgainError:
+            raise
         except SystemExit as ended:  # a sweep goes on where one of its jobs fails, if its sweeper allows that
             if ended.code != 0 and HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise CompactHydraException("this job ended with an error, see above") from ended

@@ -92,6 +92,12 @@ def paths_by_name() -> Any:
     return ruled(Rule("a path", (("a path", lambda value: isinstance(value, str)),), text=True, each=True))
 
 
+def choices_by_name(words: Sequence[str]) -> Any:
+    """One of some words by names that the user chooses."""
+    told = f"one of {', '.join(words)}"
+    return ruled(Rule(told, ((told, lambda value: value in words),), each=True))
+
+
 def texts_by_name() -> Any:
     """Texts for people by names that the user chooses."""
     return ruled(Rule("text", (("text", lambda value: isinstance(value, str)),), text=True, each=True))

@@ -101,7 +101,8 @@ def evaluate(
     """
     jobs, processes = grid(prompts, seeds), PartialState()
     shares = [range(len(jobs))[rank :: processes.num_processes] for rank in range(processes.num_processes)]
-    mine = [jobs[row] for row in shares[processes.process_index]] or jobs[:1]  # everyone gathers, work or none
+    mine = [jobs[row] for row in shares[processes.process_index]] or jobs[:1]
+    mine += mine[-1:] * (len(shares[0]) - len(mine))  # everyone calls the model as often as the others
     parts = gather_object([measure(model, schedule, sampling, rewards, judge, mine, batch_size)])
     order, shape = np.argsort(np.concatenate(shares)), (len(prompts), len(seeds))
     joined = {

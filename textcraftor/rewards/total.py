@@ -20,6 +20,7 @@ from textcraftor.errors import UsageError, is_out_of_memory, one_line
 from textcraftor.rewards.base import Reward, applies_to, as_reward, check_prompts
 from textcraftor.rewards.ensemble import COMBINE, Ensemble, check_ensemble
 from textcraftor.rewards.ocr import quoted
+from textcraftor.rewards.one_by_one import score_at_once, visiting
 
 Scores = Mapping[str, Float[Tensor, " batch"]]
 
@@ -55,6 +56,7 @@ class RewardSum(nn.Module):
         self.scorers = nn.ModuleDict(modules).eval().requires_grad_(False)
         self.weights, self.normalize, self.momentum = dict(weights), normalize, momentum
         self.targets = dict(targets or {})
+        self.one_by_one = self.away = False
         for name in ("", "first_"):
             self.register_buffer(f"{name}mean", torch.zeros(len(modules)))
             self.register_buffer(f"{name}variance", torch.ones(len(modules)))
@@ -66,8 +68,22 @@ class RewardSum(nn.Module):
         scores = {}
         for name, reward in self.scorers.items():
             with blamed(name), torch.set_grad_enabled(torch.is_grad_enabled() and self.weights[name] != 0):
-                scores[name] = reward(images, prompts)
+                scores[name] = self._visit(reward, images, prompts) if self.one_by_one else reward(images, prompts)
         return scores
+
+    def _visit(
+        self, reward: nn.Module, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
+    ) -> Float[Tensor, " batch"]:
+        with visiting(reward, images.device) if self.away else contextlib.nullcontext():
+            if not (torch.is_grad_enabled() and images.requires_grad):
+                return reward(images, prompts)
+            return score_at_once(lambda shown: reward(shown, prompts), images)
+
+    def work_one_by_one(self, away: bool) -> None:
+        """Let scorers work one after another, and where `away` be on the device only then."""
+        self.one_by_one, self.away = True, away
+        if away:
+            self.scorers.to("cpu")
 
     def total(self, scores: Scores) -> Float[Tensor, " batch"]:
         """The weighted sum of what `forward` returned: the figure that is compared before and after.
@@ -154,7 +170,7 @@ class RewardSum(nn.Module):
         found = dict[str, Tensor]()
         for name, reward in self.scorers.items():
             if isinstance(reward, Reward):
-                with blamed(name):
+                with blamed(name), visiting(reward, images.device) if self.away else contextlib.nullcontext():
                     found |= {f"{name}/{figure}": values for figure, values in reward.measure(images, prompts).items()}
         return found
 

@@ -8,13 +8,15 @@ from accelerate.tracking import get_available_trackers
 from omegaconf import DictConfig
 
 from textcraftor.config.making import made
+from textcraftor.config.resume import AUTO
 from textcraftor.data.prompt_files import Say, given_prompts, is_given, place_of, read_prompts
 from textcraftor.data.prompts import split_held_out
 from textcraftor.errors import UsageError
-from textcraftor.files.writing import check_unfinished
+from textcraftor.files.writing import check_unfinished, is_finished
 from textcraftor.inference.generate import Sampling
 from textcraftor.inference.mix import Mix, check_base
 from textcraftor.models.loading import device_of, dtype_of
+from textcraftor.models.quantizing import check_quantize
 from textcraftor.rewards.total import check_rewards, judged_by_readers, parts_of
 from textcraftor.sampling.needs import needs_of
 from textcraftor.training.checkpoint import Checkpoints
@@ -67,8 +69,16 @@ def from_pictures(config: DictConfig) -> bool:
     return needs_of(made(config.gradient)).pictures
 
 
+def settle_resume(config: DictConfig, folder: Path) -> None:
+    """What `resume=auto` means here: to go on with the run in the folder, or to begin where there is none."""
+    if config.resume == AUTO:
+        begun = (folder / "config.yaml").exists() and not is_finished(folder)
+        config.resume = str(folder) if begun else None
+
+
 def check_tuning(config: DictConfig, folder: Path) -> None:
     """What every tuning run needs, whatever it learns from."""
+    settle_resume(config, folder)
     Sampling(**config.sampling)
     _check_tune(config)
     _check_rates(config.training)
@@ -82,6 +92,7 @@ def check_tuning(config: DictConfig, folder: Path) -> None:
     device_of(config.device)
     for key in ("dtype", "scorer_dtype"):
         dtype_of(config, key)
+    check_quantize(config.quantize)
     if config.resume:
         Checkpoints(folder, 1).check_resume(config.training.steps)
         return

@@ -19,13 +19,14 @@ from textcraftor.inference.opening import BEGIN, open_model
 from textcraftor.models.compiling import compile_denoiser
 from textcraftor.models.loading import dtype_of
 from textcraftor.models.model import Model
+from textcraftor.models.placing import Part
 from textcraftor.models.seeds import global_seed
 from textcraftor.models.tuning import Learner
 from textcraftor.rewards.total import RewardSum, load_rewards
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.training.loop import Objective, Pace
-from textcraftor.training.memory import host_bytes, plan_memory
-from textcraftor.training.processes import processes_of_this_run, say
+from textcraftor.training.memory import Plan, bytes_of, host_bytes, plan_memory
+from textcraftor.training.processes import processes_of_this_run, processes_together, say
 from textcraftor.training.rates import share_of_rate
 from textcraftor.training.state import TrainingState
 
@@ -38,6 +39,12 @@ def updating_bytes(learners: Sequence[Learner], ema_decay: float) -> float:
     each = ADAM_BYTES + (EMA_BYTES if ema_decay else 0)
     each += EXCHANGE_BYTES if processes_of_this_run().num_processes > 1 else 0
     return float(each * sum(parameter.numel() for learner in learners for parameter in learner.parameters))
+
+
+def scorers_part(rewards: RewardSum) -> Part:
+    """All scorers as a part that memory is planned for: they may come to the device one after another."""
+    sizes = [bytes_of([scorer]) for scorer in rewards.scorers.values()]
+    return Part("scorers", sum(sizes), ("while_it_works",), max(sizes))
 
 
 @dataclass
@@ -88,11 +95,10 @@ class Job:
         config, training = self.config, self.config.training
         share = -(-training.batch_size // processes_of_this_run().num_processes)
         updating = updating_bytes(self.learners, training.ema_decay)
-        device, costs, movable = self.model.device, self.objective.costs(), self.model.movable()
-        plan = plan_memory(
-            config.memory.budget, device, costs, share, updating, movable=movable, host=host_bytes(device)
-        )
-        self.model.place(plan.offloaded, plan.on_disk)
+        device, costs, memory = self.model.device, self.objective.costs(), config.memory
+        parts, chosen = [*self.model.placeable(), scorers_part(self.rewards)], memory.places
+        plan = plan_memory(memory.budget, device, costs, share, updating, None, parts, host_bytes(device), chosen)
+        self.place(plan)
         half = self.model.compute_dtype == torch.float16
         return TrainingState(
             self.learners,
@@ -104,6 +110,13 @@ class Job:
             half,
             config.memory.budget,
         )
+
+    def place(self, plan: Plan) -> None:
+        """Put the frozen parts where the plan wants them."""
+        learning = [parameter for learner in self.learners for parameter in learner.parameters]
+        self.model.place(plan.places, learning, processes_together())
+        if plan.places["scorers"] == "while_it_works":
+            self.rewards.work_one_by_one(away=self.model.device.type != "cpu")
 
     @property
     def pace(self) -> Pace:

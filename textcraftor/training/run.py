@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from omegaconf import DictConfig, OmegaConf
 
-from textcraftor.errors import EndedRunError, UsageError
+from textcraftor.errors import EndedRunError, QueuedAgainError, UsageError
 from textcraftor.evaluation.evaluate import Evaluation, best_of, changes_by_prompt, compare
 from textcraftor.evaluation.held_out import HeldOut, seed_spreads
 from textcraftor.evaluation.report import before_after_sheet, write_report
@@ -24,16 +25,17 @@ from textcraftor.models.tuned import component_of, copy_part, tuned_folders
 from textcraftor.models.tuning import load_state
 from textcraftor.training.checkpoint import Checkpoints
 from textcraftor.training.forecast import forecast
-from textcraftor.training.interrupt import Interrupt, InterruptedRunError
+from textcraftor.training.interrupt import REQUEUES, Interrupt, InterruptedRunError
 from textcraftor.training.job import Job
 from textcraftor.training.latents import LATENTS
 from textcraftor.training.loop import NotFiniteError, tune
 from textcraftor.training.phases import GB, peak_gb
-from textcraftor.training.processes import processes_of_this_run, say
+from textcraftor.training.processes import HERE, from_main, processes_of_this_run, say
 from textcraftor.training.standardising import standardise
 from textcraftor.training.state import TrainingState
 from textcraftor.training.tracking import MetricsFile, Stopwatch
 from textcraftor.training.watch import Alarm, Watch
+from textcraftor.training.watchdog import Watchdog
 
 PARTS = ".parts"  # where what was tuned is written before it is moved to its place
 
@@ -51,12 +53,14 @@ def run_job(command: str, config: DictConfig, folder: Path, load: Callable[[Dict
             f"training.batch_size={config.training.batch_size} is that of all {accelerator.num_processes} processes: "
             "give each at least one"
         )
-    clock, job = Stopwatch(), load(config)
-    if config.dry_run:
-        return forecast(job)
-    state = job.state()
-    with locked(folder, "" if accelerator.is_main_process else str(accelerator.process_index)):
-        figure = run_in(folder, command, job, state, accelerator, clock)
+    clock, remedy = Stopwatch(), f"textcraftor {command} resume={folder} goes on, with any number of processes"
+    with Watchdog(config.processes.patience, remedy):
+        job = load(config)
+        if config.dry_run:
+            return forecast(job)
+        state = job.state()
+        with locked(folder, "" if accelerator.is_main_process else str(accelerator.process_index)):
+            figure = run_in(folder, command, job, state, accelerator, clock)
     accelerator.end_training()
     return figure
 
@@ -73,6 +77,8 @@ def run_in(
         say(f"goes on after step {state.step} of {config.training.steps}")
     say(job.precision)
     say(str(state.plan))
+    for line in state.plan.told_places().values():
+        say(f"memory: {line}")
     start_tracker(accelerator, config, folder, state.step)
     yaml = OmegaConf.to_yaml(config, resolve=True)
     if accelerator.is_main_process:  # whatever can be refused has been
@@ -104,6 +110,8 @@ def run_in(
         ) from error
     except InterruptedRunError as error:
         say(f"{error}; textcraftor {command} resume={folder} goes on")
+        if error.number == REQUEUES:
+            queue_again()
         raise EndedRunError(error.exit_code) from error
     clock.lap("tuning")
     return finish(command, job, folder, state, before, watch, metrics, clock)
@@ -118,8 +126,17 @@ def held_out_on(job: Job, before: Mapping[str, Evaluation]) -> dict[str, HeldOut
     }
 
 
+def queue_again() -> None:
+    """Tell the launcher, now that everything is saved; submitit's handler ends the process where it queues the job."""
+    try:
+        signal.raise_signal(REQUEUES)
+    except SystemExit as ended:
+        raise QueuedAgainError(ended.code) from ended
+
+
 def look(watch: Watch, metrics: MetricsFile, state: TrainingState) -> None:
     """Look at the watched prompts, and tell the tracker."""
+    HERE.enter(f"looking at the watched prompts after step {state.step}")
     watch(state)
     metrics.look(state.watched["points"][-1], watch.alarms, watch.file(state.step))
 
@@ -129,6 +146,7 @@ def before_training(job: Job, folder: Path) -> dict[str, Evaluation]:
     found = dict[str, Evaluation]()
     for name, prompts in {"evaluated": job.evaluated, "watched": job.watched}.items():
         seeds = job.seeds if name == "evaluated" else tuple(job.config.watch.seeds)
+        HERE.enter(f"looking at {len(prompts)} {name} prompts before training")
         stored = stored_before(before_file(folder, name), prompts, seeds) if job.config.resume else None
         found[name] = stored or job.look(job.start, prompts)
     rewards = job.rewards
@@ -147,7 +165,12 @@ def before_file(folder: Path, name: str) -> Path:
 
 
 def stored_before(file: Path, prompts: list[str], seeds: Sequence[int]) -> Evaluation | None:
-    """The figures of these prompts and seeds that a run kept; none where they have to be made again."""
+    """The figures of these prompts and seeds that a run kept, as the first process reads them; none where all processes
+    have to make them again."""
+    return from_main(_read_before(file, prompts, seeds) if processes_of_this_run().is_main_process else None)
+
+
+def _read_before(file: Path, prompts: list[str], seeds: Sequence[int]) -> Evaluation | None:
     try:
         found = Evaluation.load(file)
     except UsageError as error:
@@ -183,6 +206,7 @@ def finish(
             "every look was worse than the model before training, so its weights are what is saved; those of step "
             f"{state.step} are in {folder / 'last'}"
         )
+    HERE.enter("looking at the evaluated prompts after training")
     with state.averaged():
         if processes.is_main_process:
             save_parts(job, folder / "last")
