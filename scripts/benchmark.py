@@ -21,7 +21,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
@@ -36,6 +36,7 @@ from torch.utils.checkpoint import checkpoint
 
 from textcraftor.cli import compose, register
 from textcraftor.models.base import Branch
+from textcraftor.models.layout import layouts
 from textcraftor.rewards.total import RewardSum
 from textcraftor.sampling import gradients, surrogates
 from textcraftor.sampling.gradients import Rollout
@@ -53,9 +54,12 @@ SHAPES = {  # steps, guidance, side of the pictures in pixels, batch
     "sd15": (25, 7.5, 512, 4),
     "sd21": (25, 7.5, 768, 4),
     "sdxl": (25, 7.5, 1024, 1),
+    "flux1_dev": (8, 3.5, 1024, 1),
+    **{f"tiny-{layout}": (6, 3.0, 64, 2) for layout in layouts()},  # METHODS have 5 steps with a gradient
 }
 SCORERS = {"aesthetic": "ViT-L-14", "hpsv2": "ViT-H-14", "pickscore": "ViT-H-14", "clip": "ViT-L-14"}
 SMALL_SCORERS = {"aesthetic": "ViT-B-32"}
+RANDOM = ("model.load._target_=random_models.load_model",)
 ALL = 1 << 30
 PHASES = ("encode", "chain", "decode", "reward", "backward")
 Table = tuple[list[Column], Rows]
@@ -103,10 +107,15 @@ METHODS = {
 }
 
 
-def load_shape(shape: str, arguments: argparse.Namespace, dtype: str, compiled: bool) -> Job:
-    """The job that `textcraftor train` would run, with random weights in place of published ones."""
+def load_shape(shape: str, arguments: argparse.Namespace, dtype: str, compiled: bool, keys: Sequence[str] = ()) -> Job:
+    """The job that `textcraftor train` would run, with random weights in place of published ones.
+
+    Args:
+        keys: further ones of `train`.
+    """
     steps, guidance, side, batch = SHAPES[shape]
     keys = [
+        *keys,
         SCHEME,
         f"sampling={{steps: {steps}, guidance_scale: {guidance}, height: {side}, width: {side}}}",
         f"training.batch_size={arguments.batch or batch}",
@@ -118,7 +127,9 @@ def load_shape(shape: str, arguments: argparse.Namespace, dtype: str, compiled: 
     ]
     if shape == "toybox":
         return load(compose("train", keys))
-    keys += ["model.load._target_=random_models.load_model", f"model.path={shape}", "rewards=clip"]
+    if shape.startswith("tiny-"):  # with the toybox's scorer
+        return load(compose("train", [*keys, *RANDOM, f"model.path={shape}", "rewards=aesthetic"]))
+    keys += [*RANDOM, f"model.path={shape}", "rewards=clip"]
     job = load(compose("train", keys))
     architectures = SMALL_SCORERS if shape == "small" else {name: SCORERS[name] for name in arguments.scorers}
     rewards = {name: getattr(random_models, f"load_{name}")(of) for name, of in architectures.items()}

@@ -79,14 +79,14 @@ def check(run: Path, work: Path) -> bool:
     import torch
 
     from textcraftor.cli import compose, register
-    from textcraftor.inference import export
+    from textcraftor.inference import export, formats
     from textcraftor.inference.mix import Mix
     from textcraftor.models.loading import load_model
 
     register()
     folder = work / "exported" / run.name
     shutil.rmtree(folder, ignore_errors=True)
-    adapters = export.lora_folders(Mix({"a": run}))
+    adapters = formats.lora_folders(Mix({"a": run}))
     formats, limit = "diffusers,webui,pipeline" + (",kohya" if adapters else ""), ADAPTERS if adapters else WHOLE
     config = compose("export", [f"tuned.a={run}", f"formats=[{formats}]", f"run_dir={folder}"])
     export.run(config, folder)

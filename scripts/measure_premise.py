@@ -114,7 +114,7 @@ def worded(prompt: str, factor: str) -> str:
 def judged(model: Model, prompts: list[str], asked: list[str]) -> dict[str, np.ndarray]:
     """The judge's parts of two pictures of each prompt, (1, prompts, 2): nothing is trained."""
     jobs = grid(asked, (0, 1))
-    images = generate(model, jobs, ConditioningSchedule.original(), Sampling(15, 3.0, 64, 64), batch_size=32)
+    images = generate(model, jobs, ConditioningSchedule.original(), Sampling(15, 1.5, 64, 64), batch_size=32)
     figures = Judge(parts=True)(images, [prompt for prompt in prompts for _ in (0, 1)])
     return {name: np.reshape(values, (1, len(prompts), 2)) for name, values in figures.items()}
 

@@ -123,7 +123,7 @@ def generator_figures(model: Model, prompts: Sequence[str], seeds: Sequence[int]
     No two pictures have the same noise: the noise decides about style nearly alone.
     """
     jobs = [(prompt, len(seeds) * number + seed) for number, prompt in enumerate(prompts) for seed in seeds]
-    images = generate(model, jobs, ConditioningSchedule.original(), Sampling(15, 3.0, 64, 64), batch_size=32)
+    images = generate(model, jobs, ConditioningSchedule.original(), Sampling(15, 1.5, 64, 64), batch_size=32)
     figures = Judge(parts=True)(images, [prompt for prompt, _ in jobs])
     rng = np.random.default_rng(52)
     best = np.array([best_taste(parse(prompt), rng) for prompt in prompts])
@@ -148,7 +148,7 @@ def swap_figures(model: Model, prompts: Sequence[str], seeds: Sequence[int]) -> 
 
         model.readers[part] = Apart(model.pipeline, read)
         schedule = ConditioningSchedule(0, {part: 1.0}, {part: 1.0})
-        images = generate(model, jobs, schedule, Sampling(15, 3.0, 64, 64), batch_size=32)
+        images = generate(model, jobs, schedule, Sampling(15, 1.5, 64, 64), batch_size=32)
         found = Judge()(images, [prompt for prompt, _ in jobs])["faithfulness"]
         figures[f"faithfulness, {part} reading another prompt"] = float(np.nanmean(found))
         del model.readers[part]

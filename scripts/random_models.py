@@ -25,6 +25,8 @@ from transformers import (
 )
 
 from textcraftor.models.layout import build_pipeline, layouts, read_layout
+from textcraftor.models.loading import frozen
+from textcraftor.models.model import family_of
 from textcraftor.rewards.aesthetic import Aesthetic, LinearHead
 from textcraftor.rewards.clip import ClipScore, PickScore
 from textcraftor.rewards.hpsv2 import HPSv2
@@ -188,9 +190,24 @@ def make_pipeline(name: str, tiny: bool = False, **flags: Any) -> DiffusionPipel
 def load_model(
     path: str, device: str = "cpu", dtypes: Mapping[str, torch.dtype] | None = None, config: str | None = None
 ) -> DiffusionPipeline:
-    """As `textcraftor.models.loading.load_pipeline`, with the name of a layout."""
-    dtype = (dtypes or {}).get("default", torch.float32)
-    return make_pipeline(path).to(device, dtype)
+    """As `textcraftor.models.loading.load_pipeline`, with the name of a layout, `tiny-` before it for a small one.
+
+    A large one's weights are drawn on the device, in their precision: on CPUs that would take minutes.
+    """
+    dtype, name = (dtypes or {}).get("default", torch.float32), path.removeprefix("tiny-")
+    before = torch.get_default_dtype()
+    with torch.device("cpu" if path != name else device):
+        torch.set_default_dtype(torch.float32 if path != name else dtype)
+        try:
+            pipeline = make_pipeline(name, tiny=path != name)
+        finally:
+            torch.set_default_dtype(before)
+    pipeline.to(device, dtype)
+    for part, own in (dtypes or {}).items():
+        module = getattr(pipeline, family_of(type(pipeline).__name__).denoiser if part == "denoiser" else part, None)
+        if module is not None:
+            module.to(own)
+    return frozen(pipeline)
 
 
 def _clip(architecture: str) -> tuple[CLIPModel, CLIPTokenizer]:

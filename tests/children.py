@@ -27,6 +27,7 @@ import textcraftor.inference.export
 import textcraftor.inference.run
 import textcraftor.training.train
 import textcraftor.training.train_captioner
+import textcraftor.training.train_reward
 import textcraftor.training.tune_captions  # noqa: F401
 from textcraftor.cli import main
 from textcraftor.files import writing

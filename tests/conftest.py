@@ -59,6 +59,15 @@ def _two_threads():
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # of the commands that tests start
 
 
+@pytest.fixture
+def _one_thread():
+    """As the launcher gives each process: how a sum is split changes its rounding."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def load(path: str | Path = WEIGHTS / "pipeline") -> Model:
     """A fresh model of a pipeline's folder, the packed generator unless said."""
     return Model(load_pipeline(str(path)))

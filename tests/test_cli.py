@@ -37,10 +37,11 @@ def test_help_lists_every_command(tmp_path):
 def test_the_commands_and_keys_that_scripts_rely_on_stay(configure):
     """Freezes the command line's surface."""
     assert set(COMMANDS) >= {"train", "generate", "score", "fetch", "compare", "evaluate", "export", "app"}
-    assert set(COMMANDS) >= {"rate", "ratings"}
+    assert set(COMMANDS) >= {"rate", "ratings", "train-reward"}
     assert {"models", "questions", "grades", "ask", "next", "seed", "port", "run_dir"} <= set(configure("rate"))
     assert {"claim", "seeds", "limit", "pictures", "lanes", "docs", "run_dir"} <= set(configure("claims"))
     assert {"files", "questions", "models", "samples", "run_dir"} <= set(configure("ratings"))
+    assert {"ratings", "models", "question", "raters", "layout", "clip", "run_dir"} <= set(configure("train-reward"))
     train, generate = configure("train"), configure("generate", "prompt='a red circle'")
     assert {"run_dir", "name", "seed", "device", "dtype", "negative_prompt"} <= set(train)
     assert {"resume", "dry_run", "tuned", "stop_on"} <= set(train)
@@ -55,7 +56,8 @@ def test_the_commands_and_keys_that_scripts_rely_on_stay(configure):
     for other in ("evaluate", "export"):
         assert {"tuned", "mix", "switch", "denoiser"} <= set(generate) & set(configure(other))
     assert {"suite", "seeds", "base", "shard", "run_dir"} <= set(configure("evaluate"))
-    assert set(configure("fetch")) == {*train, "suite"}
+    assert {"judge", "understander", "answers"} <= set(configure("evaluate")) & set(configure("score"))
+    assert set(configure("fetch")) == {*train, "suite", "judge", "understander"}
 
 
 @pytest.mark.parametrize("group", [path.name for path in config_dir().iterdir() if path.is_dir()])
@@ -141,12 +143,15 @@ def test_prompts_are_taken_literally(configure):
             "models.a=finished holds neither metadata.jsonl nor rows.parquet",
         ),
         (["rate", "models.a=x", "models.a=y"], "models.a is given twice: give each name once"),
-        (["ratings"], "files=[]: name what textcraftor rate wrote: textcraftor ratings ratings/ratings.jsonl"),
+        (["ratings"], "files=[]: name what textcraftor rate wrote, as ratings/ratings.jsonl"),
         (["ratings", "empty.txt"], "empty.txt, line 1 cannot be read as JSON"),
         (["claims"], "claim=[]: name claims, as textcraftor claims dial"),
         (["claims", "dail"], "unknown claim dail; did you mean dial?"),
         (["claims", "dial", "limit=0"], "limit=0 must be at least 1"),
         (["claims", "dial", "docs=gone"], "docs=gone is no folder"),
+        (["train-reward"], "ratings=[]: name what textcraftor rate wrote, as ratings/ratings.jsonl"),
+        (["train-reward", "ratings=a (1).jsonl"], "a (1).jsonl cannot be read: No such file"),
+        (["train-reward", "empty.txt", "layout=linear"], "layout=linear must be aesthetic or pickscore"),
         (["score"], "images is needed"),
         (["score", "images=finished"], "holds no picture"),
         (["generate"], "give either prompt='...' or prompts.path=FILE"),

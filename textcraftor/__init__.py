@@ -5,8 +5,9 @@
     run = textcraftor.train(rewards="aesthetic", training={"steps": 20}, run_dir="runs/a")
     image = pipe(**run.mix(0.6).inputs(pipe, "a red circle", num_inference_steps=25)).images[0]
 
-`train`, `enhance`, `generate`, `evaluate`, `score`, `compare` and `export` are the commands of those names, with the
-same keys; `load` gives the model that keys name, and `Mix` mixed encoders for any pipeline: see docs/python.md.
+`train`, `enhance`, `generate`, `evaluate`, `score`, `compare`, `train_reward` and `export` are the commands of those
+names, with the same keys; `load` gives the model that keys name, and `Mix` mixed encoders for any pipeline: see
+docs/python.md.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from textcraftor.api.calling import load
-    from textcraftor.api.commands import compare, enhance, evaluate, export, generate, score, train
+    from textcraftor.api.commands import compare, enhance, evaluate, export, generate, score, train, train_reward
     from textcraftor.api.results import Run
     from textcraftor.errors import UsageError
     from textcraftor.inference.mix import Mix
@@ -28,7 +29,8 @@ _PLACES = {
     "UsageError": "textcraftor.errors",
     "load": "textcraftor.api.calling",
     **dict.fromkeys(
-        ("compare", "enhance", "evaluate", "export", "generate", "score", "train"), "textcraftor.api.commands"
+        ("compare", "enhance", "evaluate", "export", "generate", "score", "train", "train_reward"),
+        "textcraftor.api.commands",
     ),
 }
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "load",
     "score",
     "train",
+    "train_reward",
 ]
 
 

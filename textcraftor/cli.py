@@ -24,10 +24,10 @@ from textcraftor.config.claims import overrides_of
 from textcraftor.config.commands import SCHEMAS
 from textcraftor.config.compose import checked, compose, config_dir, groups, package_path, register
 from textcraftor.config.overrides import as_typed, quoted, split
-from textcraftor.config.resume import resumed_config
+from textcraftor.config.resume import AUTO, resumed_config
 from textcraftor.config.schema import key_of
 from textcraftor.config.typed import typed
-from textcraftor.errors import EndedRunError, UsageError, one_line, printable
+from textcraftor.errors import EndedRunError, QueuedAgainError, UsageError, one_line, printable
 
 __all__ = ["COMMANDS", "call", "compose", "config_dir", "main", "register"]
 
@@ -47,10 +47,12 @@ COMMANDS = {
     "claims": ("textcraftor.claims.claims", "check what papers claim, over training seeds and prompts"),
     "rate": ("textcraftor.evaluation.rate", "a page on which people say which pictures they prefer"),
     "ratings": ("textcraftor.evaluation.ratings", "what follows from it: strengths of models, agreement of raters"),
+    "train-reward": ("textcraftor.training.train_reward", "learn a reward from what people prefer"),
     "app": ("textcraftor.inference.app", "a page with a slider for each tuned encoder"),
     "fetch": ("textcraftor.fetch", "download what a configuration names, ahead of time"),
 }
-PATHS = {"compare": "runs", "app": "runs", "ratings": "files"}  # the keys that a command's bare paths are for
+# The keys that a command's bare paths are for.
+PATHS = {"compare": "runs", "app": "runs", "ratings": "files", "train-reward": "ratings"}
 SHOWS_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 # What a disk refuses, and the remedy.
 DISK = {
@@ -87,7 +89,7 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
-    except _Told:
+    except (_Told, QueuedAgainError):
         raise
     except EndedRunError as error:
         raise _Told(error.code) from error
@@ -175,8 +177,8 @@ def resumes(command: str, overrides: Sequence[str], values: Mapping[str, Any] | 
     """Whether a command goes on with a run."""
     if key_of(SCHEMAS[command], "resume") is None:
         return False
-    named = any(split(one)[1] == "resume" and split(one)[2] != "null" for one in overrides)
-    return named or (values or {}).get("resume") is not None
+    named = any(split(one)[1] == "resume" and split(one)[2] not in ("null", AUTO) for one in overrides)
+    return named or (values or {}).get("resume") not in (None, AUTO)
 
 
 def configured(command: str, overrides: Sequence[str], values: Mapping[str, Any] | None = None) -> DictConfig:
@@ -188,6 +190,15 @@ def configured(command: str, overrides: Sequence[str], values: Mapping[str, Any]
     if resumes(command, overrides, values):
         return resumed_config(command, overrides, values)
     return compose(command, [*overrides, *base_of_runs(command, overrides, values)], values)
+
+
+def join_launch() -> None:
+    """Tell torch which process of how many this is, where submitit has started several and torchrun none."""
+    if "SUBMITIT_EXECUTOR" in os.environ and "RANK" not in os.environ:
+        import submitit
+
+        if submitit.JobEnvironment().num_tasks > 1:
+            submitit.helpers.TorchDistributedEnvironment().export()
 
 
 def launch(command: str, overrides: list[str]) -> None:
@@ -208,6 +219,7 @@ def launch(command: str, overrides: list[str]) -> None:
 
     def work(config, folder: Path) -> float | str | None:
         with one_line_errors():
+            join_launch()
             result = module().run(config, folder)
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"textcraftor: {result if isinstance(result, str) else f'wrote {os.path.relpath(folder)}'}")
@@ -230,6 +242,8 @@ def launch(command: str, overrides: list[str]) -> None:
             with one_line_errors():
                 config = typed(command, config)
             return work(config, Path(HydraConfig.get().runtime.output_dir))
+        except QueuedAgainError:
+            raise
         except SystemExit as ended:  # a sweep goes on where one of its jobs fails, if its sweeper allows that
             if ended.code != 0 and HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise CompactHydraException("this job ended with an error, see above") from ended
@@ -266,14 +280,28 @@ def carried_out(command: str, config: DictConfig) -> tuple[Path, Any]:
 
 
 def paths_as_list(command: str, overrides: Sequence[str]) -> list[str]:
-    """`compare runs/a runs/b` means `compare 'runs=[runs/a,runs/b]'`, and `claims dial` means `claims claim=[dial]`."""
-    paths = [override for override in overrides if "=" not in override and not override.startswith(("-", "~"))]
-    rest = [override for override in overrides if override not in paths]
-    if paths and command == "claims":
-        return [*rest, *overrides_of(paths, groups()["claim"])]
-    if command not in PATHS or not paths:
+    """`compare runs/a runs/b` means `compare 'runs=[runs/a,runs/b]'`, and `runs=runs/a` a list of this one."""
+    if command == "claims":
+        return claims_as_list(overrides)
+    key = PATHS.get(command)
+    single = {one: value for one in overrides for _, name, value in [split(one)] if name == key and is_path(value)}
+    bare = [one for one in overrides if "=" not in one and not one.startswith("-")] if key else []
+    if not bare and not single:
         return [*overrides]
-    return [*rest, f"{PATHS[command]}=[{','.join(map(quoted, paths))}]"]
+    listed = f"{key}=[{','.join(map(quoted, [*single.values(), *bare]))}]"
+    return [*(one for one in overrides if one not in bare and one not in single), listed]
+
+
+def is_path(value: str) -> bool:
+    """Whether the value of a key for a list of paths is one path; a list, null and interpolations are none."""
+    return value.isprintable() and value not in ("", "null") and not value.startswith(("[", "$"))
+
+
+def claims_as_list(overrides: Sequence[str]) -> list[str]:
+    """`claims dial smoke` means `claims claim=[dial] scale=smoke`."""
+    names = [one for one in overrides if "=" not in one and not one.startswith(("-", "~"))]
+    chosen = overrides_of(names, groups()["claim"]) if names else []
+    return [*(one for one in overrides if one not in names), *chosen]
 
 
 def is_text(argument: str) -> bool:

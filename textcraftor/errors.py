@@ -19,6 +19,10 @@ class EndedRunError(Exception):
         self.code = code
 
 
+class QueuedAgainError(SystemExit):
+    """A launcher has queued the job again, and ends this process with its own exit code."""
+
+
 def one_line(error: BaseException) -> str:
     """What an error says, in one line."""
     return " ".join(str(error).split())

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import importlib.util
 import io
 import json
 import threading
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,7 +16,7 @@ from PIL import Image
 
 from tests.captioning.tiny_models import byte_level_tokenizer, save_gpt2, save_llava
 from tests.conftest import WEIGHTS
-from textcraftor.captioning import endpoint
+from tests.servers import serving, told
 from textcraftor.captioning.advice import Advice, question, text_of
 from textcraftor.captioning.endpoint import Endpoint, wait_after
 from textcraftor.captioning.prefix import PrefixCaptioner
@@ -150,51 +147,10 @@ def test_a_model_whose_processor_needs_another_package_says_so(folder, tmp_path)
         AskedModel(str(tmp_path), device="cpu")
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Gives the server's next reply and keeps the request."""
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.requests.append((self.path, dict(self.headers), json.loads(body)))
-        status, headers, content = self.server.reply(self.server.requests)
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        with contextlib.suppress(ConnectionError):  # whoever asks may leave before the end
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
-
-
-class Server(ThreadingHTTPServer):
-    """A server on this machine whose replies, a number of the request each or all alike, are set by a test."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}/v1"
-        self.requests: list[tuple[str, dict, dict]] = []
-
-    def replies(self, *replies: tuple) -> None:
-        """These one after the other, and the last again and again."""
-        self.reply = lambda requests: replies[min(len(requests), len(replies)) - 1]
-
-
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.0)
-    with Server() as server:
-        threading.Thread(target=partial(server.serve_forever, poll_interval=0.01)).start()
+    with serving(monkeypatch) as server:
         yield server
-        server.shutdown()
-
-
-def told(text: str | None) -> tuple:
-    """A server's answer that says a text."""
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-    return 200, {}, json.dumps({"id": "1", "choices": [choice]}).encode()
 
 
 GOOD = told(text_of(REGIONS))

@@ -37,6 +37,7 @@ KEYS = {
     "score": ["images", "model.scorers.clip.path"],
     "evaluate": ["base", "denoiser.path"],
     "recaption": ["captioner.path"],
+    "train-reward": ["clip", "features", "name", "models.a"],
     "train-captioner": ["captioner.clip", "captioner.language_model"],
 }
 

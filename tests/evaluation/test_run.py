@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_rows_hold_what_the_pictures_were_measured_by(whole, configure):
     assert summary["difference"]["aesthetic"]["mean"] == pytest.approx(difference)
     assert summary["difference"]["aesthetic"]["n"] == 4
     html = (whole / "report.html").read_text()
-    assert "aesthetic (trained on)" in html
+    assert re.search(r"aesthetic <small[^>]*>trained on<", html)
     for text in (html, (whole / "table.md").read_text()):
         assert "95 % interval over prompts" in text
     assert html.index("Prompts that lost most") < html.index("Prompts that gained most")
@@ -175,3 +176,10 @@ def test_published_suites_are_read_whole(configure, suite, files, categories, pr
 def test_fetch_knows_a_suites_files(configure):
     assert "suite.anime" in assets_of(configure("fetch", "suite=hpsv2"))
     assert not any(key.startswith("suite.") for key in assets_of(configure("fetch")))
+    found = assets_of(configure("fetch", "suite=geneval", "judge=detector", "understander=endpoint"))
+    assert {key for key in found if key.startswith(("suite.", "judge.", "understander."))} == {
+        "suite.geneval",
+        "suite.questions",
+        "judge.path",
+        "judge.clip",
+    }

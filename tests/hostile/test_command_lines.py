@@ -92,6 +92,7 @@ PLAIN = {
     "app": ["{run}"],
     "rate": ["models.a=a", "models.b=b", "port=0"],
     "ratings": ["ratings.jsonl"],
+    "train-reward": ["ratings.jsonl", "models.a=a", "models.b=b"],
     "upsample": ["prompts.path=p.txt"],
     "recaption": ["data.path=."],
     "enhance": ["prompts.path=p.txt", "understander=written"],

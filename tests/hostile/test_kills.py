@@ -17,6 +17,7 @@ from tests.children import KILLED, run
 from tests.conftest import WEIGHTS
 from tests.evaluation.test_rating import rated
 from tests.hostile.conftest import LINES, contents
+from tests.training.rated_pictures import MODELS, make_rated
 from textcraftor.captioning.prefix import PrefixCaptioner
 from textcraftor.evaluation.rating import FILE, Unit, add, begin
 
@@ -28,6 +29,12 @@ COMMANDS = {
     "score": ["score", "images=pictures", "prompts.path=p.txt", "rewards=aesthetic"],
     "compare": ["compare", "{run}", "{lora_run}"],
     "ratings": ["ratings", "ratings.jsonl"],
+    "train-reward": [
+        "train-reward",
+        f"rated/{FILE}",
+        *(f"models.{name}=rated/{name}" for name in MODELS),
+        *("layout=pickscore", "folds=2", "draws=0", "training.steps=1", "training.batch_size=2", "device=cpu"),
+    ],
     "export": ["export", "tuned.a={run}", "mix.a=1", "device=cpu"],
     "evaluate": [
         "evaluate",
@@ -96,6 +103,7 @@ def place(tmp_path) -> Path:
         row = {"file_name": name, "caption": f"a {color} circle", "synthetic": more}
         lines.append(json.dumps(row) + "\n")
     (tmp_path / "pictures" / "metadata.jsonl").write_text("".join(lines))
+    make_rated(tmp_path / "rated", seeds=1)
     unit = Unit("a red circle", 0, ("a", "b"))
     add(tmp_path / FILE, begin(tmp_path / FILE, {"a": "1", "b": "2"}, {"prefer": "Which?"}), rated(unit, "left"))
     return tmp_path

@@ -81,10 +81,11 @@ def test_a_slider_changes_the_picture_and_nothing_fails(app, page):
         page.keyboard.press("ArrowLeft")
     page.wait_for_function("old => document.querySelector('#after img').src !== old", arg=after, timeout=60_000)
     assert source("before") == before, "the original's picture has nothing to do with the slider"
-    assert "aesthetic" in page.input_value("#scores-after textarea, #scores-after input")
+    assert "aesthetic" in page.inner_text("#scores table"), "a table with the difference"
+    assert "difference" in page.inner_text("#scores table")
     page.click("#dial")
     page.wait_for_function("() => document.querySelectorAll('#strip img').length === 5", timeout=60_000)
-    assert page.input_value("#scores-strip textarea").count("aesthetic") == 5, "a line of scores a picture"
+    assert page.locator("#scores-strip tr").first.locator("th").count() == 6, "a column of scores a picture"
     page.click("#take")
     page.wait_for_selector("#taken a", timeout=60_000)
     assert_nothing_fails_or_leaves(page, app)
@@ -148,6 +149,20 @@ def test_a_seed_of_64_bits_means_itself(configure, runs, tmp_path):
             studio.check("a red circle", seed_of(text), 3, [1.0, 0.0])
     with pytest.raises(UsageError, match="must be a whole number"):
         studio.check("a red circle", 10**400, 3, [1.0, 0.0])
+
+
+def test_a_visitors_sampling_is_used_and_stands_in_the_picture(configure, runs, tmp_path):
+    """In the picture's own text, which the page writes into the PNG; nonsense is refused in one line."""
+    studio = Studio.load(configure("app", *SMALL, f"runs=[{','.join(runs)}]"), tmp_path)
+    before, after, scores = studio.sampled("a blue star", 2, 1.5).pair("a red circle", 7, 3, 1.0, 0.0)
+    assert (before.info["mix"], after.info["seed"], after.info["steps"]) == ("original", "7", "2")
+    assert (after.info["negative_prompt"], after.info["guidance_scale"]) == ("a blue star", "1.5")
+    assert scores.count("<tr>") == 1 + len(studio.rewards.scorers)
+    other = studio.pair("a red circle", 7, 3, 1.0, 0.0)
+    assert other[0].tobytes() != before.tobytes(), "the untuned picture of another sampler is another one"
+    for sent, said in ((("", 0, 3), "steps=0"), (("", 3, float("nan")), "guidance=nan"), (("x" * 2001, 3, 3), "2,001")):
+        with pytest.raises(UsageError, match=said):
+            studio.sampled(*sent)
 
 
 def test_downloads_have_names_of_their_own_and_old_ones_go(configure, runs, tmp_path):

@@ -18,7 +18,7 @@ from transformers import CLIPTextModel
 from tests.conftest import PROMPTS, WEIGHTS, load
 from tests.inference.test_mix import LORA, make_run, pipeline
 from textcraftor.errors import UsageError
-from textcraftor.inference import export
+from textcraftor.inference import export, formats
 from textcraftor.inference.mix import Mix
 from textcraftor.models.run_record import RunRecord
 
@@ -102,6 +102,9 @@ def test_adapters_come_back_under_kohyas_names_and_diffusers(runs, configure, tm
     state = load_file(folder / "lora.safetensors")
     assert {key.split("_")[1] for key in state} == {"te", "unet"}
     assert {key.rpartition(".")[0].split(".")[0] + ".alpha" for key in state} <= state.keys()
+    about = described_in(folder / "lora.safetensors")
+    assert (about["ss_network_dim"], about["ss_network_alpha"]) == (str(LORA["rank"]), f"{LORA['alpha']:g}")
+    assert (about["ss_base_model_version"], about["ss_v2"]) == ("sd_v1", "False"), "A1111 shows it for SD 1 alone"
     for files in ([folder / "lora.safetensors"], [folder / "text_encoder_lora", folder / "unet_lora"]):
         pipe = pipeline()
         for file in files:
@@ -110,6 +113,18 @@ def test_adapters_come_back_under_kohyas_names_and_diffusers(runs, configure, tm
     assert_no_path(folder)
     merged = load_file(folder / "text_encoder.safetensors")
     assert not any("lora" in key for key in merged)
+
+
+def test_a_model_without_an_original_layout_gives_no_checkpoint(runs, configure, tmp_path):
+    """The toybox's UNet reads more than CompVis' code has a place for: refused, and nothing is left behind."""
+    with pytest.raises(UsageError, match=r"formats=\[checkpoint\]: there is no single-file layout for this Stable"):
+        exported(configure, tmp_path / "x", f"tuned.a={runs['lora']}", "formats=[checkpoint]")
+    assert not list(tmp_path.iterdir())
+
+
+def described_in(file: Path) -> dict[str, str]:
+    with safe_open(file, "pt") as stored:
+        return stored.metadata()
 
 
 def test_a_merged_mix_is_one_encoder(runs, configure, tmp_path):
@@ -150,12 +165,12 @@ def test_what_is_exported_keeps_the_schedule_it_was_tuned_with(configure, tmp_pa
 
 
 def test_a_lost_key_is_loud_and_leaves_nothing(runs, configure, tmp_path, monkeypatch):
-    save_file = export.save_file
+    save_file = formats.save_file
 
     def losing(state, file, metadata):
         save_file(dict(list(state.items())[:-1]), file, metadata=metadata)
 
-    monkeypatch.setattr(export, "save_file", losing)
+    monkeypatch.setattr(formats, "save_file", losing)
     with pytest.raises(
         RuntimeError, match=r"text_encoder.safetensors: 1 keys do not come back as they were, text_model"
     ):
@@ -169,7 +184,10 @@ def test_a_lost_key_is_loud_and_leaves_nothing(runs, configure, tmp_path, monkey
         ([], "there is nothing tuned to export"),
         (["tuned.a=LORA", "mix.a=.5"], r"the mix 0.5 a \+ 0.5 original has several encoders, .* merge=true"),
         (["tuned.a=FULL", "formats=[kohya]"], r"nothing here was tuned by LoRA alone"),
-        (["tuned.a=FULL", "formats=[onnx]"], r"formats=\['onnx'\] must be of diffusers, webui, kohya, pipeline"),
+        (
+            ["tuned.a=FULL", "formats=[onnx]"],
+            r"formats=\['onnx'\] must be of diffusers, webui, kohya, checkpoint, pipeline",
+        ),
         (["tuned.a=FULL", "push_to_hub=me"], r"push_to_hub=me must be owner/name"),
         (["tuned.a=FULL", "run_dir=FULL"], r"is not empty: choose another run_dir"),
     ],

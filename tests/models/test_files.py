@@ -10,12 +10,11 @@ import torch
 from random_models import tiny_layout
 from safetensors.torch import load_file, save_file
 
-from tests.models.single_files import write_single_file
 from textcraftor.errors import UsageError
 from textcraftor.models import single_file
 from textcraftor.models.layout import build_pipeline, read_layout
 from textcraftor.models.loading import load_pipeline
-from textcraftor.models.model import Model
+from textcraftor.models.model import Model, family_of
 from textcraftor.models.single_file import kind_of, tensors_of
 
 # One tensor of each part as published: Stable Diffusion 1.5 and 2.1, SDXL, SD 3.5 medium, FLUX.1 dev, and ComfyUI's.
@@ -47,6 +46,15 @@ FILES = {
         "FluxPipeline",
     ),
 }
+
+
+def write_single_file(pipeline, file: Path, *more: str) -> Path:
+    """A pipeline as one file; `more` are names of empty tensors that say something."""
+    names = family_of(type(pipeline).__name__).single_file_names(pipeline)
+    parts = [naming.tensors(getattr(pipeline, part)) for part, naming in names.items()]
+    tensors = {key: value for part in parts for key, value in part.items()} | {name: torch.zeros(0) for name in more}
+    save_file({key: value.contiguous().clone() for key, value in tensors.items()}, file)
+    return file
 
 
 def written(file: Path, names: list[str]) -> Path:

@@ -88,7 +88,7 @@ def test_the_longest_unused_is_forgotten_and_comes_back_the_same(encoder, monkey
 def test_an_offloaded_encoder_is_on_the_device_only_while_it_works(encoder):
     """Told by its moves; `meta` stands for the device."""
     ours = Remembered(encoder, [-2], torch.device("meta"))
-    ours.put("offloaded")
+    ours.put("while_it_works")
     assert ours(TEXTS[:2]).last_hidden_state.device.type == "meta"
     assert encoder.done == ["to cpu", "to meta", "works on 1", "works on 1", "to cpu"]
     encoder.done.clear()
@@ -105,7 +105,7 @@ def test_an_encoder_on_disk_is_mapped_whenever_it_has_worked_and_says_the_same(m
     wanted = model.encode(PROMPTS, None).prompt.mixed["encoder_hidden_states"]
     kept = {name: weight.clone() for name, weight in encoder.state_dict().items()}
     model.remember()
-    model.place(["text_encoder"], ["text_encoder"])
+    model.place({"text_encoder": "on_disk"})
     file = model.remembered["text_encoder"]._file
     first = {name: weight.data_ptr() for name, weight in encoder.state_dict().items()}
     said = model.encode(PROMPTS, None).prompt.mixed["encoder_hidden_states"]
@@ -122,7 +122,7 @@ def test_an_encoder_on_disk_is_mapped_whenever_it_has_worked_and_says_the_same(m
 
 def test_an_offloaded_encoder_leaves_the_device_when_it_fails(encoder, monkeypatch):
     ours = Remembered(encoder, [-2], torch.device("meta"))
-    ours.put("offloaded")
+    ours.put("while_it_works")
 
     def failing(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -157,4 +157,4 @@ def test_a_learner_is_never_remembered(model):
 def test_an_encoder_under_adapters_stays_where_they_are(model, lora, movable):
     """Adapters are on the original's own weights: to move the one would move the other. A whole copy has its own."""
     add_learners(model, {"text_encoder": {"lr": 1e-3, "span": [0, 1], "lora": lora}})
-    assert list(model.movable()) == movable
+    assert [part.name for part in model.placeable() if part.alone] == movable

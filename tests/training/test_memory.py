@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from tests.conftest import QUICK
+from textcraftor.errors import UsageError
+from textcraftor.models.placing import Part
 from textcraftor.training.counting import LiveBytes
 from textcraftor.training.interrupt import Interrupt
 from textcraftor.training.loop import tune
@@ -49,6 +51,7 @@ def test_every_plan_predicts_its_peak_within_15_percent_and_changes_no_gradient(
         replace(state.plan, decoder=False),
         replace(state.plan, decoder=False, kept_steps=1),
         replace(state.plan, decoder=False, kept_steps=0),
+        replace(state.plan, decoder=False, blocks=True),
         replace(state.plan, decoder=False, kept_steps=0, blocks=True),
         replace(state.plan, decoder=False, kept_steps=0, blocks=True, micro_batch=2),
     ]
@@ -111,13 +114,15 @@ class Flat:
     gradient_steps = 1
     choices = ((1, False, True),)
 
-    def peak(self, kept: int, blocks: bool, decoder: bool, rows: int) -> float:
+    def peak(self, kept: int, blocks: bool, decoder: bool, rows: int, together: bool = True) -> float:
         return GB
 
 
 def test_what_finds_no_room_beside_the_device_comes_again_from_disk():
     """Encoders of 4, 2 and 1 GB, 8 GB in use: the largest leave first, while memory holds them."""
     sizes = {"text_encoder": 1 * GB, "text_encoder_2": 2 * GB, "text_encoder_3": 4 * GB}
+    leaves = ("while_it_works", "on_disk")
+    parts = [Part(name, size, leaves, largest=size, alone=True) for name, size in sizes.items()]
     for budget, host, away, disk in (
         (9, 10, [], []),
         (8, 10, ["text_encoder_3"], []),
@@ -125,6 +130,52 @@ def test_what_finds_no_room_beside_the_device_comes_again_from_disk():
         (6, 5, ["text_encoder_3", "text_encoder_2"], ["text_encoder_2"]),
         (6, 0, ["text_encoder_3", "text_encoder_2"], ["text_encoder_3", "text_encoder_2"]),
     ):
-        plan = plan_memory(budget, torch.device("cpu"), Flat(), 1, 0, 8 * GB, sizes, host * GB)
-        assert (list(plan.offloaded), plan.on_disk) == (away, tuple(disk))
-        assert str(plan).count("again from disk") == len(disk)
+        plan = plan_memory(budget, torch.device("cpu"), Flat(), 1, 0, 8 * GB, parts, host * GB)
+        assert {part for part, place in plan.places.items() if place != "resident"} == {*away}
+        assert [part for part in away if plan.places[part] == "on_disk"] == disk
+        assert str(plan).count("read from disk whenever it works") == len(disk)
+
+
+def test_places_are_chosen_by_what_they_cost_and_refused_where_they_cannot_be():
+    """Text encoders leave first, then scorers, then the denoiser comes layer by layer; a chosen place stays."""
+    parts = [
+        Part("text_encoder", 1 * GB, ("while_it_works", "on_disk", "sharded"), 1 * GB, 0, alone=True),
+        Part("scorers", 2 * GB, ("while_it_works",), 1 * GB),
+        Part("denoiser", 4 * GB, ("sharded", "layer_by_layer"), 1 * GB, 1 * GB),
+    ]
+
+    def away(budget: float, **chosen: str) -> dict[str, str]:
+        plan = plan_memory(budget, torch.device("cpu"), Deep(), 1, 0, 8 * GB, parts, 10 * GB, chosen)
+        assert plan.predicted <= plan.budget
+        return {part: place for part, place in plan.places.items() if place != "resident"}
+
+    assert away(9) == {}
+    assert away(8) == {"text_encoder": "while_it_works"}
+    assert away(7) == {"text_encoder": "while_it_works", "scorers": "while_it_works"}
+    assert away(5) == {"text_encoder": "while_it_works", "scorers": "while_it_works", "denoiser": "layer_by_layer"}
+    assert away(7, denoiser="layer_by_layer") == {"denoiser": "layer_by_layer"}
+    for chosen, message in (
+        ({"denoiser": "on_disk"}, "memory.places.denoiser=on_disk must be one of resident, sharded, layer_by_layer"),
+        ({"denoiser": "sharded"}, "memory.places.denoiser=sharded shares weights between processes, and here is one"),
+        ({"unet": "sharded"}, "memory.places.unet=sharded: what may be placed here is text_encoder, scorers, denoiser"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            away(9, **chosen)
+
+
+class Deep(Flat):
+    """May be computed again block by block."""
+
+    choices = ((1, True, False),)
+
+
+def test_layers_that_come_and_go_and_scorers_one_by_one_change_no_gradient(job):
+    """From disk here, where there is no device; between passes no layer of a block has its weights."""
+    state = job.state()
+    state.plan = replace(state.plan, blocks=True, decoder=False)
+    whole = gradient(job, state)
+    layer_by_layer = {"denoiser": "layer_by_layer", "vae": "layer_by_layer", "scorers": "while_it_works"}
+    job.place(replace(state.plan, places=state.plan.places | layer_by_layer))
+    assert job.rewards.one_by_one
+    torch.testing.assert_close(gradient(job, state), whole, rtol=1e-4, atol=1e-5 * whole.abs().max().item())
+    assert sum(weight.is_meta for weight in job.model.denoiser.parameters()) > 100

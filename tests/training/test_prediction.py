@@ -96,15 +96,15 @@ def test_a_tight_budget_takes_text_encoders_off_the_device_and_says_which(config
     """The largest first, before activations are computed again; and nothing is written."""
     keys = ["model.path=nobody/has-this", "tune=denoiser_lora", "dry_run=true", f"run_dir={tmp_path / 'run'}"]
     roomy = prediction.predict(config_of(configure, folders, *keys))[0]
-    assert roomy.offloaded == {}
+    assert {*roomy.places.values()} == {"resident"}
     tight = f"memory.budget={(roomy.predicted - 100) / GB!r}"
     plan = prediction.predict(config_of(configure, folders, *keys, tight))[0]
-    assert list(plan.offloaded) == ["text_encoder_2"], "the T5 alone"
-    assert plan.on_disk == (), "this machine has room for it"
+    away = {part: place for part, place in plan.places.items() if place != "resident"}
+    assert away == {"text_encoder_2": "while_it_works"}, "the T5 alone, and this machine has room for it"
     assert (plan.kept_steps, plan.blocks, plan.decoder) == (roomy.kept_steps, roomy.blocks, roomy.decoder)
     assert plan.predicted < roomy.predicted
     said = run(config_of(configure, folders, *keys, tight), tmp_path / "run")
-    assert "on the device only while at work: text_encoder_2 (" in said
+    assert "; text_encoder_2 (0.00 GB) on the device only while it works; predicted peak" in said
     assert "nobody/has-this is not on this disk" in said
     assert not (tmp_path / "run").exists()
     assert len(measured) == 1

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.children import start
+from tests.children import Child, start
 from tests.conftest import QUICK, ROOT
 from textcraftor.training.train import run
 
@@ -28,15 +28,23 @@ SETTINGS = (
 )
 
 
-def two_processes(*arguments: str, cwd: Path) -> None:
-    """A command in two processes, as a launcher starts them."""
+def launch(count: int, *arguments: str, cwd: Path) -> list[Child]:
+    """A command in so many processes, as a launcher starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "ACCELERATE_USE_CPU": "true"}
-    own = [shared | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"} for rank in ("0", "1")]
-    both = [start([*arguments], cwd, environment=environment) for environment in own]
-    assert [child.wait() for child in both] == [0, 0], [child.log.read_text() for child in both]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "ACCELERATE_USE_CPU": "true"}
+    shared |= {"WORLD_SIZE": f"{count}", "LOCAL_WORLD_SIZE": f"{count}", "OMP_NUM_THREADS": "1"}
+    own = [shared | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} for rank in range(count)]
+    return [start([*arguments], cwd, environment=environment) for environment in own]
+
+
+def processes(count: int, *arguments: str, cwd: Path) -> list[str]:
+    """The same to its end; what each process said."""
+    children = launch(count, *arguments, cwd=cwd)
+    codes, logs = [child.wait() for child in children], [child.log.read_text() for child in children]
+    assert codes == [0] * count, "\n".join(logs)
+    return logs
 
 
 def checkpoint(folder: Path, step: int) -> dict:
@@ -53,21 +61,12 @@ def first_moments(*folders: Path) -> list[torch.Tensor]:
     return [flat(state["exp_avg"] for state in one) for one in states]
 
 
-@pytest.fixture
-def _one_thread():
-    """As the launcher gives each process: how a sum is split changes its rounding."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("_one_thread")
 def test_two_processes_have_one_processs_gradient_and_resume(configure, tmp_path):
     """The first moments after one step are the clipped gradient: relative difference below 1e-5."""
     alone, both = tmp_path / "alone", tmp_path / "both"
     run(configure("train", *SETTINGS, f"run_dir={alone}"), alone)
-    two_processes("train", *SETTINGS, f"run_dir={both}", cwd=tmp_path)
+    processes(2, "train", *SETTINGS, f"run_dir={both}", cwd=tmp_path)
     ours, theirs = first_moments(alone, both)
     assert (ours - theirs).norm() < 1e-5 * ours.norm()
     one, two = (json.loads((folder / "summary.json").read_text())["before"] for folder in (alone, both))
@@ -75,7 +74,7 @@ def test_two_processes_have_one_processs_gradient_and_resume(configure, tmp_path
     assert all(abs(one[name] - two[name]) < 1e-4 for name in one), "shared evaluation differs"
     assert (both / "checkpoints" / "step_000001" / "process_1.pt").exists()
 
-    two_processes("train", f"resume={both}", "training.steps=2", cwd=tmp_path)
+    processes(2, "train", f"resume={both}", "training.steps=2", cwd=tmp_path)
     assert [json.loads(line)["step"] for line in (both / "metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 

@@ -19,8 +19,9 @@ from textcraftor.data.prompts import PromptDraw, split_held_out
 from textcraftor.errors import UsageError
 from textcraftor.inference.generate import generate
 from textcraftor.models.loading import load_model
+from textcraftor.models.published_names import PREFIX, published
 from textcraftor.models.run_record import RunRecord
-from textcraftor.models.saving import PREFIX, published
+from textcraftor.rewards.ocr import quoted
 from textcraftor.training import loop, reward_tuning
 from textcraftor.training.checks import check, split_prompts
 from textcraftor.training.interrupt import Interrupt
@@ -89,12 +90,12 @@ SHORT = (
 )
 
 
-# Nothing stands in for their authors' weights in the toybox: their gradients are tested in tests/rewards.
-DOWNLOADED = {"aesthetic_v25", "hpsv3", "mps", "siglip", "vqascore"}
+# They need weights that nothing in the toybox stands in for: their gradients are tested elsewhere.
+UNPACKED = {"aesthetic_v25", "hpsv3", "mine", "mps", "siglip", "vqascore"}
 PRESETS = {file.stem for file in (config_dir() / "rewards").glob("*.yaml")}
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS - DOWNLOADED))
+@pytest.mark.parametrize("preset", sorted(PRESETS - UNPACKED))
 def test_every_mix_has_a_gradient(configure, tmp_path, preset):
     normalized = f"normalize_rewards={preset == 'preference'}".lower()
     job = load(configure("train", *QUICK, *SHORT, "prompts=words", f"rewards={preset}", normalized))
@@ -383,6 +384,21 @@ def test_as_many_prompts_are_evaluated_and_watched_as_are_asked_for(there, asked
     evaluated, watched = split_held_out(prompts, *asked)
     assert (len(evaluated), len(watched)) == given
     assert evaluated + watched == prompts[: sum(given)]
+
+
+def test_a_third_of_the_watched_prompts_have_words_where_a_scorer_reads(configure):
+    """The last ones without give way to the next spare ones with; what is evaluated stays, nothing is trained on."""
+    plain, words = [f"a circle {number}" for number in range(40)], [f'a star "{number}"' for number in range(5)]
+    evaluated, watched = split_held_out(plain[:20] + words[:1], 10, 9, plain[20:] + words[1:], quoted)
+    assert (evaluated, watched) == (plain[:10], [*plain[10:16], *words[2::-1]])
+    assert split_held_out(plain[:20], 10, 9, words[:1], quoted)[1] == [*plain[10:18], words[0]], "there are no more"
+    drawn = {
+        name: split_prompts(configure("train", f"rewards={name}", "watch.prompts=24", "evaluation.prompts=120"))
+        for name in ("clip", "ocr")
+    }
+    assert drawn["clip"][1] == drawn["ocr"][1]
+    assert sum(map(bool, map(quoted, drawn["ocr"][2]))) >= 8
+    assert not {*drawn["ocr"][0]} & {*drawn["ocr"][1], *drawn["ocr"][2]}
 
 
 @pytest.mark.parametrize(

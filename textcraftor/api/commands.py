@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, Literal, overload
 
 from textcraftor.api.calling import call
-from textcraftor.api.results import Comparison, Evaluation, Folder, Pictures, Run, Scores
+from textcraftor.api.results import Comparison, Evaluation, Folder, Measured, Pictures, Run, Scores
 
 
 @overload
@@ -57,6 +57,11 @@ def score(*keys: str, **values: Any) -> Scores:
 def compare(*keys: str, **values: Any) -> Comparison:
     """Set runs beside each other: `compare(runs=[one, other])`."""
     return Comparison(call("compare", keys, values)[0])
+
+
+def train_reward(*keys: str, **values: Any) -> Measured:
+    """Learn a reward from people's ratings: `train_reward(ratings=[file], models={"base": base, "tuned": tuned})`."""
+    return Measured(call("train-reward", keys, values)[0])
 
 
 def export(*keys: str, **values: Any) -> Folder:

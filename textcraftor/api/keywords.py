@@ -21,7 +21,7 @@ from textcraftor.config.compose import config_dir, groups, package_path
 from textcraftor.config.objects import GIVEN, GIVEN_PIPELINE, description, target_of
 from textcraftor.config.optim import Gradient
 from textcraftor.config.overrides import split
-from textcraftor.config.rewards import Scorer
+from textcraftor.config.rewards import Scorer, ScorerOrEnsemble
 from textcraftor.config.schema import key_of
 from textcraftor.config.words import unknown
 from textcraftor.errors import UsageError
@@ -87,7 +87,7 @@ class Keywords:
         known = key_of(SCHEMAS[self.command], key)
         if known is None or not all(NAME.fullmatch(part) for part in key.split(".")):
             raise unknown(self.command, key)
-        if callable(value) and known.known in (Scorer, Gradient):
+        if callable(value) and known.known in (Scorer, ScorerOrEnsemble, Gradient):
             target = target_of(key, value)
             if target["_target_"] == GIVEN:
                 self.objects[key] = value

@@ -37,13 +37,18 @@ class Folder(os.PathLike):
 
 
 @dataclass(frozen=True)
-class Reported(Folder):
-    """A folder with figures and a report."""
+class Measured(Folder):
+    """A folder with figures."""
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """The figures of `summary.json`."""
         return read_json(self.path / "summary.json")
+
+
+@dataclass(frozen=True)
+class Reported(Measured):
+    """A folder with figures and a report."""
 
     @property
     def report(self) -> Path:

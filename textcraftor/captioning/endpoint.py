@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,8 @@ import httpx
 from PIL import Image
 
 from textcraftor.captioning.advice import Advice, short
-from textcraftor.captioning.understanding import ask, check_asking, seed_of
+from textcraftor.captioning.image_to_text import Shown, pictures_of
+from textcraftor.captioning.understanding import ask_for_advice, check_asking, seed_of
 from textcraftor.config.rules import shown
 from textcraftor.errors import UsageError, one_line
 from textcraftor.files.pictures import to_rgb
@@ -26,6 +28,7 @@ MOST_BYTES = MB  # of a server's answer
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between two attempts
 LATER = (408, 429)  # statuses, beside 500 and above, after which the same request may be answered
 CORRECT = "correct understander.url, which often ends in /v1, understander.model or the key"
+MOST_LIKELY = 20  # tokens that the API tells the probabilities of
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
@@ -83,45 +86,71 @@ class Endpoint:
         Raises:
             UsageError: the server is down, refuses, or answers what its API does not promise.
         """
-        return ask(self._asked, pictures, prompts, self.tries, self.box_scale)
+        return ask_for_advice(self.answers, pictures, prompts, self.tries, self.box_scale)
 
-    def _asked(self, pictures: Sequence[Image.Image], questions: Sequence[str], number: int) -> list[str]:
-        """In a thread of its own: a notebook's has an event loop already."""
+    def answers(self, pictures: Sequence[Shown], questions: Sequence[str], number: int) -> list[str]:
+        """An answer to each question, see `understanding.Answering`.
+
+        Raises:
+            UsageError: as a call does.
+        """
+        asked = zip(pictures, questions, strict=True)
+        return [self._text_in(one) for one in self._all([self._body(*one, number) for one in asked])]
+
+    def probabilities(
+        self, pictures: Sequence[Shown], questions: Sequence[str], words: Sequence[str]
+    ) -> list[list[float]]:
+        """How likely each answer begins with each word, see `understanding.Answering`; 0 where the word is not among
+        the likeliest tokens, of which the API tells 20.
+
+        Raises:
+            UsageError: as a call does; or the server does not tell how likely tokens are.
+        """
+        wanted = {"logprobs": True, "top_logprobs": MOST_LIKELY, "max_tokens": 1}
+        asked = zip(pictures, questions, strict=True)
+        contents = self._all([self._body(*one, 0, wanted) for one in asked])
+        return [[_likelihood(one, word) for word in words] for one in map(self._likeliest_in, contents)]
+
+    def _all(self, bodies: Sequence[bytes]) -> list[str]:
+        """The answers to requests, in a thread of its own: a notebook's has an event loop already."""
         with ThreadPoolExecutor(1) as thread:
-            return thread.submit(asyncio.run, self._answers(pictures, questions, number)).result()
+            return thread.submit(asyncio.run, self._sent(bodies)).result()
 
-    async def _answers(self, pictures: Sequence[Image.Image], questions: Sequence[str], number: int) -> list[str]:
+    async def _sent(self, bodies: Sequence[bytes]) -> list[str]:
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
         turns = asyncio.Semaphore(self.concurrent)
         async with httpx.AsyncClient(headers=headers, timeout=self.timeout) as client:
 
-            async def answer(picture: Image.Image, question: str) -> str:
+            async def answer(body: bytes) -> str:
                 async with turns:
-                    return await self._answer(client, self._body(picture, question, number))
+                    return await self._answer(client, body)
 
-            return await asyncio.gather(*map(answer, pictures, questions))
+            return await asyncio.gather(*map(answer, bodies))
 
-    def _body(self, picture: Image.Image, question: str, number: int) -> bytes:
-        """One request: a message of a picture and a question."""
-        packed = io.BytesIO()
-        to_rgb(picture).save(packed, "PNG")
-        address = "data:image/png;base64," + base64.b64encode(packed.getvalue()).decode()
-        content = [{"type": "image_url", "image_url": {"url": address}}, {"type": "text", "text": question}]
+    def _body(self, shown: Shown, question: str, number: int, wanted: Mapping[str, Any] | None = None) -> bytes:
+        """One request: a message of pictures and a question.
+
+        Args:
+            wanted: fields that come before all others.
+        """
+        pictures = [{"type": "image_url", "image_url": {"url": _address(one)}} for one in pictures_of(shown)]
+        content = [*pictures, {"type": "text", "text": question}]
         fields = {
             "model": self.name,
             "messages": [{"role": "user", "content": content}],
             "max_tokens": self.max_tokens,
             "temperature": 1 if number else 0,
-            "seed": seed_of(picture, question, number),
+            "seed": seed_of(shown, question, number),
         }
-        return json.dumps({key: one for key, one in {**fields, **self.request}.items() if one is not None}).encode()
+        sent = {**fields, **self.request, **(wanted or {})}
+        return json.dumps({key: one for key, one in sent.items() if one is not None}).encode()
 
     async def _answer(self, client: httpx.AsyncClient, body: bytes) -> str:
-        """What the model says to a request, sent again while the server cannot take it."""
+        """The content of the answer to a request, which is sent again while the server cannot take it."""
         for attempt in range(self.attempts):
             try:
-                return self._text_in(await self._send(client, body))
+                return await self._send(client, body)
             except LaterError as error:
                 why, later = error.args
             if attempt + 1 < self.attempts:
@@ -167,6 +196,32 @@ class Endpoint:
             case {"choices": [{"message": {"content": None}}, *_]}:
                 return ""
         raise UsageError(f"{self.url} does not answer as an OpenAI-compatible server ({short(content)}): {CORRECT}")
+
+    def _likeliest_in(self, content: str) -> list[dict[str, Any]]:
+        """The likeliest first tokens of an answer, each {token, logprob}."""
+        match _json(content):
+            case {"choices": [{"logprobs": {"content": [{"top_logprobs": [*tokens]}, *_]}}, *_]}:
+                if all(isinstance(one, dict) and isinstance(one.get("logprob"), int | float) for one in tokens):
+                    return tokens
+            case {"choices": [{"message": _}, *_]}:
+                raise UsageError(
+                    f"{self.url} does not tell how likely tokens are (logprobs), which this judge needs: ask a server "
+                    "that does, as vLLM, or choose another judge.protocol"
+                )
+        self._text_in(content)
+        raise UsageError(f"{self.url} tells of tokens otherwise than an OpenAI-compatible server: {CORRECT}")
+
+
+def _address(picture: Image.Image) -> str:
+    """A picture as a data URL."""
+    packed = io.BytesIO()
+    to_rgb(picture).save(packed, "PNG")
+    return "data:image/png;base64," + base64.b64encode(packed.getvalue()).decode()
+
+
+def _likelihood(tokens: Sequence[Mapping[str, Any]], word: str) -> float:
+    """Of tokens with their log probabilities, how likely is the word, a space before it or not."""
+    return sum(math.exp(min(one["logprob"], 0.0)) for one in tokens if str(one.get("token")).strip() == word)
 
 
 def _complaint(content: str) -> str:

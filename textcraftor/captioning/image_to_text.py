@@ -6,16 +6,32 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoModelForVisualQuestionAnswering,
+    AutoProcessor,
+)
 
 from textcraftor.assets import folder_or_id, loading
 from textcraftor.errors import UsageError
 from textcraftor.models.seeds import seeded
 
+# What a question is about: one picture, several beside each other, or none.
+Shown = Image.Image | Sequence[Image.Image]
+NEEDED = "an image-to-text model of transformers"
+
+
+def pictures_of(shown: Shown) -> list[Image.Image]:
+    """The pictures that a question is about."""
+    return [shown] if isinstance(shown, Image.Image) else [*shown]
+
 
 class ImageToText:
-    """BLIP, Florence-2, Qwen-VL, LLaVA and whatever else `AutoModelForImageTextToText` loads.
+    """BLIP, Florence-2, Qwen-VL, LLaVA and whatever else `AutoModelForImageTextToText` loads; and BLIP's VQA.
 
     Args:
         path: a local folder or a hub id.
@@ -42,9 +58,11 @@ class ImageToText:
         place = folder_or_id(path, f"{group}.path")
         self.name, self.prompt, self.max_new_tokens = path, prompt, max_new_tokens
         dtype = torch.float32 if device == "cpu" else "auto"
-        with loading(place, f"{group}.path", "an image-to-text model of transformers"):
+        with loading(place, f"{group}.path", NEEDED):
             self.processor: Any = AutoProcessor.from_pretrained(place, trust_remote_code=False)
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(place, trust_remote_code=False, dtype=dtype)
+            loaded: Any = _class_in(place).from_pretrained(place, trust_remote_code=False, dtype=dtype)
+        if not hasattr(loaded, "generate"):
+            raise UsageError(f"{group}.path: {path} is a {type(loaded).__name__}, which writes no text: give {NEEDED}")
         self.model = loaded.to(device).eval().requires_grad_(False)
         tokenizer = self.processor.tokenizer
         tokenizer.padding_side = "left"  # what is written follows the prompt
@@ -63,9 +81,7 @@ class ImageToText:
         return [" ".join(text.split()) for text in texts]
 
     @torch.no_grad()
-    def answers(
-        self, pictures: Sequence[Image.Image], asked: Sequence[str | None], seed: int | None = None
-    ) -> list[str]:
+    def answers(self, pictures: Sequence[Shown], asked: Sequence[str | None], seed: int | None = None) -> list[str]:
         """What the model writes on each picture.
 
         Args:
@@ -84,14 +100,40 @@ class ImageToText:
         texts = self.processor.batch_decode(written, skip_special_tokens=True)
         return [_without(prompt, text.strip()) for prompt, text in zip(asked, texts, strict=True)]
 
-    def _inputs(self, pictures: Sequence[Image.Image], asked: Sequence[str | None]) -> Any:
+    @torch.no_grad()
+    def probabilities(
+        self, pictures: Sequence[Shown], asked: Sequence[str], words: Sequence[str]
+    ) -> Float[Tensor, "batch words"]:
+        """How likely an answer begins with the first token of each word, over the whole vocabulary, in [0, 1].
+
+        Raises:
+            UsageError: a word that the tokenizer does not know.
+        """
+        tokens = [self._first_token(word) for word in words]
+        inputs = self._inputs(pictures, asked).to(self.model.device, self.model.dtype)
+        options = {"do_sample": False, "num_beams": 1, "return_dict_in_generate": True, "output_logits": True}
+        logits = self.model.generate(**inputs, max_new_tokens=1, **options).logits[0]
+        return logits.float().softmax(-1)[:, tokens].cpu()
+
+    def _first_token(self, word: str) -> int:
+        tokenizer = self.processor.tokenizer
+        ids = tokenizer(word, add_special_tokens=False).input_ids
+        if not ids or ids[0] == tokenizer.unk_token_id:
+            raise UsageError(f"{word!r} is no word of {self.name}: write how its answer shall begin, such as Yes")
+        return ids[0]
+
+    def _inputs(self, pictures: Sequence[Shown], asked: Sequence[str | None]) -> Any:
+        shown = [pictures_of(one) for one in pictures]
         if not self.chats:
+            if any(len(one) != 1 for one in shown):
+                raise UsageError(f"{self.name} answers about one picture at a time: take a model that answers messages")
             text = None if asked[0] is None else list(asked)
             padding = {"padding": True} if len({*asked}) > 1 else {}
-            return self.processor(images=list(pictures), text=text, return_tensors="pt", **padding)
+            return self.processor(images=[one for (one,) in shown], text=text, return_tensors="pt", **padding)
+        parts = [[{"type": "image", "image": picture} for picture in one] for one in shown]
         messages = [
-            [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}]}]
-            for picture, text in zip(pictures, asked, strict=True)
+            [{"role": "user", "content": [*part, {"type": "text", "text": text}]}]
+            for part, text in zip(parts, asked, strict=True)
         ]
         return self.processor.apply_chat_template(
             messages,
@@ -101,6 +143,13 @@ class ImageToText:
             return_tensors="pt",
             processor_kwargs={"padding": True},
         )
+
+
+def _class_in(place: str) -> Any:
+    """The class of transformers that loads a folder: those for question answering have another head."""
+    names = AutoConfig.from_pretrained(place, trust_remote_code=False).architectures or []
+    answers = any(name.endswith("ForQuestionAnswering") for name in names)
+    return AutoModelForVisualQuestionAnswering if answers else AutoModelForImageTextToText
 
 
 def _without(prompt: str | None, text: str) -> str:

@@ -4,39 +4,110 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
+from textcraftor.assets import folder_or_id
 from textcraftor.captioning.advice import INSTRUCTION, Advice, advice_in, question
-from textcraftor.captioning.image_to_text import ImageToText
+from textcraftor.captioning.image_to_text import ImageToText, Shown, pictures_of
 from textcraftor.captioning.prefix import PrefixCaptioner
 from textcraftor.captioning.recaption import Captioner
 from textcraftor.errors import UsageError
 from textcraftor.models.loading import device_of
 
-# Pictures, what is asked about each, and the number of the try, from 0; gives a text for each picture.
-Answers = Callable[[Sequence[Image.Image], Sequence[str], int], list[str]]
+# What is shown, what is asked about it, and the number of the try, from 0; gives a text for each question.
+Answers = Callable[[Sequence[Shown], Sequence[str], int], list[str]]
+
+
+class Read(Protocol):
+    """What was read out of an answer.
+
+    Args:
+        fault: why the answer could not be used; empty where it could.
+    """
+
+    @property
+    def fault(self) -> str: ...
+
+
+Found = TypeVar("Found", bound=Read)
+
+
+class Answering(Protocol):
+    """A model that answers questions about pictures.
+
+    Args:
+        name: of the model, for records.
+        tries: how many answers to a question are looked at.
+    """
+
+    name: str
+    tries: int
+
+    def answers(self, pictures: Sequence[Shown], questions: Sequence[str], number: int) -> list[str]:
+        """An answer to each question: at try 0 the likeliest, later a drawn one."""
+        ...
+
+    def probabilities(
+        self, pictures: Sequence[Shown], questions: Sequence[str], words: Sequence[str]
+    ) -> list[list[float]]:
+        """How likely the answer to each question begins with each word, in [0, 1]."""
+        ...
 
 
 def ask(
-    answers: Answers, pictures: Sequence[Image.Image], prompts: Sequence[str], tries: int, box_scale: int
-) -> list[Advice]:
-    """Advice on each picture; a model whose answer cannot be used is asked again, `tries` times in all.
+    answers: Answers,
+    pictures: Sequence[Shown],
+    questions: Sequence[str],
+    read: Callable[[int, str], Found],
+    tries: int,
+) -> list[Found]:
+    """What was read out of the answer to each question; a model whose answer cannot be used is asked again, `tries`
+    times in all.
 
     Args:
-        answers: asks the model; what it draws from the second try on depends on the picture, the question and the try.
-        box_scale: as of `advice_in`.
+        answers: asks the model; what it draws from the second try on depends on the pictures, the question and the try.
+        read: reads the answer to the question of a number.
     """
-    questions = [question(prompt, box_scale) for prompt in prompts]
-    advice: dict[int, Advice] = {}
+    found: dict[int, Found] = {}
     for number in range(tries):
-        left = [index for index in range(len(pictures)) if index not in advice or advice[index].fault]
+        left = [index for index in range(len(pictures)) if index not in found or found[index].fault]
         if not left:
             break
         texts = answers([pictures[index] for index in left], [questions[index] for index in left], number)
-        advice |= {index: advice_in(text, box_scale) for index, text in zip(left, texts, strict=True)}
-    return [advice[index] for index in range(len(pictures))]
+        found |= {index: read(index, text) for index, text in zip(left, texts, strict=True)}
+    return [found[index] for index in range(len(pictures))]
+
+
+def ask_for_advice(
+    answers: Answers, pictures: Sequence[Image.Image], prompts: Sequence[str], tries: int, box_scale: int
+) -> list[Advice]:
+    """Advice on each picture.
+
+    Args:
+        box_scale: as of `advice_in`.
+    """
+    questions = [question(prompt, box_scale) for prompt in prompts]
+    return ask(answers, pictures, questions, lambda _, text: advice_in(text, box_scale), tries)
+
+
+def check_understander(understander: Mapping[str, Any] | None, choices: str = "qwen_vl, endpoint or written") -> None:
+    """Refuse an understanding model that is not named, or whose folder is not there.
+
+    Args:
+        choices: what `understander=` can be.
+    """
+    if understander is None:
+        raise UsageError(f"understander is needed: choose understander={choices}")
+    needed = {"path": "a folder or hub id", "url": "the server's address", "model": "its name on the server"}
+    for key, what in needed.items():
+        other = understander.get("url" if key == "path" else key)
+        if key in understander and understander[key] is None and other is None:
+            raise UsageError(f"understander.{key} is needed: {what}")
+    if understander.get("path") is not None:
+        folder_or_id(understander["path"], "understander.path")
 
 
 def check_asking(**least_one: int) -> None:
@@ -46,9 +117,10 @@ def check_asking(**least_one: int) -> None:
             raise UsageError(f"understander.{name}={value} must be at least 1")
 
 
-def seed_of(picture: Image.Image, asked: str, number: int) -> int:
+def seed_of(shown: Shown, asked: str, number: int) -> int:
     """A seed below 2^32 that depends on all that a model is given and on the number of the try."""
-    return zlib.crc32(picture.tobytes() + json.dumps([asked, number]).encode())
+    pixels = b"".join(picture.tobytes() for picture in pictures_of(shown))
+    return zlib.crc32(pixels + json.dumps([asked, number]).encode())
 
 
 class AskedModel:
@@ -79,15 +151,26 @@ class AskedModel:
         )
 
     def __call__(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[Advice]:
-        return ask(self._answers, pictures, prompts, self.tries, self.box_scale)
+        return ask_for_advice(self.answers, pictures, prompts, self.tries, self.box_scale)
 
-    def _answers(self, pictures: Sequence[Image.Image], questions: Sequence[str], number: int) -> list[str]:
+    def answers(self, pictures: Sequence[Shown], questions: Sequence[str], number: int) -> list[str]:
+        """An answer to each question, see `Answering`."""
         size, texts = 1 if number else self.batch_size, []
         for start in range(0, len(pictures), size):
             shown, asked = pictures[start : start + size], questions[start : start + size]
             seed = seed_of(shown[0], asked[0], number) if number else None
             texts += self.model.answers(shown, asked, seed)
         return texts
+
+    def probabilities(
+        self, pictures: Sequence[Shown], questions: Sequence[str], words: Sequence[str]
+    ) -> list[list[float]]:
+        """How likely each answer begins with each word, see `Answering`."""
+        found: list[list[float]] = []
+        for start in range(0, len(pictures), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            found += self.model.probabilities(pictures[batch], questions[batch], words).tolist()
+        return found
 
 
 class Written:

@@ -10,7 +10,7 @@ from textcraftor.config.command import Command, Named
 from textcraftor.config.enhancing import Enhance
 from textcraftor.config.fields import path_list, word
 from textcraftor.config.picture_commands import App, Evaluate, Export, Generate, Score
-from textcraftor.config.rating_commands import Rate, Ratings
+from textcraftor.config.rating_commands import Rate, Ratings, TrainReward
 from textcraftor.config.tuning_commands import Fetch, Train, TuneCaptions
 
 
@@ -42,6 +42,7 @@ SCHEMAS: dict[str, type[Command]] = {
     "claims": Claims,
     "rate": Rate,
     "ratings": Ratings,
+    "train-reward": TrainReward,
     "app": App,
     "fetch": Fetch,
 }

@@ -18,6 +18,7 @@ from textcraftor.config.fields import (
     whole,
     word,
 )
+from textcraftor.config.judging import PROTOCOLS
 from textcraftor.config.rules import Group
 
 CHOICES = ("random", "all", "first")
@@ -105,6 +106,10 @@ class Suite(Group):
     """Files of prompts, by their category."""
     category: str | None = word()
     """The column that says a prompt's category; null: each file is one."""
+    protocol: str = choice(PROTOCOLS, default=PROTOCOLS[0])
+    """What judge=vlm asks about its pictures."""
+    questions: str | None = typed_path(default=None)
+    """The published file of questions about its prompts, or of what their pictures must show."""
 
 
 @dataclass

@@ -92,6 +92,12 @@ def paths_by_name() -> Any:
     return ruled(Rule("a path", (("a path", lambda value: isinstance(value, str)),), text=True, each=True))
 
 
+def choices_by_name(words: Sequence[str]) -> Any:
+    """One of some words by names that the user chooses."""
+    told = f"one of {', '.join(words)}"
+    return ruled(Rule(told, ((told, lambda value: value in words),), each=True))
+
+
 def texts_by_name() -> Any:
     """Texts for people by names that the user chooses."""
     return ruled(Rule("text", (("text", lambda value: isinstance(value, str)),), text=True, each=True))
@@ -156,9 +162,9 @@ def anything(kind: str, holds: Callable[[Any], bool], default: Any = MISSING) ->
     return ruled(Rule(kind, ((kind, holds),), judges_null=True), default)
 
 
-def opens(known: type, each: bool = False) -> Any:
+def opens(known: type, each: bool = False, default: Any = MISSING) -> Any:
     """A mapping that takes keys beside the known ones: the arguments of what its `_target_` names."""
-    return ruled(Rule("a group of keys", opens=known, each=each))
+    return ruled(Rule("a group of keys", opens=known, each=each), default)
 
 
 def group() -> Any:

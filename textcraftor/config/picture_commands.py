@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from textcraftor.config.command import Command, Computing
-from textcraftor.config.data import PromptFile, Suite
+from textcraftor.config.data import PromptFile, Suite, Understander
 from textcraftor.config.fields import (
     MOST_BATCH,
     by_name,
     flag,
     group,
     groups_by_name,
+    opens,
     path_list,
     paths_by_name,
     region_list,
@@ -23,6 +24,7 @@ from textcraftor.config.fields import (
     word,
     word_list,
 )
+from textcraftor.config.judging import Judge
 from textcraftor.config.mixing import Denoiser, is_list_of_weights, is_weight
 from textcraftor.config.model import Model
 from textcraftor.config.rewards import Reward
@@ -58,7 +60,7 @@ class Export(Mixing):
     """textcraftor export."""
 
     formats: list[str] | None = word_list()
-    """Of diffusers, webui, kohya, pipeline; null: all that apply but the pipeline, which is a whole model."""
+    """Of diffusers, webui, kohya, checkpoint, pipeline; null: the first three as far as they apply."""
     push_to_hub: str | None = typed_text()
     """owner/name of a repository to upload the folder to."""
 
@@ -99,6 +101,12 @@ class Evaluate(Picturing):
     """What judges the pictures, by name."""
     suite: Suite = group()
     """Prompts to evaluate with."""
+    judge: dict[str, Any] | None = opens(Judge)
+    """What judges the pictures beside the scorers and the model's own judge."""
+    understander: dict[str, Any] | None = opens(Understander)
+    """The model that judge=vlm asks."""
+    answers: list[str] = path_list()
+    """Files of a judge's earlier answers, or their folders: what stands in them is not asked again."""
     limit: int | None = whole(least=1)
     """The first so many prompts of each of the suite's categories."""
     base: str | None = typed_path()
@@ -117,6 +125,12 @@ class Score(Computing):
     """Whose scorers are used."""
     rewards: dict[str, Reward | None] = groups_by_name("reward and weight")
     """What judges the pictures, by name."""
+    judge: dict[str, Any] | None = opens(Judge)
+    """What judges the pictures beside the scorers."""
+    understander: dict[str, Any] | None = opens(Understander)
+    """The model that judge=vlm asks."""
+    answers: list[str] = path_list()
+    """Files of a judge's earlier answers, or their folders: what stands in them is not asked again."""
     images: str | None = typed_path()
     """A folder of pictures."""
     prompts: PromptFile = group()

@@ -22,7 +22,9 @@ from textcraftor.files.reading import check_confined, read_yaml
 
 # What rescues a run that meets the same trouble again each time that it is resumed.
 RESCUE = ("memory.budget", "training.skip_broken")
-MAY_CHANGE = ("training.steps", "training.checkpoint_every", "device", "tracker", *RESCUE)
+MAY_CHANGE = ("training.steps", "training.checkpoint_every", "device", "tracker", "processes.patience", *RESCUE)
+AUTO = "auto"  # the value of `resume` that goes on with what is in run_dir, and else begins
+PLACES = "memory.places."  # each part's may change too
 # Of the torch package, what a run's folder may name to be imported; the rest is what our own configurations name.
 OPTIMISERS = {
     f"torch.optim.{name}" for name in ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "SGD", "RMSprop", "Adagrad")
@@ -54,7 +56,8 @@ def resumed_config(command: str, overrides: Sequence[str], values: Mapping[str, 
     check_confined(folder.expanduser())
     stored = read_yaml(file)
     config = OmegaConf.create(literal(stored))
-    different = [key for key, value in given.items() if key not in MAY_CHANGE and at(config, key) != value]
+    may_change = {key for key in given if key in MAY_CHANGE or key.startswith(PLACES)}
+    different = [key for key, value in given.items() if key not in may_change and at(config, key) != value]
     if different:
         raise UsageError(
             f"resume={folder}: {', '.join(different)} cannot change in a run that has begun; "
@@ -82,9 +85,8 @@ def resumed_config(command: str, overrides: Sequence[str], values: Mapping[str, 
         typed(command, config)
     except UsageError as error:
         raise UsageError(f"resume={folder}: its config.yaml is not of this version: {error}") from error
-    for key in MAY_CHANGE:
-        if key in given:
-            OmegaConf.update(config, key, given[key])
+    for key in may_change:
+        OmegaConf.update(config, key, given[key], force_add=True)
     return typed(command, config)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from textcraftor.config.fields import flag, number, opens, typed_path, typed_text, word
-from textcraftor.config.rules import Group
+from textcraftor.config.rules import Group, RefusedError
 
 
 @dataclass
@@ -48,12 +48,27 @@ class Scorer(Group):
 
 
 @dataclass
+class ScorerOrEnsemble(Scorer):
+    """The same of a scorer that may have scorers within it."""
+
+    members: dict[str, dict[str, Any] | None] | None = opens(Scorer, each=True, default=None)
+    """Of an ensemble: the scorers that it combines, by name; null takes one out."""
+
+
+@dataclass
 class Reward(Group):
     """`rewards.<name>`: one scorer of the weighted sum."""
 
-    reward: dict[str, Any] = opens(Scorer)
+    reward: dict[str, Any] = opens(ScorerOrEnsemble)
     """What scores."""
     weight: float = number()
     """Of its scores in the sum; 0: measured, and not part of the loss."""
     target: float | None = number(default=None)
     """Training raises the score up to here and no further."""
+    path: str | None = typed_path(default=None)
+    """Of a reward that train-reward made: its folder, short for reward.path."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.path is not None and self.path != self.reward.get("path"):
+            raise RefusedError("path", self.path, "left out: give the path of what scores, reward.path")

@@ -53,6 +53,11 @@ def check_argument(target: str, taken: Mapping[str, str], key: str, value: Any) 
         raise UsageError(f"{key}=null must be of the type {taken[name]}: {target} cannot do without it")
 
 
+def parameters_named(target: str) -> Mapping[str, str]:
+    """The parameters, see `parameters_of`, of what an import path names; none where it takes any."""
+    return parameters_of(pkgutil.resolve_name(target)) or {}
+
+
 def parameters_of(found: Any) -> dict[str, str] | None:
     """The parameters of a callable and their types; None where it takes any, or does not say."""
     try:

@@ -8,6 +8,7 @@ from typing import Any
 from textcraftor.config.fields import (
     MOST_BATCH,
     choice,
+    choices_by_name,
     group,
     groups_by_name,
     number,
@@ -18,6 +19,8 @@ from textcraftor.config.fields import (
 )
 from textcraftor.config.rules import Group
 from textcraftor.config.sampling import TrainingSampling
+
+PLACES = ("resident", "while_it_works", "on_disk", "layer_by_layer", "sharded")
 
 
 @dataclass
@@ -66,6 +69,16 @@ class Memory(Group):
 
     budget: Any = number_or("auto", above=0, of="a number of GB")
     """GB: as many activations as fit are kept, others are computed again; auto: most of what is free."""
+    places: dict[str, str] = choices_by_name(PLACES)
+    """Of frozen parts, where the plan's choice is not wanted: by part, or `scorers`."""
+
+
+@dataclass
+class Processes(Group):
+    """`processes`: those of one launch."""
+
+    patience: float = number(above=0)
+    """Seconds that processes wait for a late one before it is named and all end."""
 
 
 @dataclass
@@ -85,11 +98,12 @@ class Watch(Group):
     every: int = whole(least=1)
     """Steps between looks."""
     prompts: int = whole(least=1)
-    """How many prompts are looked at."""
+    """How many prompts are looked at; at least a third of them with words where a scorer reads."""
     seeds: list[int] = seed_list()
     """Of the noise, for each prompt."""
     alarms: dict[str, Alarm | None] = groups_by_name("low and high")
-    """In standard deviations over the untuned model's pictures; `held_out` and `gap` over those of one prompt."""
+    """In standard deviations over the untuned model's pictures; `held_out` and `gap` over those of one prompt; `worst`
+    in standard errors; `drift` and `embedding_drift` as they are."""
 
 
 @dataclass

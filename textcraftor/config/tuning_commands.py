@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from textcraftor.config.command import Computing
-from textcraftor.config.data import Captions, Pictures, Prompts, Suite
+from textcraftor.config.data import Captions, Pictures, Prompts, Suite, Understander
 from textcraftor.config.fields import (
+    choices_by_name,
     flag,
     group,
     groups_by_name,
@@ -19,11 +20,12 @@ from textcraftor.config.fields import (
     word,
     word_list,
 )
+from textcraftor.config.judging import Judge
 from textcraftor.config.model import Model
 from textcraftor.config.optim import Gradient, Optim
 from textcraftor.config.rewards import Reward
 from textcraftor.config.sampling import Conditioning, RewardConditioning, Sampling
-from textcraftor.config.training import Denoising, Evaluation, Memory, RewardTraining, Training, Watch
+from textcraftor.config.training import Denoising, Evaluation, Memory, Processes, RewardTraining, Training, Watch
 from textcraftor.config.tune import Tune
 
 
@@ -57,6 +59,8 @@ class Tuning(Computing):
     """Of all that is drawn."""
     dtype: str = word()
     """Of the frozen parts: float32, bfloat16, float16 or auto; what learns is always float32."""
+    quantize: dict[str, str] = choices_by_name(("nf4", "int8"))
+    """Frozen parts in fewer bits, by bitsandbytes: text_encoder_3, denoiser ..."""
     scorer_dtype: str = word()
     """Of the scorers; bfloat16 halves their memory."""
     compile: bool = flag()
@@ -77,6 +81,8 @@ class Tuning(Computing):
     """How long training goes on."""
     memory: Memory = group()
     """What may be kept for the backward pass."""
+    processes: Processes = group()
+    """Those of one launch."""
     watch: Watch = group()
     """Held-out prompts on the way."""
     evaluation: Evaluation = group()
@@ -109,3 +115,7 @@ class Fetch(Train):
 
     suite: Suite | None = None
     """Prompts to evaluate with."""
+    judge: dict[str, Any] | None = opens(Judge)
+    """What judges the pictures of an evaluation."""
+    understander: dict[str, Any] | None = opens(Understander)
+    """The model that judge=vlm asks."""

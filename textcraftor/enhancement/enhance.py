@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from textcraftor.assets import folder_or_id
+from textcraftor.captioning.understanding import check_understander
 from textcraftor.config.enhancing import STAGES
 from textcraftor.config.tune import tuned_parts
 from textcraftor.enhancement.adapters import State, combined
@@ -76,22 +76,6 @@ def check(config: DictConfig, folder: Path) -> None:
         stored, ours = read_yaml(folder / SETTINGS), settings_of(config)
         if different := [key for key in ours if key not in free_in(folder) and ours[key] != stored.get(key)]:
             raise UsageError(f"run_dir={folder} holds the beginning of another enhancement, by {', '.join(different)}")
-
-
-def check_understander(understander: DictConfig | None) -> None:
-    """Refuse an understanding model that is not named, or whose folder is not there."""
-    if understander is None:
-        raise UsageError("understander is needed: choose understander=qwen_vl, endpoint or written")
-    for key in ("path", "url", "model"):
-        if (
-            key in understander
-            and understander[key] is None
-            and understander.get("url" if key == "path" else key) is None
-        ):
-            needed = {"path": "a folder or hub id", "url": "the server's address", "model": "its name on the server"}
-            raise UsageError(f"understander.{key} is needed: {needed[key]}")
-    if understander.get("path") is not None:
-        folder_or_id(understander.path, "understander.path")
 
 
 def free_in(folder: Path) -> set[str]:

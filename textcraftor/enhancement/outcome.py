@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from textcraftor.enhancement.opening import STATE, Session
 from textcraftor.enhancement.pairs import PAIRS, read_kept
 from textcraftor.enhancement.stages import Round, close, looked_at, mine
-from textcraftor.evaluation.evaluate import compare_measures, held_out_names, means, seed_spreads
+from textcraftor.evaluation.evaluate import compare_measures, means
+from textcraftor.evaluation.held_out import held_out_names, seed_spreads
 from textcraftor.evaluation.report import render, thumbnail
 from textcraftor.evaluation.statistics import interval_text, paired_difference
 from textcraftor.evaluation.suite import Store, Suite, measures_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 from textcraftor.captioning.upsample import Upsampler
 from textcraftor.errors import UsageError, one_line
 from textcraftor.evaluation.image_statistics import image_statistics
-from textcraftor.evaluation.statistics import paired_difference, seed_spread
+from textcraftor.evaluation.statistics import paired_difference
 from textcraftor.files.reading import read_arrays
 from textcraftor.files.writing import replacing
 from textcraftor.inference.generate import Sampling, batches, generate, grid
@@ -101,7 +101,8 @@ def evaluate(
     """
     jobs, processes = grid(prompts, seeds), PartialState()
     shares = [range(len(jobs))[rank :: processes.num_processes] for rank in range(processes.num_processes)]
-    mine = [jobs[row] for row in shares[processes.process_index]] or jobs[:1]  # everyone gathers, work or none
+    mine = [jobs[row] for row in shares[processes.process_index]] or jobs[:1]
+    mine += mine[-1:] * (len(shares[0]) - len(mine))  # everyone calls the model as often as the others
     parts = gather_object([measure(model, schedule, sampling, rewards, judge, mine, batch_size)])
     order, shape = np.argsort(np.concatenate(shares)), (len(prompts), len(seeds))
     joined = {
@@ -154,58 +155,10 @@ def measure(
     return found | {"pictures": (images.clamp(0, 1) * 255).round().byte().numpy()}
 
 
-def held_out(
-    evaluation: Evaluation, before: Evaluation, weights: Mapping[str, float], spreads: Mapping[str, float]
-) -> float:
-    """What scorers that training does not hear say of the change: the mean over them of the change of their score.
-
-    Args:
-        spreads: the unit of each scorer, see `seed_spreads`.
-    """
-    names = held_out_names(weights)
-    return float(np.mean([standardised(evaluation, before, name, spreads[name]) for name in names]))
-
-
-def held_out_error(
-    evaluation: Evaluation, before: Evaluation, weights: Mapping[str, float], spreads: Mapping[str, float]
-) -> float:
-    """The standard error of `held_out` over prompts; 0 of a single prompt."""
-    changes = np.array(
-        [
-            (evaluation.measures[name] - before.measures[name]).mean(1) / max(spreads[name], 1e-6)
-            for name in held_out_names(weights)
-        ]
-    )
-    by_prompt = np.nanmean(changes[:, ~np.isnan(changes).all(0)], 0)
-    return float(by_prompt.std(ddof=1) / len(by_prompt) ** 0.5) if len(by_prompt) > 1 else 0.0
-
-
-def held_out_names(weights: Mapping[str, float]) -> list[str]:
-    """The scorers that training does not hear, which have weight 0; all scorers' total where there is none."""
-    return [name for name, weight in weights.items() if weight == 0] or ["total"]
-
-
 def standardised(evaluation: Evaluation, before: Evaluation, name: str, spread: float) -> float:
     """The change of a measure's mean, in units of a spread."""
     change = np.nanmean(evaluation.measures[name]) - np.nanmean(before.measures[name])
     return float(change / max(spread, 1e-6))
-
-
-def seed_spreads(several: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
-    """Of each measure: its standard deviation over the pictures of one prompt, pooled over the prompts of all of these.
-
-    How unlike the prompts are does not enter, so a change is as large on prompts of one kind as on a varied set. Where
-    no prompt has two pictures, it is the standard deviation over all pictures.
-    """
-    found: dict[str, list[np.ndarray]] = {}
-    for measures in several:
-        for name, values in measures.items():
-            found.setdefault(name, []).append(values)
-    spreads = {name: seed_spread(*values) for name, values in found.items()}
-    return {
-        name: float(np.nanstd(np.concatenate([one.ravel() for one in found[name]]))) if np.isnan(spread) else spread
-        for name, spread in spreads.items()
-    }
 
 
 def means(measures: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -263,5 +263,5 @@ def run(config: DictConfig, folder: Path) -> str:
         fingerprints = {name: one.fingerprint for name, one in desk.sets.items()}
         desk.ratings = begin(desk.file, fingerprints, desk.questions)
         head = HEAD.read_text(encoding="utf-8")
-        serve(lambda _: page(desk), config.host, config.port, ready=f"answers go to {desk.file};", head=head)
+        serve(lambda _: page(desk), config.host, config.port, ready=f"answers go to {desk.file}; ", head=head)
     return f"answers are in {desk.file}"

@@ -23,18 +23,21 @@ from textcraftor.files.writing import check_unfinished, finish, locked, write_js
 SHOWN = 6  # rows of pictures of each kind in a report
 
 
-def read(files: Sequence[str]) -> Ratings:
+def read(files: Sequence[str], key: str = "files") -> Ratings:
     """The answers of files, or of folders that `rate` wrote.
+
+    Args:
+        key: of the configuration that names them.
 
     Raises:
         UsageError: none, one twice, a broken line, files that do not belong together, no answer.
     """
     if not files:
-        raise UsageError(f"files=[]: name what textcraftor rate wrote: textcraftor ratings ratings/{FILE}")
+        raise UsageError(f"{key}=[]: name what textcraftor rate wrote, as ratings/{FILE}")
     places = {given: Path(given).expanduser() for given in files}
     places = {given: place / FILE if place.is_dir() else place for given, place in places.items()}
     if len({place.resolve() for place in places.values()}) < len(files):
-        raise UsageError(f"files={list(files)} names a file twice: give each once")
+        raise UsageError(f"{key}={list(files)} names a file twice: give each once")
     ratings = merged({str(place): read_ratings(place) for place in places.values()})
     if not any(ratings.standing(question) for question in ratings.questions):
         raise UsageError(f"{' and '.join(map(str, places.values()))} holds no answers yet: rate some pictures first")
@@ -50,16 +53,26 @@ def check(config: DictConfig, folder: Path) -> tuple[Ratings, dict[str, PictureS
         raise UsageError(
             f"questions={list(config.questions)} have no answers yet: choose others, or rate some pictures"
         )
-    if strange := next((name for name in config.models if name not in ratings.models), None):
-        raise UsageError(f"models.{strange} was not rated; the file has {', '.join(ratings.models)}")
-    sets = read_sets(config.models)
-    if other := next((name for name, one in sets.items() if one.fingerprint != ratings.models[name]), None):
-        raise UsageError(
-            f"models.{other}={config.models[other]} holds other pictures than those that were rated as {other}: give "
-            "their folder, or leave it out"
-        )
+    sets = sets_of(ratings, config.models)
     check_unfinished(folder, "what follows from ratings")
     return ratings, sets
+
+
+def sets_of(ratings: Ratings, folders: Mapping[str, str]) -> dict[str, PictureSet]:
+    """The pictures that were rated, wherever their folders are by now.
+
+    Raises:
+        UsageError: a model that was not rated, or other pictures than those that were rated by its name.
+    """
+    if strange := next((name for name in folders if name not in ratings.models), None):
+        raise UsageError(f"models.{strange} was not rated; the file has {', '.join(ratings.models)}")
+    sets = read_sets(folders)
+    if other := next((name for name, one in sets.items() if one.fingerprint != ratings.models[name]), None):
+        raise UsageError(
+            f"models.{other}={folders[other]} holds other pictures than those that were rated as {other}: give their "
+            "folder"
+        )
+    return sets
 
 
 def of_question(ratings: Ratings, question: str, samples: int, seed: int) -> dict[str, Any]:

@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import matplotlib
 import numpy as np
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
 from textcraftor.evaluation.evaluate import Evaluation
+from textcraftor.evaluation.judging.judged import table_cells
 from textcraftor.evaluation.statistics import interval_text
+from textcraftor.evaluation.verdict import direction, roles_of, verdict
 from textcraftor.files.pictures import to_rgb
 from textcraftor.files.reading import open_picture
 from textcraftor.files.writing import write_text
-from textcraftor.inference.pictures import contact_sheet, data_url, png_url, to_pil
+from textcraftor.inference.pictures import cell_width, contact_sheet, data_url, png_url, to_pil, wrapped
+from textcraftor.inference.sharing import public
 
-LEFT_OUT = ("step", "seconds", "alarms", "denoiser_calls", "gradient_steps")
+LEFT_OUT = ("step", "seconds", "alarms", "worst_scorer", "denoiser_calls", "gradient_steps")
 COSTS = ("seconds/", "gb/", "learning_rate/")
 TEMPLATES = Path(__file__).parent
 THUMBNAIL = 256  # pixels, the largest side of a picture in a report
 
 
 def before_after_sheet(before: Evaluation, after: Evaluation, rows: int) -> Image.Image:
-    """The first prompts, one a row: every seed before, then the same seeds after."""
-    return contact_sheet(
-        [
-            [to_pil(image) for image in (*before.images[row], *after.images[row])]
-            for row in range(min(rows, len(before.prompts)))
-        ]
-    )
+    """The first prompts, one a row: every seed before, then the same seeds after, the prompt below."""
+    shown, seeds = range(min(rows, len(before.prompts))), len(before.seeds)
+    pictures = [[to_pil(image) for image in (*before.images[row], *after.images[row])] for row in shown]
+    room = seeds * cell_width(pictures[0][0])
+    captions = [
+        [wrapped(f"before: {before.prompts[row]}", room), *[""] * (seeds - 1), "after", *[""] * (seeds - 1)]
+        for row in shown
+    ]
+    return contact_sheet(pictures, captions)
 
 
 def _curves(lines: Sequence[Mapping], window: int) -> str:
@@ -43,8 +51,8 @@ def _curves(lines: Sequence[Mapping], window: int) -> str:
     names = [name for name in lines[-1] if name not in LEFT_OUT and not name.startswith(COSTS)]
     columns = 3
     rows = -(-len(names) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(12, 2.6 * rows), squeeze=False, sharex=True)
-    figure.subplots_adjust(left=0.06, right=0.98, top=1 - 0.3 / rows, bottom=0.3 / rows, wspace=0.25, hspace=0.45)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(12, 2.6 * rows), squeeze=False)
+    figure.subplots_adjust(left=0.06, right=0.98, top=1 - 0.3 / rows, bottom=0.3 / rows, wspace=0.25, hspace=0.6)
     steps = np.array([line["step"] for line in lines])
     for axis, name in zip(axes.flat, names, strict=False):
         values = np.array([line.get(name, np.nan) for line in lines])
@@ -52,6 +60,8 @@ def _curves(lines: Sequence[Mapping], window: int) -> str:
         width = min(window, len(values))
         axis.plot(steps[width - 1 :], np.convolve(values, np.ones(width) / width, "valid"), color="#1f5fbf")
         axis.set_title(name, fontsize=10, y=1.0)  # a given height spares matplotlib a search for one
+        axis.set_xlim(steps[0], max(steps[-1], steps[0] + 1))
+        axis.set_xlabel("step", fontsize=8, labelpad=1)
         axis.locator_params(nbins=4)
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
@@ -70,7 +80,7 @@ def render(template: str, folder: Path = TEMPLATES, **values) -> str:
     """
     loader = jinja2.FileSystemLoader([folder, TEMPLATES])
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template(template).render(interval_text=interval_text, **values)
+    return environment.get_template(template).render(interval_text=interval_text, direction=direction, **values)
 
 
 def write_report(
@@ -85,9 +95,15 @@ def write_report(
     rows: int = 12,
 ) -> None:
     """Write the report of a finished run."""
+    roles = roles_of(summary["weights"], [name for name, weight in summary["weights"].items() if weight])
+    settings: Any = OmegaConf.create(config)
     html = render(
         "report.html.j2",
         title=title,
+        verdict=verdict(summary["difference"], roles),
+        roles=roles,
+        settings=settings_of(settings, summary["weights"]),
+        commands=commands_for(str(settings.get("run_dir", path.parent)), before.prompts[0]),
         summary=summary,
         curves=_curves(metrics, window=10) if metrics else None,
         watched=_curves(summary["watched"], window=1) if len(summary["watched"]) > 1 else None,
@@ -106,6 +122,35 @@ def write_report(
     write_text(path, html)
 
 
+def settings_of(config: Any, weights: Mapping[str, float]) -> dict[str, str]:
+    """The few settings that tell most runs apart, in words."""
+    tuned = {part: options for part, options in (config.get("tune") or {}).items() if options is not None}
+    sampling = config.get("sampling") or {}
+    sampler = f"{sampling.get('scheduler')}, {sampling.get('steps')} steps, guidance {sampling.get('guidance_scale')}"
+    return {
+        "model": public(str(OmegaConf.select(config, "model.path"))),
+        "learns": ", ".join(
+            f"{part}{' by LoRA' if one.get('lora') else ''}, rate {one.lr}" for part, one in tuned.items()
+        ),
+        "rewards": ", ".join(
+            f"{name} {weight:g}" if weight else f"{name} (held out)" for name, weight in weights.items()
+        ),
+        "gradient": str(OmegaConf.select(config, "gradient._target_") or "denoising loss").rpartition(".")[2],
+        "sampler": sampler,
+        "seed": str(config.get("seed")),
+    }
+
+
+def commands_for(run_dir: str, prompt: str) -> list[str]:
+    """What to type next, to use what a run tuned."""
+    tuned = shlex.quote(f"tuned.a={run_dir}")
+    return [
+        f"textcraftor generate {tuned} {shlex.quote(f'prompt={prompt}')}",
+        f"textcraftor app {shlex.quote(run_dir)}",
+        f"textcraftor export {tuned}",
+    ]
+
+
 def write_evaluation(
     path: Path, title: str, summary: Mapping, config: str, worst: Sequence[Mapping], best: Sequence[Mapping]
 ) -> None:
@@ -121,10 +166,11 @@ def write_evaluation(
         ]
         for rows in (worst, best)
     ]
-    marks = dict.fromkeys(summary["trained_on"], " (trained on)")
-    html = render(
-        "evaluation.html.j2", title=title, summary=summary, config=config, marks=marks, worst=shown[0], best=shown[1]
-    )
+    roles = roles_of(summary["scorers"], summary["trained_on"])
+    told = verdict(summary["difference"], roles) if "difference" in summary else ""
+    judged = table_cells(summary["judge"]) if "judge" in summary else None
+    values: dict[str, Any] = {"summary": summary, "config": config, "roles": roles, "verdict": told, "judged": judged}
+    html = render("evaluation.html.j2", title=title, worst=shown[0], best=shown[1], **values)
     write_text(path, html)
 
 

@@ -14,6 +14,9 @@ from textcraftor.captioning.upsample import check_upsampler, upsampler_of
 from textcraftor.config.making import made
 from textcraftor.errors import UsageError
 from textcraftor.evaluation.evaluate import best_of, compare_measures, means, measure
+from textcraftor.evaluation.judging import folders
+from textcraftor.evaluation.judging.judged import table_text
+from textcraftor.evaluation.judging.opening import check_judge
 from textcraftor.evaluation.report import write_evaluation
 from textcraftor.evaluation.statistics import interval_text
 from textcraftor.evaluation.suite import Store, Suite, measures_of, read_rows_of
@@ -26,7 +29,7 @@ from textcraftor.models.loading import device_of, dtype_of
 from textcraftor.rewards.total import check_rewards, load_rewards
 
 SHOWN = 12  # prompts in a report that lost most, and as many that gained most
-MAY_DIFFER = ("shard", "batch_size", "device", "run_dir", "name")  # between what resumes and what began
+MAY_DIFFER = ("shard", "batch_size", "device", "run_dir", "name", "answers")  # between what resumes and what began
 
 
 def shard_of(config: DictConfig) -> tuple[int, int]:
@@ -49,6 +52,7 @@ def check(config: DictConfig, folder: Path) -> None:
     for key in ("dtype", "scorer_dtype"):
         dtype_of(config, key)
     shard_of(config)
+    check_judge(config, folder, suite.prompts, compares=changes(config, mix))
     if config.base is not None:
         if not changes(config, mix):
             raise UsageError(
@@ -86,16 +90,25 @@ def run(config: DictConfig, folder: Path) -> str:
     processes = PartialState()
     suite, mix = Suite.of(config, print if processes.is_main_process else None), Mix.of(config)
     base = Path(config.base).expanduser() if config.base is not None else folder / "base"
-    complete = True
+    made_here = [(Store(folder, suite), mix, config.upsample)]
     if config.base is None and changes(config, mix):
-        complete = fill(config, folder, Store(base, suite), Mix())
-        if complete and processes.is_main_process:
-            Store(base, suite).close()
-    complete = fill(config, folder, Store(folder, suite), mix, config.upsample) and complete
+        made_here.insert(0, (Store(base, suite), Mix(), False))
+    states = [fill(config, folder, *one) for one in made_here]
+    judge = folders.Judging(config) if config.judge is not None else None
+    if judge:  # once every picture is made, so that no two large models share the memory
+        states += [judge.ask(store, *shard_of(config)) for store, _, _ in made_here]
+    complete = all(states)
+    processes.wait_for_everyone()  # all have counted the rows before their files go
+    if complete and processes.is_main_process:
+        for store, _, _ in made_here:
+            close_rows(store, judge)
+            if store.folder == base:
+                store.close()
+    processes.wait_for_everyone()
     if not complete:
         return f"{folder} is not complete yet: other shards are at work, or to be started"
     if processes.is_main_process:
-        finish(config, folder, base if changes(config, mix) else None)
+        finish(config, folder, base if changes(config, mix) else None, judge)
     processes.wait_for_everyone()
     return f"wrote {folder}\n{(folder / 'table.md').read_text()}"
 
@@ -109,12 +122,13 @@ def fill(config: DictConfig, folder: Path, store: Store, mix: Mix, upsample: boo
     with locked(store.folder, str(number)):
         make(config, folder, store, mix, upsample, number, of)
     processes.wait_for_everyone()
-    complete = len(store.rows()) == len(store.suite.jobs)
-    processes.wait_for_everyone()
-    if complete and processes.is_main_process:
-        store.finish()
-    processes.wait_for_everyone()
-    return complete
+    return len(store.rows()) == len(store.suite.jobs)
+
+
+def close_rows(store: Store, judge: folders.Judging | None) -> None:
+    """Write the rows of a store whose pictures are all there and judged as one file."""
+    if not is_finished(store.folder):
+        store.finish(judge.figures(store) if judge else {})
 
 
 def make(config: DictConfig, folder: Path, store: Store, mix: Mix, upsample: bool, number: int, of: int) -> None:
@@ -137,7 +151,7 @@ def make(config: DictConfig, folder: Path, store: Store, mix: Mix, upsample: boo
         store.fill(mine, number, config.batch_size, measured)
 
 
-def finish(config: DictConfig, folder: Path, base: Path | None) -> None:
+def finish(config: DictConfig, folder: Path, base: Path | None, judge: folders.Judging | None = None) -> None:
     """Compare with the base, and write what was found."""
     suite, seeds = Suite.of(config), len(config.seeds)
     rows = read_rows_of(folder)
@@ -146,9 +160,12 @@ def finish(config: DictConfig, folder: Path, base: Path | None) -> None:
         "prompts": len(suite.prompts),
         "seeds": list(suite.seeds),
         "tuned": dict(config.tuned),
+        "scorers": [name for name, part in config.rewards.items() if part is not None],
         "trained_on": sorted(trained_on(config)),
         "means": means(measures),
     }
+    if judge:
+        summary["judge"] = judge.summary(Store(folder, suite), Store(base, suite) if base is not None else None)
     worst: list[dict] = []
     best: list[dict] = []
     if base is not None:
@@ -208,10 +225,11 @@ def trained_on(config: DictConfig) -> set[str]:
 def table(summary: Mapping) -> str:
     """Every measure, and where there is a base the paired difference from it over its n prompts, as Markdown; beside it
     what the base gains by choosing the best picture of each prompt."""
+    judged = f"\n{table_text(summary['judge'])}" if "judge" in summary else ""
     marks = dict.fromkeys(summary["trained_on"], " (trained on)")
     if "base" not in summary:
         lines = [f"| {name} | {value:.4f} |" for name, value in summary["means"].items()]
-        return "\n".join(["| measure | mean |", "| --- | --- |", *lines]) + "\n"
+        return "\n".join(["| measure | mean |", "| --- | --- |", *lines]) + f"\n{judged}"
     heads = ["measure", "base", f"best of {len(summary['seeds'])} of it", "here", "difference"]
     heads += ["95 % interval over prompts", "n", "win rate"]
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
@@ -220,4 +238,4 @@ def table(summary: Mapping) -> str:
         sides = f"{summary['base'][name]:.4f} | {best} | {summary['means'][name]:.4f} | {change['mean']:+.4f}"
         interval = f"{interval_text(change, 4)} | {change['n']} | {change['win_rate']:.0%}"
         lines.append(f"| {name}{marks.get(name, '')} | {sides} | {interval} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + f"\n{judged}"

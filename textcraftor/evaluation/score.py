@@ -6,12 +6,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -21,8 +23,13 @@ from textcraftor.data.prompt_files import TEXTS, every_given_row, is_given
 from textcraftor.data.sources import lowered
 from textcraftor.data.texts import PICTURES
 from textcraftor.errors import UsageError
+from textcraftor.evaluation.judging.folders import TABLE
+from textcraftor.evaluation.judging.judged import Picture, ask, figures, judged, table_of, table_text
+from textcraftor.evaluation.judging.opening import answers_of, check_judge, judge_of
+from textcraftor.evaluation.suite import finite
 from textcraftor.files.reading import open_picture
-from textcraftor.files.writing import check_unfinished, finish, locked, write_text
+from textcraftor.files.writing import check_unfinished, finish, locked, write_json, write_text
+from textcraftor.inference.pictures import to_pil
 from textcraftor.models.loading import device_of, dtype_of
 from textcraftor.rewards.preprocessing import from_pil
 from textcraftor.rewards.total import RewardSum, check_rewards, load_rewards
@@ -152,9 +159,27 @@ def check(config: DictConfig, folder: Path) -> Paired:
     if config.strict and paired.without:
         raise UsageError(f"strict=true: {paired.told()}: give prompts.path=, or leave strict out")
     check_rewards(config)
+    check_judge(config, folder, [prompt for _, prompt in paired.pairs], compares=False)
     dtype_of(config, "scorer_dtype")
     check_unfinished(folder, "scores")
     return paired
+
+
+def judge_pictures(config: DictConfig, pairs: Sequence[Pair], folder: Path) -> tuple[list[dict], dict[str, Any]]:
+    """A judge's figures of each picture, and its table by category; its answers go to the folder as they come."""
+    judge, answers = judge_of(config), answers_of(config, folder)
+    pictures = [Picture(file.name, prompt, partial(opened, file)) for file, prompt in pairs]
+    ask(judge, pictures, answers, config.batch_size)
+    found = judged(judge, pictures, answers)
+    assert found is not None  # all have been asked for
+    answers.finish([key for one in found for key in one.keys])
+    summary = {"name": judge.name, "tables": {"here": table_of(judge, found)}}
+    return [finite(row) for row in figures(judge, found)], summary
+
+
+def opened(file: Path) -> Image.Image:
+    """A picture file in RGB."""
+    return to_pil(load_picture(file))
 
 
 def run(config: DictConfig, folder: Path) -> None:
@@ -168,11 +193,19 @@ def run(config: DictConfig, folder: Path) -> None:
     rewards.check([prompt for _, prompt in pairs])
     bar = tqdm(score(rewards, pairs, device, config.batch_size), total=len(pairs), desc="scoring", unit="picture")
     rows = list(bar)
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    del rewards  # before a judge's model needs the memory
     with locked(folder):
+        told: dict[str, Any] = {}
+        if config.judge is not None:
+            more, told = judge_pictures(config, pairs, folder)
+            rows = [{**row, **one} for row, one in zip(rows, more, strict=True)]
+            write_json(folder / TABLE, told)
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         write_text(folder / "scores.jsonl", "\n".join(lines) + "\n")
         finish(folder, "score")
     for name in (key for key in rows[0] if key not in ("image", "prompt")):
         known = [row[name] for row in rows if row[name] is not None]
         if known:
             print(f"{name}: {np.mean(known):.4f}")
+    if told:
+        print(f"\n{table_text(told)}")

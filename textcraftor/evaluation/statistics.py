@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtr, stdtrit
 
 LEVEL = 0.95  # of every interval
 LEAST_SEEDS = 5  # training seeds that a claim about a method needs
+MOST_Z = 7.0  # beyond it a tail is too thin for numbers
 TIE = 1e-5  # differences below this share of the largest value are rounding
 
 
@@ -78,6 +79,22 @@ def crossed_difference(before: np.ndarray, after: np.ndarray) -> dict[str, float
         half = math.hypot(_half_width(rise.mean(1)), _half_width(rise.mean(0)))
         low, high = rise.mean() - half, rise.mean() + half
     return _figures(rise.mean(0), tolerance, low, high)
+
+
+def paired_z(changes: np.ndarray) -> float:
+    """How many standard errors the mean of paired changes lies above 0, as a normal deviate: it has the tail of
+    Student's t of mean / (sd / root n), so that one limit means the same for 5 prompts and for 500.
+
+    Args:
+        changes: of each prompt, (n,).
+
+    Returns:
+        within [-7, 7]; 0 where there is nothing to test: one prompt, or changes that are all the same.
+    """
+    if len(changes) < 2 or np.ptp(changes) <= TIE * np.abs(changes).max():
+        return 0.0
+    t = changes.mean() / (changes.std(ddof=1) / math.sqrt(len(changes)))
+    return float(np.clip(ndtri(stdtr(len(changes) - 1, t)), -MOST_Z, MOST_Z))
 
 
 def _rise(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, float]:

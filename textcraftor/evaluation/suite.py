@@ -117,14 +117,18 @@ class Store:
             row: dict[str, object] = {"prompt_index": index, "seed": seed, "prompt": prompt}
             row |= {"category": self.suite.categories[index], "picture": name}
             figures = {name: float(values[place]) for name, values in measured.items() if name != "pictures"}
-            row |= {name: value if np.isfinite(value) else None for name, value in figures.items()}
+            row |= finite(figures)
             lines.append("\n" + json.dumps(row, ensure_ascii=False))
         append(self.folder / f"rows.{part}.jsonl", "".join(lines))
 
-    def finish(self) -> None:
-        """All rows, with the diversity over seeds, as one parquet file in the suite's order."""
+    def finish(self, figures: Mapping[tuple[int, int], Mapping[str, float]] | None = None) -> None:
+        """All rows, with the diversity over seeds, as one parquet file in the suite's order.
+
+        Args:
+            figures: more of each picture, as a judge's; NaN where one does not apply.
+        """
         written = self.rows()
-        rows = [written[job] for job in self.suite.jobs]
+        rows = [{**written[job], **finite((figures or {}).get(job, {}))} for job in self.suite.jobs]
         if len(self.suite.seeds) > 1:
             for first in range(0, len(rows), len(self.suite.seeds)):
                 group = rows[first : first + len(self.suite.seeds)]
@@ -158,6 +162,11 @@ class Store:
         except (UsageError, OSError):
             return False
         return True
+
+
+def finite(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures as a row holds them: null where one does not apply."""
+    return {name: value if np.isfinite(value) else None for name, value in figures.items()}
 
 
 def read_rows_of(folder: Path) -> list[dict]:

@@ -120,9 +120,9 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return _mapping(file, parsed(file, read_text(file, MOST_YAML), "YAML", lambda text: yaml.load(text, _PlainLoader)))
 
 
-def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
+def read_json_lines(file: Path, most: int = MOST_TEXT) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file with one a line; a line that was cut short, as an interruption leaves it, is none."""
-    for line in read_text(file).split("\n"):
+    for line in read_text(file, most).split("\n"):
         try:
             row = _json(line)
             check_plain(row)

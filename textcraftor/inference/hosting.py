@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import html
 import os
 import signal
 import socket
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,13 @@ from textcraftor.errors import UsageError, one_line
 
 EVERYWHERE = "0.0.0.0"
 WAITING = 64  # requests that may wait for their turn
+ERROR_STAYS = 12  # seconds that an error stands on the page
+LOADING = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>TextCraftor</title>
+<meta name="viewport" content="width=device-width">
+<style>:root { color-scheme: light dark; font: 18px system-ui }</style>
+<p>The model is loading. The page opens by itself.</p>
+<script>setInterval(() => fetch("/", {cache: "no-store"}).then(a => a.ok && location.reload(), () => 0), 999)
+</script>"""
 
 
 def check_hosting(host: str, port: int) -> None:
@@ -59,18 +69,45 @@ def friendly(function: Callable) -> Callable:
             return function(*values)
         except Exception as error:
             line = one_line(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {one_line(error)}"
-            raise gradio.Error(html.escape(line[:500]), duration=None, print_exception=False) from None
+            raise gradio.Error(html.escape(line[:500]), duration=ERROR_STAYS, print_exception=False) from None
 
     return wrapped
 
 
-def serve(build: Callable[[Path], Any], host: str, port: int, ready: str, head: str | None = None) -> None:
+class _Loading(BaseHTTPRequestHandler):
+    """Answers whatever is asked for with the page that waits; 503 tells programs to come again."""
+
+    def do_GET(self) -> None:
+        self.send_response(503)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Retry-After", "2")
+        self.end_headers()
+        self.wfile.write(LOADING)
+
+    def log_message(self, format: str, *values: object) -> None:
+        """Says nothing on the console."""
+
+
+@contextlib.contextmanager
+def loading_page(host: str, port: int) -> Iterator[None]:
+    """Serve a page that says that the model is loading, and turns into the real one, for as long as that takes."""
+    with ThreadingHTTPServer((host, port), _Loading) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def serve(build: Callable[[Path], Any], host: str, port: int, ready: str = "", head: str | None = None) -> None:
     """Serve a page until it is interrupted.
 
     Args:
         build: gives the page, told of the folder for what it serves, which goes when the page ends.
         port: 0 takes a free one.
-        ready: said before the address, such as `loading; then`.
+        ready: said before the address, such as where answers go, once the page answers.
         head: HTML for the page's head: style and scripts.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -78,11 +115,12 @@ def serve(build: Callable[[Path], Any], host: str, port: int, ready: str, head: 
 
     port = free_port(host, port)
     where = "this machine's address" if host == EVERYWHERE else host
-    print(f"textcraftor: {ready} open http://{where}:{port}/", flush=True)
+    address = f"http://{where}:{port}/"
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is temporary goes then too
     with tempfile.TemporaryDirectory(prefix="textcraftor-", ignore_cleanup_errors=True) as outputs:
         os.environ["GRADIO_TEMP_DIR"] = outputs  # what the page may serve lies there, and nothing else does
-        blocks = build(Path(outputs))
+        with loading_page(host, port):
+            blocks = build(Path(outputs))
         fonts = ["system-ui", "sans-serif"]
         blocks.queue(api_open=False, max_size=WAITING)
         blocks.launch(
@@ -96,4 +134,7 @@ def serve(build: Callable[[Path], Any], host: str, port: int, ready: str, head: 
             footer_links=[],
             max_file_size=0,  # nobody needs to upload anything
             head=head,
+            prevent_thread_lock=True,
         )
+        print(f"textcraftor: {ready}open {address}", flush=True)
+        blocks.block_thread()

@@ -14,6 +14,7 @@ from textcraftor.inference.generate import Sampling
 from textcraftor.inference.mix import Mix
 from textcraftor.models.loading import dtype_of, freeze, load_model
 from textcraftor.models.model import ORIGINAL, Model
+from textcraftor.models.quantizing import quantize
 from textcraftor.models.tuned import TEXT_ENCODERS
 from textcraftor.models.tuning import Learner, add_learners
 from textcraftor.sampling.conditioning import ConditioningSchedule
@@ -63,8 +64,11 @@ def open_model(config: DictConfig, mixes: Sequence[Mix], prompts: Iterable[str] 
     begin = BEGIN if BEGIN in model.readers else ORIGINAL
     learners = add_learners(model, tune, size=sampling.size, begin=begin)
     freeze(model, dtype)
+    precision = f"the rest in {dtype} ({reason})"
+    if kinds := config.get("quantize"):
+        precision += f"; {quantize(model, kinds, sampling.height, sampling.width)}"
     model.remember()
-    return Opened(model, sampling, schedules, learners, f"the rest in {dtype} ({reason})")
+    return Opened(model, sampling, schedules, learners, precision)
 
 
 def part_dtypes(dtype: torch.dtype, mixes: Sequence[Mix], tune: dict) -> dict[str, torch.dtype]:

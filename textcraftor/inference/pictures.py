@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,13 +15,24 @@ from torch import Tensor
 
 from textcraftor.files.writing import replacing
 
-CAPTION_LINE = 12  # pixels, of Pillow's built-in font
+CAPTION_LINE, CAPTION_LETTER = 12, 6  # pixels, of Pillow's built-in font
 
 
 def to_pil(image: Tensor) -> Image.Image:
     """A picture (3, height, width), of 8 bits or in [0, 1], as RGB."""
     pixels = image if image.dtype == torch.uint8 else (image.detach().float().clamp(0, 1) * 255).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def cell_width(picture: Image.Image, min_side: int = 128) -> int:
+    """How wide a contact sheet shows a picture, in pixels."""
+    return picture.width * max(1, min_side // picture.height)
+
+
+def wrapped(text: str, width: int, most: int = 3) -> str:
+    """A caption in lines of at most `width` pixels, at most so many of them."""
+    letters = max(10, width // CAPTION_LETTER)
+    return "\n".join(textwrap.wrap(text, letters, max_lines=most, placeholder=" ..."))
 
 
 def contact_sheet(

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from textcraftor.models.noise import NoiseSchedule
+from textcraftor.models.original_names import Naming
 from textcraftor.models.sampler import Sampler
 
 Size = tuple[int, int]  # height, width of a picture in pixels
@@ -125,6 +126,19 @@ class Conditioning:
         )
 
 
+@dataclass(frozen=True)
+class Version:
+    """The names of a kind of base model that web UIs sort files by.
+
+    Args:
+        kohya: what kohya's tools write as `ss_base_model_version`.
+        architecture: what Stability's ModelSpec 1.0.0 calls it.
+    """
+
+    kohya: str
+    architecture: str
+
+
 class Family(ABC):
     """What tells one family of models from another; everything else is written once, in `Model`.
 
@@ -158,6 +172,14 @@ class Family(ABC):
     kohya_readers: ClassVar[tuple[str, ...]] = ()
     hidden_layers: ClassVar[tuple[int, ...]] = (-2,)
     load_options: ClassVar[Mapping[str, Any]] = {}
+
+    def single_file_names(self, pipe: DiffusionPipeline) -> Mapping[str, Naming]:
+        """By part of the pipeline, how a single-file checkpoint names its tensors; empty without such a layout."""
+        return {}
+
+    def version(self, pipe: DiffusionPipeline) -> Version | None:
+        """What a LoRA's file says of its base model; None where kohya's tools have no word for the family."""
+        return None
 
     @abstractmethod
     def encode(self, reader: DiffusionPipeline, texts: Sequence[str], size: Size) -> Branch:

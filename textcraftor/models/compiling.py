@@ -26,13 +26,13 @@ def compile_denoiser(model: Model, height: int, width: int, backend: str = "indu
     Raises:
         UsageError: too far; on some machines compiled float32 gradients have been silently wrong by several percent.
     """
-    eager = _results(model, height, width)
+    eager = probe(model, height, width)
     torch._dynamo.config.recompile_limit = SHAPES
     repeated = {*BLOCKS, *(model.denoiser._repeated_blocks or ())}
     for block in model.denoiser.modules():
         if type(block).__name__ in repeated:
             block.compile(backend=backend)
-    compiled = _results(model, height, width)
+    compiled = probe(model, height, width)
     errors = {name: _relative_error(compiled[name], eager[name]) for name in eager}
     found = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
     limit = TOLERANCE[model.compute_dtype]
@@ -44,8 +44,11 @@ def compile_denoiser(model: Model, height: int, width: int, backend: str = "indu
     return f"denoiser compiled; relative difference of {found}"
 
 
-def _results(model: Model, height: int, width: int) -> dict[str, Tensor]:
-    """The denoiser's output and its gradients for two samples; torch's random state is left alone."""
+def probe(model: Model, height: int, width: int) -> dict[str, Tensor]:
+    """The denoiser's output and its gradients for two samples, which a change of the networks is judged by.
+
+    torch's random state is left alone.
+    """
     latents = model.noise([0, 1], height, width).requires_grad_()
     branch = model.encode([""] * 2, None, size=(height, width)).prompt.map(lambda one: one.detach().requires_grad_())
     embeds = list(branch.mixed.values())

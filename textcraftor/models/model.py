@@ -20,9 +20,11 @@ from torch.utils.checkpoint import checkpoint
 from textcraftor.errors import UsageError
 from textcraftor.models import families as package
 from textcraftor.models.base import Branch, Conditioning, Family, Size
+from textcraftor.models.placing import Part, Place, Together, put_layer_by_layer
 from textcraftor.models.remembering import Remembered
 from textcraftor.models.sampler import Sampler
 from textcraftor.models.seeds import unit_noise
+from textcraftor.models.sharding import begin_anew, shard
 
 ORIGINAL = "original"  # the name of the pipeline's own text encoders
 
@@ -114,21 +116,48 @@ class Model:
                     found[part if name == ORIGINAL else f"{name}.{part}"] = one
         return found
 
-    def movable(self) -> dict[str, float]:
-        """The bytes of each of the pipeline's own text encoders that may leave the device while it does not work: it
-        does not learn, and no other encoder has adapters on its weights."""
+    def placeable(self) -> list[Part]:
+        """The parts that may be elsewhere than on the device: the pipeline's own text encoders that do not learn and on
+        whose weights no other has adapters; a denoiser that does not learn whole; and the VAE."""
+        encoders = self.encoders(ORIGINAL)
+        found = [
+            Part.of(part, encoders[part], ("while_it_works", "on_disk", "sharded"), alone=True)
+            for part in self._own_encoders()
+        ]
+        if not all(one.requires_grad for one in self.denoiser.parameters()):
+            found.append(Part.of("denoiser", self.denoiser, ("sharded", "layer_by_layer")))
+        return [*found, Part.of("vae", self.vae, ("layer_by_layer",))]
+
+    def _own_encoders(self) -> list[str]:
         every = {one for name in self.readers for one in self.encoders(name).values()}
         users = Counter(id(weight) for one in every for weight in one.parameters())
-        return {
-            part: float(sum(weight.nbytes for weight in one.parameters()))
+        return [
+            part
             for part, one in self.encoders(ORIGINAL).items()
             if not _learns(one) and all(users[id(weight)] == 1 for weight in one.parameters())
-        }
+        ]
 
-    def place(self, offloaded: Collection[str], on_disk: Collection[str] = ()) -> None:
-        """Let these text encoders be on the device only while they work, and else on disk some; the others always."""
+    def place(
+        self, places: Mapping[str, Place], learning: Collection[nn.Parameter] = (), together: Together | None = None
+    ) -> None:
+        """Put parts of `placeable` in their places, for good where that is no text encoder; the others stay.
+
+        Args:
+            learning: what learns, which stays on the device, whole.
+        """
         for part, one in self.remembered.items():
-            one.put("on disk" if part in on_disk else "offloaded" if part in offloaded else "resident")
+            one.put(places.get(part, "resident"), together)
+        for part, network in {"denoiser": self.denoiser, "vae": self.vae}.items():
+            place = places.get(part, "resident")
+            if place == "layer_by_layer":
+                put_layer_by_layer(network, self.device, learning)
+            elif place == "sharded" and together is not None:
+                shard(network, self.device, learning, together)
+
+    def begin_anew(self) -> None:
+        """Forget a pass that broke off in every process alike."""
+        for network in (self.denoiser, *self.encoders(ORIGINAL).values()):
+            begin_anew(network)
 
     def add_reader(self, name: str, encoders: Mapping[str, nn.Module]) -> None:
         """Name text encoders that take the place of some of the pipeline's own."""

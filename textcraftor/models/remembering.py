@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from textcraftor.errors import UsageError
+from textcraftor.models.placing import Place, Together, temporary_file
+from textcraftor.models.sharding import shard
 
-Place = Literal["resident", "offloaded", "on disk"]  # of an encoder that does not work
 KEPT = ("last_hidden_state", "pooler_output", "text_embeds")  # of an output, beside some hidden states
 CAPACITY = 2e9  # bytes of outputs that are remembered; the longest unused are forgotten
 
@@ -76,6 +74,7 @@ class Remembered(nn.Module):
         self._held = (encoder,)  # no part of this: it keeps its own place and its names
         self.layers, self.device = tuple(layers), device
         self.place: Place = "resident"
+        self._together = Together()
         self._file: Path | None = None
         self._rows: OrderedDict[tuple, Row] = OrderedDict()
         self._bytes = 0
@@ -92,26 +91,28 @@ class Remembered(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.encoder.dtype
 
-    def put(self, place: Place) -> None:
-        """Let the encoder stay on the device, or be there only while it works and else in memory or on disk.
-
-        The file is in Python's folder for temporary ones (`TMPDIR`), and goes when this does.
-        """
+    def put(self, place: Place, together: Together | None = None) -> None:
+        """Let the encoder stay on the device, be there only while it works and else in memory or on disk, or lie in
+        shares on all processes, for good."""
         self.place = place
-        if place == "on disk" and self._file is None:
-            handle, name = tempfile.mkstemp(prefix="textcraftor-", suffix=".pt")
-            os.close(handle)
-            self._file = Path(name)
-            weakref.finalize(self, self._file.unlink, missing_ok=True)
+        if place == "on_disk" and self._file is None:
+            self._file = temporary_file(self)
             torch.save(self.encoder.state_dict(), self._file)
-        if place == "resident":
+        if place == "sharded" and together is not None:
+            self._together = together
+            shard(self.encoder, self.device, (), together)
+        elif place == "resident":
             self.encoder.to(self.device)
         else:
             self._leave()
 
+    @property
+    def _leaves(self) -> bool:
+        return self.place in ("while_it_works", "on_disk")
+
     def _leave(self) -> None:
         """From disk, weights are mapped: read when they are needed, and no memory is lost if nobody does."""
-        if self.place == "on disk" and self._file is not None:
+        if self.place == "on_disk" and self._file is not None:
             weights = torch.load(self._file, map_location="cpu", mmap=True, weights_only=True)
             self.encoder.load_state_dict(weights, assign=True)
         self.encoder.to("cpu")
@@ -125,18 +126,22 @@ class Remembered(nn.Module):
         new = [row for row, key in enumerate(keys) if key not in self._rows and key not in keys[:row]]
         found = dict[tuple, Row]()
         try:
-            if new and self.place != "resident":
+            if new and self._leaves:
                 self.encoder.to(self.device)
-            for row in new:
+            for row in new + self._again(len(new)):
                 mask = {} if attention_mask is None else {"attention_mask": attention_mask[row : row + 1]}
                 found[keys[row]] = self._kept(self.encoder(input_ids[row : row + 1], **mask, **options))
         finally:  # also where memory runs out, after which training goes on with smaller batches
-            if new and self.place != "resident":
+            if new and self._leaves:
                 self._leave()
         rows = [found[key] if key in found else self._rows[key] for key in keys]
         for key, known in zip(keys, rows, strict=True):
             self._remember(key, known)
         return self._joined(rows)
+
+    def _again(self, count: int) -> list[int]:
+        """The first text, as often as this process has fewer new ones than another: all call alike."""
+        return [0] * (self._together.most(count) - count)
 
     def _kept(self, output: Any) -> Row:
         """What of one text's output anybody asks for, on the CPU."""

@@ -13,13 +13,13 @@ import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from textcraftor.errors import UsageError
 from textcraftor.models.model import ORIGINAL, Model
+from textcraftor.models.published_names import is_clip, published, weights_of
 
-PREFIX = "text_model."  # of a CLIP's weights as published
 LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
 PEFT_FILE = "adapter_model.safetensors"  # as peft does, for what diffusers cannot load
 ADAPTER = "again"  # names adapters that are read back
@@ -37,22 +37,6 @@ def save_whole(module: Any, folder: Path) -> None:
     module.config.save_pretrained(folder)
     state = {published(key, module): one.detach().cpu().contiguous() for key, one in weights_of(module).items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def is_clip(module: Any) -> bool:
-    """Whether a network is a CLIP's text tower."""
-    return getattr(module.config, "model_type", "") == "clip_text_model"
-
-
-def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """The state of a network that files hold: counters that can be computed are left out."""
-    return {key: value for key, value in module.state_dict().items() if not key.endswith("position_ids")}
-
-
-def published(key: str, module: Any) -> str:
-    """The name of a weight in published files."""
-    is_plain = is_clip(module) and not key.startswith((PREFIX, "text_projection."))
-    return PREFIX + key if is_plain else key
 
 
 def save_lora(module: Any, component: str, lora: LoraConfig, pipeline: Any, folder: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.loaders.single_file_utils import SingleFileComponentError, fetch_diffusers_config
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from textcraftor.assets import folder_or_id, loading
@@ -130,6 +130,16 @@ def misfit(file: Path, class_name: str, error: ValueError) -> UsageError | Value
         f"model.path={file} has {found} for the shape of {key}, and the settings of {class_name} say {wanted}: give "
         "those of this file, model.config="
     )
+
+
+def marks(scheduler: SchedulerMixin) -> dict[str, Tensor]:
+    """The empty tensors by which a single file says what its denoiser predicts, see `V_PREDICTION`."""
+    config = scheduler.config
+    said = {
+        V_PREDICTION: config.get("prediction_type") == "v_prediction",
+        ZERO_SNR: config.get("rescale_betas_zero_snr", False),
+    }
+    return {name: torch.zeros(0) for name, is_so in said.items() if is_so}
 
 
 def settings_repository(file: Path) -> str | None:

@@ -24,16 +24,8 @@ from textcraftor.files.reading import MB, check_confined, check_file, read_json
 from textcraftor.files.writing import write_json
 from textcraftor.models.lora_file import check_names, check_parts, layer_alphas, tensor_names
 from textcraftor.models.model import ORIGINAL, Model
-from textcraftor.models.saving import (
-    LORA_FILE,
-    PEFT_FILE,
-    PREFIX,
-    plain_state,
-    published,
-    sharing,
-    stock_names,
-    weights_of,
-)
+from textcraftor.models.published_names import PREFIX, published, weights_of
+from textcraftor.models.saving import LORA_FILE, PEFT_FILE, plain_state, sharing, stock_names
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 DENOISERS = ("unet", "transformer")

@@ -69,6 +69,12 @@ def load_head(file: str) -> tuple[nn.Module, int]:
     return LinearHead.of(state, file, HEADS), state["layers.0.weight"].shape[1]
 
 
+def load_tower(clip: str) -> CLIPVisionModelWithProjection | SiglipVisionModel:
+    """The vision tower of a CLIP or SigLIP, from a folder or hub id."""
+    siglip = model_type(clip, "CLIP") in ("siglip", "siglip_vision_model")
+    return load_pretrained(SiglipVisionModel if siglip else CLIPVisionModelWithProjection, clip, "CLIP")
+
+
 class Aesthetic(Reward):
     """The aesthetic score, about 1 to 10 with the published heads. Prompts do not matter to it.
 
@@ -86,9 +92,8 @@ class Aesthetic(Reward):
     def load(cls, clip: str, head: str) -> Aesthetic:
         """Load the vision tower of a CLIP or SigLIP (folder or hub id) and a head, see `load_head`."""
         mlp, takes = load_head(head)
-        siglip = model_type(clip, "CLIP") in ("siglip", "siglip_vision_model")
-        vision = load_pretrained(SiglipVisionModel if siglip else CLIPVisionModelWithProjection, clip, "CLIP")
-        gives = vision.config.hidden_size if siglip else vision.config.projection_dim
+        vision = load_tower(clip)
+        gives = vision.config.hidden_size if isinstance(vision, SiglipVisionModel) else vision.config.projection_dim
         if takes != gives:
             raise UsageError(f"{head} takes embeddings of width {takes}, but {clip} gives {gives}")
         return cls(vision, mlp)

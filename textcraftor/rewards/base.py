@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,10 @@ class Reward(nn.Module):
 
     def check(self, prompts: Sequence[str]) -> None:
         """Refuse prompts that this scorer cannot judge, before any training step."""
+
+    def applies(self, prompts: Sequence[str]) -> list[bool]:
+        """Whether each prompt asks for anything that this scorer judges; where it does not, the score is 0."""
+        return [True] * len(prompts)
 
     def measure(
         self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
@@ -89,3 +93,13 @@ class FunctionReward(Reward):
             shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise UsageError(f"{self.function}: returned {shape} for {len(images)} images; expected ({len(images)},)")
         return scores
+
+
+def as_reward(scorer: nn.Module | Callable) -> nn.Module:
+    """A module as it is, a function as a scorer."""
+    return scorer if isinstance(scorer, nn.Module) else FunctionReward(scorer)
+
+
+def applies_to(scorer: nn.Module, prompts: Sequence[str]) -> list[bool]:
+    """Which prompts a scorer judges: a module that is no `Reward` judges all."""
+    return scorer.applies(prompts) if isinstance(scorer, Reward) else [True] * len(prompts)

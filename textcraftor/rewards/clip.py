@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -39,7 +39,7 @@ class ClipSimilarity(Reward):
         self.clip, self.open_clip, self.siglip = clip, open_clip, isinstance(clip, SiglipModel)
         length = clip.config.text_config.max_position_embeddings
         self.tokenize = PromptTokenizer(tokenizer, length, open_clip, lower=self.siglip)
-        self.texts = Cache(self.encode_text)
+        self.texts: Callable[[Sequence[str]], Tensor] = Cache(self.encode_text)
         self.freeze()
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
@@ -63,9 +63,15 @@ class ClipSimilarity(Reward):
         features = self.clip.get_image_features(pixels.to(self.clip.dtype)).pooler_output
         return torch.nn.functional.normalize(features.to(pixels.dtype), dim=-1)
 
-    def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
-        embeds = self.embed_pixels(self.pixels(images))
+    def score_pixels(
+        self, pixels: Float[Tensor, "batch 3 size size"], prompts: Sequence[str]
+    ) -> Float[Tensor, " batch"]:
+        """Scores of preprocessed pictures."""
+        embeds = self.embed_pixels(pixels)
         return (embeds * self.texts(prompts).to(embeds)).sum(-1)
+
+    def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
+        return self.score_pixels(self.pixels(images), prompts)
 
 
 def load_clip(path: str, tokenizer: str | None = None) -> tuple[CLIPModel | SiglipModel, PreTrainedTokenizerBase]:
@@ -124,5 +130,8 @@ class PickScore(ClipSimilarity):
         """Load the published transformers layout from a folder or hub id."""
         return cls(*load_clip(path))
 
-    def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
-        return self.clip.logit_scale.exp().to(images.dtype) * super().score(images, prompts)
+    def score_pixels(
+        self, pixels: Float[Tensor, "batch 3 size size"], prompts: Sequence[str]
+    ) -> Float[Tensor, " batch"]:
+        """Scores of preprocessed pictures."""
+        return self.clip.logit_scale.exp().to(pixels.dtype) * super().score_pixels(pixels, prompts)

@@ -147,6 +147,9 @@ class OcrLegibility(Reward):
                 except UsageError as error:
                     raise UsageError(f"prompt {prompt!r}: {error}") from error
 
+    def applies(self, prompts: Sequence[str]) -> list[bool]:
+        return [bool(self.unwanted or quoted(prompt)) for prompt in prompts]
+
     def boxes(self, images: Float[Tensor, "batch 3 height width"]) -> list[list[Box]]:
         """Where to read in each picture."""
         height, width = images.shape[-2:]

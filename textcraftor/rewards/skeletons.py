@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPVisionModelWithProjection, SiglipConfig, SiglipModel, SiglipVisionModel
 
+from textcraftor.config.objects import path_of
 from textcraftor.rewards.aesthetic import Aesthetic, LinearHead
 from textcraftor.rewards.clip import ClipScore, PickScore
+from textcraftor.rewards.ensemble import Ensemble
 from textcraftor.rewards.hpsv2 import HPSv2
 from textcraftor.rewards.mps import LAYERS, MPS, CrossModel
 from textcraftor.rewards.open_clip import architecture_config
@@ -72,12 +74,16 @@ def skeleton_rewards(config: Mapping, dtype: torch.dtype, tokenizer: Any) -> tup
         dtype: of their weights.
         tokenizer: that of the CLIPs, of which the shapes matter alone.
     """
-    scorers, unknown = dict[str, nn.Module](), []
-    for name, part in parts_of(config).items():
-        builder = BUILDERS.get(".".join(str(part.reward.get("_target_")).split(".")[-2:]))
+    unknown, parts = list[str](), parts_of(config)
+
+    def skeleton(name: str, reward: Mapping) -> nn.Module:
+        if reward["_target_"] == path_of(Ensemble):
+            return Ensemble({key: skeleton(f"{name}/{key}", one) for key, one in parts_of(reward["members"]).items()})
+        builder = BUILDERS.get(".".join(str(reward.get("_target_")).split(".")[-2:]))
         if builder is None:
             unknown.append(name)
-        with torch.device("meta"):
-            scorers[name] = (builder(part.reward, tokenizer) if builder else Uncounted()).to(dtype)
-    weights = {name: float(part.weight) for name, part in parts_of(config).items()}
-    return RewardSum(scorers, weights), unknown
+        return builder(reward, tokenizer) if builder else Uncounted()
+
+    with torch.device("meta"):
+        scorers = {name: skeleton(name, part.reward).to(dtype) for name, part in parts.items()}
+    return RewardSum(scorers, {name: float(part.weight) for name, part in parts.items()}), unknown

@@ -8,14 +8,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from textcraftor.assets import is_address, looks_local
 from textcraftor.config.making import made
+from textcraftor.config.objects import path_of
 from textcraftor.errors import UsageError, is_out_of_memory, one_line
-from textcraftor.rewards.base import FunctionReward, Reward, check_prompts
+from textcraftor.rewards.base import Reward, applies_to, as_reward, check_prompts
+from textcraftor.rewards.ensemble import COMBINE, Ensemble, check_ensemble
+from textcraftor.rewards.ocr import quoted
+from textcraftor.rewards.one_by_one import score_at_once, visiting
 
 Scores = Mapping[str, Float[Tensor, " batch"]]
 
@@ -47,13 +52,11 @@ class RewardSum(nn.Module):
         super().__init__()
         if not rewards or set(rewards) != set(weights):
             raise UsageError(f"rewards {sorted(rewards)} and weights {sorted(weights)} must name the same scorers")
-        modules = {
-            name: reward if isinstance(reward, nn.Module) else FunctionReward(reward)
-            for name, reward in rewards.items()
-        }
+        modules = {name: as_reward(reward) for name, reward in rewards.items()}
         self.scorers = nn.ModuleDict(modules).eval().requires_grad_(False)
         self.weights, self.normalize, self.momentum = dict(weights), normalize, momentum
         self.targets = dict(targets or {})
+        self.one_by_one = self.away = False
         for name in ("", "first_"):
             self.register_buffer(f"{name}mean", torch.zeros(len(modules)))
             self.register_buffer(f"{name}variance", torch.ones(len(modules)))
@@ -65,8 +68,22 @@ class RewardSum(nn.Module):
         scores = {}
         for name, reward in self.scorers.items():
             with blamed(name), torch.set_grad_enabled(torch.is_grad_enabled() and self.weights[name] != 0):
-                scores[name] = reward(images, prompts)
+                scores[name] = self._visit(reward, images, prompts) if self.one_by_one else reward(images, prompts)
         return scores
+
+    def _visit(
+        self, reward: nn.Module, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
+    ) -> Float[Tensor, " batch"]:
+        with visiting(reward, images.device) if self.away else contextlib.nullcontext():
+            if not (torch.is_grad_enabled() and images.requires_grad):
+                return reward(images, prompts)
+            return score_at_once(lambda shown: reward(shown, prompts), images)
+
+    def work_one_by_one(self, away: bool) -> None:
+        """Let scorers work one after another, and where `away` be on the device only then."""
+        self.one_by_one, self.away = True, away
+        if away:
+            self.scorers.to("cpu")
 
     def total(self, scores: Scores) -> Float[Tensor, " batch"]:
         """The weighted sum of what `forward` returned: the figure that is compared before and after.
@@ -129,6 +146,15 @@ class RewardSum(nn.Module):
         self.mean.copy_(running)
         self.variance.copy_(self.variance.double().lerp(spread, 1 - self.momentum).clamp_min(1e-12))
 
+    @property
+    def ensembles(self) -> dict[str, Ensemble]:
+        """The scorers that are made of several, by name."""
+        return {name: reward for name, reward in self.scorers.items() if isinstance(reward, Ensemble)}
+
+    def applies(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Which prompts each scorer judges, bool (prompts,)."""
+        return {name: np.array(applies_to(reward, prompts), bool) for name, reward in self.scorers.items()}
+
     def check(self, prompts: Sequence[str]) -> None:
         """Refuse prompts that a scorer cannot judge."""
         check_prompts(prompts, len(prompts))
@@ -144,7 +170,7 @@ class RewardSum(nn.Module):
         found = dict[str, Tensor]()
         for name, reward in self.scorers.items():
             if isinstance(reward, Reward):
-                with blamed(name):
+                with blamed(name), visiting(reward, images.device) if self.away else contextlib.nullcontext():
                     found |= {f"{name}/{figure}": values for figure, values in reward.measure(images, prompts).items()}
         return found
 
@@ -164,24 +190,66 @@ def blamed(name: str) -> Iterator[None]:
         raise UsageError(f"rewards.{name} failed, see above ({said}): mend it, or rewards.{name}=null") from error
 
 
-def check_rewards(config: Mapping) -> None:
+def check_rewards(config: Mapping, training: bool = False) -> None:
     """Refuse scorers of a command's configuration that cannot be loaded, before anything is, and a reader without an
-    OCR scorer."""
+    OCR scorer.
+
+    Args:
+        training: whether there will be the untuned model's pictures, which an ensemble is standardised by.
+    """
     parts = parts_of(config["rewards"])
     if not parts:
         raise UsageError("rewards names no scorer: choose some, such as rewards=hpsv2")
+    for name, part in parts.items():
+        if part.reward["_target_"] == path_of(Ensemble):
+            _check_members(name, part.reward, training)
     reader = (config["model"]["scorers"].get("ocr") or {}).get("recogniser")
     packed = isinstance(reader, str) and Path(reader).parent == Path(__file__).parent  # by ocr=published alone
-    if packed and not any(part.reward.get("recogniser") for part in parts.values()):
+    if packed and not reads_text(parts):
         raise UsageError(
             f"ocr=published chooses the reader of an OCR scorer, and rewards has none, only {', '.join(parts)}: add it "
             "by +reward@rewards.ocr=ocr, or leave ocr=published out"
         )
-    for name, part in parts.items():
-        for key, value in part.reward.items():
+    for place, scorer in scorers_of(parts):
+        for key, value in scorer.items():
             local = isinstance(value, str) and not str(key).startswith("_") and not is_address(value)
             if local and looks_local(value) and not Path(value).expanduser().exists():
-                raise UsageError(f"rewards.{name}.reward.{key}={value} does not exist")
+                raise UsageError(f"{place}.{key}={value} does not exist")
+
+
+def _check_members(name: str, reward: Mapping, training: bool) -> None:
+    try:
+        check_ensemble(reward.get("members"), reward.get("combine", COMBINE[0]), reward.get("k", 0))
+    except UsageError as error:
+        raise UsageError(f"rewards.{name}.reward.{error}") from error
+    if not training:
+        raise UsageError(
+            f"rewards.{name} is an ensemble, which is standardised by the untuned model's pictures; training alone has "
+            f"them: give its members as scorers of their own, and rewards.{name}=null"
+        )
+
+
+def scorers_of(parts: Mapping) -> Iterator[tuple[str, Mapping]]:
+    """What is said of each scorer, the members of ensembles among them, with its place in the configuration.
+
+    Args:
+        parts: see `parts_of`.
+    """
+    for name, part in parts.items():
+        place = f"rewards.{name}.reward"
+        yield place, part.reward
+        members = parts_of(part.reward.get("members") or {})
+        yield from ((f"{place}.members.{member}", scorer) for member, scorer in members.items())
+
+
+def reads_text(parts: Mapping) -> bool:
+    """Whether a scorer reads what is written in pictures."""
+    return any(scorer.get("recogniser") for _, scorer in scorers_of(parts))
+
+
+def judged_by_readers(config: Mapping) -> Callable[[str], list[str]] | None:
+    """What tells the prompts that the readers of a mix judge: the texts that a prompt quotes; None without a reader."""
+    return quoted if reads_text(parts_of(config)) else None
 
 
 def parts_of(config: Mapping) -> dict[str, Any]:

@@ -102,6 +102,13 @@ class Activations:
 
     @cached_property
     def reward(self) -> Cost:
+        return self._reward(one_by_one=False)
+
+    @cached_property
+    def reward_one_by_one(self) -> Cost:
+        return self._reward(one_by_one=True)
+
+    def _reward(self, one_by_one: bool) -> Cost:
         with torch.no_grad():
             images = self.method.model.decode(self.latents[:1])
         rewards, shown = self.method.rewards, self._input(images)
@@ -113,7 +120,11 @@ class Activations:
                     self._check_differentiable(name, score)
             return rewards.objective(scores)
 
-        return cost_of(objective)
+        before, rewards.one_by_one = rewards.one_by_one, one_by_one
+        try:
+            return cost_of(objective)
+        finally:
+            rewards.one_by_one = before
 
     @staticmethod
     def _check_differentiable(name: str, score: Tensor) -> None:
@@ -128,19 +139,22 @@ class Activations:
         steps = self.gradient_steps
         if self.chain.deferred:  # one step at a time, whatever their number
             return [(0, False, True), (0, False, False), (0, True, False)]
-        return [(steps, False, True), *((kept, False, False) for kept in range(steps, -1, -1)), (0, True, False)]
+        by_steps = [(kept, False, False) for kept in range(steps, -1, -1)]
+        return [(steps, False, True), *by_steps, (steps, True, False), (0, True, False)]
 
-    def peak(self, kept: int, blocks: bool, decoder: bool, prompts: int) -> float:
+    def peak(self, kept: int, blocks: bool, decoder: bool, prompts: int, together: bool = True) -> float:
         texts = self.encoding.kept * (prompts + 1) / 2  # the negative prompt is encoded once for all
         casts = (kept + 1) * self.cast  # each step under autocast keeps a copy of the weights, whatever the batch
-        held, pictures = casts + texts + kept * self.step.kept * prompts, self.pictures * prompts
+        step = self.step_by_blocks if blocks else self.step
+        reward = self.reward if together else self.reward_one_by_one
+        held, pictures = casts + texts + kept * step.kept * prompts, self.pictures * prompts
         decoded = self.decoding.kept * pictures if decoder else 0.0
-        rewarding = held + decoded + self.reward.peak * pictures
+        rewarding = held + decoded + reward.peak * pictures
         decoding = held + (self.decoding.peak * pictures if decoder else self.decoding_again.peak)
         if kept < self.gradient_steps:
-            stepping = held + (self.step_by_blocks if blocks else self.step).peak * prompts
+            stepping = held + step.peak * prompts
         else:
-            stepping = held + (self.step.peak - self.step.kept) * prompts
+            stepping = held + (step.peak - step.kept) * prompts
         return max(rewarding, decoding, stepping)
 
 

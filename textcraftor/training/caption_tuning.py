@@ -11,14 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from textcraftor.data.blend import Example, RecordDraw
+from textcraftor.inference.generate import batches
 from textcraftor.models.base import Branch
 from textcraftor.models.model import Model
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.training.counting import cost_of, make_gradients, recomputing
 from textcraftor.training.densities import Densities
 from textcraftor.training.latents import Latents
+from textcraftor.training.memory import Plan, as_many
 from textcraftor.training.phases import Phases
-from textcraftor.training.processes import processes_of_this_run
+from textcraftor.training.processes import processes_of_this_run, rows_of
 from textcraftor.training.state import TrainingState
 
 
@@ -47,14 +49,22 @@ class CaptionTuning:
         """
         examples = self.draw(state.step, batch_size)
         sums = torch.zeros(2, dtype=torch.float64, device=self.model.device)
-        alike = self.latents.by_size(examples, rows)
-        for part in (part for group in alike for part in state.plan.micro_batches(group)):
+        for part, counted in self.parts(state.plan, examples, rows):
             losses, errors = self.losses([examples[row] for row in part], phases)
-            share = processes_of_this_run().num_processes / batch_size
+            share = (counted > 0) * processes_of_this_run().num_processes / batch_size
             with phases("backward"):
                 state.scaler.scale(share * losses.sum()).backward()
             sums += share * torch.stack([losses.detach().sum(), errors.detach().sum()]).double()
         return sums, {"denoiser_calls": 1, "gradient_steps": 1}
+
+    def parts(self, plan: Plan, examples: Sequence[Example], rows: Sequence[int]) -> list[tuple[Sequence[int], int]]:
+        """Rows of pictures of one size each, as `Plan.micro_batches` gives them: as many parts in every process."""
+
+        def alike(some: Sequence[int]) -> list[Sequence[int]]:
+            return [part for group in self.latents.by_size(examples, some) for part in batches(group, plan.micro_batch)]
+
+        every = range(processes_of_this_run().num_processes)
+        return as_many(alike(rows), max(len(alike(rows_of(len(examples), process))) for process in every))
 
     def losses(
         self, examples: Sequence[Example], phases: Phases
@@ -142,6 +152,6 @@ class DenoisingCosts:
             self.measured[blocks, rows] = cost.peak
         return self.measured[blocks, rows]
 
-    def peak(self, kept: int, blocks: bool, decoder: bool, rows: int) -> float:
+    def peak(self, kept: int, blocks: bool, decoder: bool, rows: int, together: bool = True) -> float:
         one, two = (self._peak_of(blocks, some) for some in (1, 2))
         return one + (two - one) * (rows - 1) if rows > 1 else one

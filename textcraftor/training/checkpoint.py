@@ -101,17 +101,13 @@ class Checkpoints:
             return False
         try:
             stored = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-            if stored["processes"] != processes.num_processes:
-                raise UsageError(
-                    f"resume: the run had {stored['processes']} processes, this launch has "
-                    f"{processes.num_processes}: start as many"
-                )
             if stored["step"] != int(path.name.removeprefix("step_")):
                 raise ValueError(f"its step is {stored['step']}")
             state.load_state_dict(stored)
-            state.load_process_state(torch.load(path / f"process_{processes.process_index}.pt", weights_only=True))
-        except UsageError:
-            raise
+            # What learns is the same in every process and a batch's prompts and noise depend on its step alone, so that
+            # the run may go on with more processes, or with fewer.
+            own = path / f"process_{processes.process_index % int(stored['processes'])}.pt"
+            state.load_process_state(torch.load(own, weights_only=True))
         except Exception as error:  # whatever others put into it
             raise UsageError(f"resume: {path} is not what runs write ({_first_line(error)}): take it away") from error
         return True

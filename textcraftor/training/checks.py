@@ -8,14 +8,16 @@ from accelerate.tracking import get_available_trackers
 from omegaconf import DictConfig
 
 from textcraftor.config.making import made
+from textcraftor.config.resume import AUTO
 from textcraftor.data.prompt_files import Say, given_prompts, is_given, place_of, read_prompts
 from textcraftor.data.prompts import split_held_out
 from textcraftor.errors import UsageError
-from textcraftor.files.writing import check_unfinished
+from textcraftor.files.writing import check_unfinished, is_finished
 from textcraftor.inference.generate import Sampling
 from textcraftor.inference.mix import Mix, check_base
 from textcraftor.models.loading import device_of, dtype_of
-from textcraftor.rewards.total import check_rewards, parts_of
+from textcraftor.models.quantizing import check_quantize
+from textcraftor.rewards.total import check_rewards, judged_by_readers, parts_of
 from textcraftor.sampling.needs import needs_of
 from textcraftor.training.checkpoint import Checkpoints
 from textcraftor.training.pictures import check_pictures
@@ -25,18 +27,20 @@ from textcraftor.training.rates import SCHEDULES, WITH_CYCLES
 def split_prompts(config: DictConfig, say: Say | None = None) -> tuple[list[str], list[str], list[str]]:
     """Prompts to train on, to evaluate with and to watch, which never overlap.
 
-    The last two come from `prompts.held_out` where that is given, else from the end of the others.
+    The last two come from `prompts.held_out` where that is given, else from the end of the others. Where a scorer
+    reads, at least a third of those watched quote text, as far as there are such prompts.
 
     Args:
         say: is told how many prompts each file holds.
     """
-    prompts = given_prompts(config.prompts, say)
+    prompts, spare = given_prompts(config.prompts, say), list[str]()
     if config.prompts.held_out:
         held_out = read_prompts(config.prompts.held_out, config.prompts.column, "prompts.held_out", say)
     else:
         count = min(config.evaluation.prompts + config.watch.prompts, len(prompts) // 2)
-        held_out = prompts[len(prompts) - count :]
-    evaluated, watched = split_held_out(held_out, config.evaluation.prompts, config.watch.prompts)
+        spare, held_out = prompts[: len(prompts) - count], prompts[len(prompts) - count :]
+    sizes = config.evaluation.prompts, config.watch.prompts
+    evaluated, watched = split_held_out(held_out, *sizes, spare, judged_by_readers(config.rewards))
     apart = {*evaluated, *watched}
     prompts = [prompt for prompt in prompts if prompt not in apart]
     if not prompts or len(held_out) < 2:
@@ -65,8 +69,16 @@ def from_pictures(config: DictConfig) -> bool:
     return needs_of(made(config.gradient)).pictures
 
 
+def settle_resume(config: DictConfig, folder: Path) -> None:
+    """What `resume=auto` means here: to go on with the run in the folder, or to begin where there is none."""
+    if config.resume == AUTO:
+        begun = (folder / "config.yaml").exists() and not is_finished(folder)
+        config.resume = str(folder) if begun else None
+
+
 def check_tuning(config: DictConfig, folder: Path) -> None:
     """What every tuning run needs, whatever it learns from."""
+    settle_resume(config, folder)
     Sampling(**config.sampling)
     _check_tune(config)
     _check_rates(config.training)
@@ -76,10 +88,11 @@ def check_tuning(config: DictConfig, folder: Path) -> None:
     trackers = sorted(str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers())
     if config.tracker is not None and config.tracker not in trackers:
         raise UsageError(f"tracker={config.tracker} is not installed; there are {', '.join(trackers)}, or null")
-    check_rewards(config)
+    check_rewards(config, training=True)
     device_of(config.device)
     for key in ("dtype", "scorer_dtype"):
         dtype_of(config, key)
+    check_quantize(config.quantize)
     if config.resume:
         Checkpoints(folder, 1).check_resume(config.training.steps)
         return

@@ -7,6 +7,7 @@ import threading
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+REQUEUES = signal.SIGUSR2  # submitit's, before a job's time is over; nobody's where nothing listens to it
 
 
 class InterruptedRunError(Exception):
@@ -15,11 +16,12 @@ class InterruptedRunError(Exception):
     def __init__(self, number: int, step: int) -> None:
         name = signal.Signals(number).name if number else "a signal to another process"
         super().__init__(f"stopped by {name} after step {step}")
-        self.exit_code = 128 + (number or signal.SIGTERM)
+        self.number, self.exit_code = number, 128 + (number or signal.SIGTERM)
 
 
 class Interrupt:
-    """Within it, SIGINT and SIGTERM are only noted in `received`; a second SIGINT ends the process as usual.
+    """Within it, SIGINT, SIGTERM and a launcher's request to stop and to be queued again are only noted in `received`;
+    a second SIGINT ends the process as usual.
 
     A second SIGTERM does not: launchers forward the one that they get, and so a process may get it twice.
     """
@@ -29,7 +31,8 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         listens = threading.current_thread() is threading.main_thread()  # Python hears signals nowhere else
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS if listens}
+        numbers = [*SIGNALS, *([REQUEUES] if callable(signal.getsignal(REQUEUES)) else [])]
+        self._before = {number: signal.signal(number, self._note) for number in numbers if listens}
         return self
 
     def __exit__(

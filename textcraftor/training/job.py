@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 
 from textcraftor.config.making import made
 from textcraftor.errors import UsageError
+from textcraftor.evaluation.embeddings import embedding_drift
 from textcraftor.evaluation.evaluate import Evaluation, Judge, evaluate
 from textcraftor.inference.generate import Sampling
 from textcraftor.inference.mix import Mix
@@ -17,13 +19,14 @@ from textcraftor.inference.opening import BEGIN, open_model
 from textcraftor.models.compiling import compile_denoiser
 from textcraftor.models.loading import dtype_of
 from textcraftor.models.model import Model
+from textcraftor.models.placing import Part
 from textcraftor.models.seeds import global_seed
 from textcraftor.models.tuning import Learner
 from textcraftor.rewards.total import RewardSum, load_rewards
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.training.loop import Objective, Pace
-from textcraftor.training.memory import host_bytes, plan_memory
-from textcraftor.training.processes import processes_of_this_run, say
+from textcraftor.training.memory import Plan, bytes_of, host_bytes, plan_memory
+from textcraftor.training.processes import processes_of_this_run, processes_together, say
 from textcraftor.training.rates import share_of_rate
 from textcraftor.training.state import TrainingState
 
@@ -36,6 +39,12 @@ def updating_bytes(learners: Sequence[Learner], ema_decay: float) -> float:
     each = ADAM_BYTES + (EMA_BYTES if ema_decay else 0)
     each += EXCHANGE_BYTES if processes_of_this_run().num_processes > 1 else 0
     return float(each * sum(parameter.numel() for learner in learners for parameter in learner.parameters))
+
+
+def scorers_part(rewards: RewardSum) -> Part:
+    """All scorers as a part that memory is planned for: they may come to the device one after another."""
+    sizes = [bytes_of([scorer]) for scorer in rewards.scorers.values()]
+    return Part("scorers", sum(sizes), ("while_it_works",), max(sizes))
 
 
 @dataclass
@@ -68,20 +77,28 @@ class Job:
         return tuple(self.config.evaluation.seeds)
 
     def look(self, schedule: ConditioningSchedule, prompts: list[str], before: Evaluation | None = None) -> Evaluation:
+        """Make and measure the pictures of prompts that are held out.
+
+        Args:
+            before: those of the model before training: adds `drift` and, where text encoders learn, `embedding_drift`.
+        """
         seeds = self.seeds if prompts is self.evaluated else tuple(self.config.watch.seeds)
-        size = self.config.evaluation.batch_size
-        return evaluate(self.model, schedule, self.sampling, self.rewards, self.judge, prompts, seeds, size, before)
+        model, sampling, size = self.model, self.sampling, self.config.evaluation.batch_size
+        seen = evaluate(model, schedule, sampling, self.rewards, self.judge, prompts, seeds, size, before)
+        if before is not None and schedule != self.start:
+            moved = embedding_drift(model, sampling, prompts, self.start, schedule, size)
+            seen.measures["embedding_drift"] = np.repeat(moved[:, None], len(seeds), axis=1)
+        return seen
 
     def state(self) -> TrainingState:
         """What training starts from, its memory planned."""
         config, training = self.config, self.config.training
         share = -(-training.batch_size // processes_of_this_run().num_processes)
         updating = updating_bytes(self.learners, training.ema_decay)
-        device, costs, movable = self.model.device, self.objective.costs(), self.model.movable()
-        plan = plan_memory(
-            config.memory.budget, device, costs, share, updating, movable=movable, host=host_bytes(device)
-        )
-        self.model.place(plan.offloaded, plan.on_disk)
+        device, costs, memory = self.model.device, self.objective.costs(), config.memory
+        parts, chosen = [*self.model.placeable(), scorers_part(self.rewards)], memory.places
+        plan = plan_memory(memory.budget, device, costs, share, updating, None, parts, host_bytes(device), chosen)
+        self.place(plan)
         half = self.model.compute_dtype == torch.float16
         return TrainingState(
             self.learners,
@@ -93,6 +110,13 @@ class Job:
             half,
             config.memory.budget,
         )
+
+    def place(self, plan: Plan) -> None:
+        """Put the frozen parts where the plan wants them."""
+        learning = [parameter for learner in self.learners for parameter in learner.parameters]
+        self.model.place(plan.places, learning, processes_together())
+        if plan.places["scorers"] == "while_it_works":
+            self.rewards.work_one_by_one(away=self.model.device.type != "cpu")
 
     @property
     def pace(self) -> Pace:

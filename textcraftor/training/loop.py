@@ -18,7 +18,13 @@ from textcraftor.models.model import Model
 from textcraftor.training.interrupt import Interrupt, InterruptedRunError
 from textcraftor.training.memory import Costs
 from textcraftor.training.phases import Phases
-from textcraftor.training.processes import average, processes_of_this_run
+from textcraftor.training.processes import (
+    OtherOutOfMemoryError,
+    average,
+    out_of_memory_anywhere,
+    processes_of_this_run,
+    rows_of,
+)
 from textcraftor.training.state import TrainingState
 
 
@@ -87,6 +93,37 @@ class NotFiniteError(FloatingPointError):
         self.record = {"step": state.step, "cause": cause, "figures": written, **replay}
 
 
+def gradient_together(
+    objective: Objective, state: TrainingState, batch_size: int, phases: Phases
+) -> tuple[Tensor, dict[str, int]] | None:
+    """The gradient of this process's rows; None where memory ran out in any process, and all have planned anew.
+
+    Raises:
+        RuntimeError: memory ran out with a single row at a time, or for the second time.
+    """
+    result: tuple[Tensor, dict[str, int]] | None = None
+    failure: Exception | None = None
+    try:
+        result = objective.gradient(state, rows_of(batch_size), batch_size, phases)
+        if out_of_memory_anywhere(False):
+            failure = OtherOutOfMemoryError()
+    except OtherOutOfMemoryError as error:
+        failure = error
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        out_of_memory_anywhere(True)
+        failure = error
+    if failure is None:
+        return result
+    if state.plan.micro_batch == 1 or state.plan.replanned:
+        raise failure
+    failure.__traceback__ = None  # it holds everything that was computed
+    state.plan = state.plan.halved()
+    objective.model.begin_anew()
+    return None
+
+
 def tune(
     objective: Objective,
     state: TrainingState,
@@ -108,7 +145,6 @@ def tune(
         InterruptedRunError: by a signal, once the checkpoint is written.
     """
     processes, phases = processes_of_this_run(), Phases(objective.model.device)
-    rows = range(pace.batch_size)[processes.process_index :: processes.num_processes]
     objective.model.checkpoint_blocks(denoiser=state.plan.blocks, decoder=not state.plan.decoder)
     progress = tqdm(
         range(pace.steps),
@@ -118,17 +154,15 @@ def tune(
         disable=not processes.is_main_process,
     )
     while state.step < pace.steps and not state.watched["stopped_by"]:
-        began = time.perf_counter()
+        began, phases.step = time.perf_counter(), state.step
         state.learn(state.step / pace.steps)
-        try:
-            sums, calls = objective.gradient(state, rows, pace.batch_size, phases)
-        except RuntimeError as error:
-            if not is_out_of_memory(error) or state.plan.micro_batch == 1 or state.plan.replanned:
-                raise
-            state.plan = state.plan.halved()
-            said = f"out of memory: accumulating gradients of {state.plan.micro_batch} at a time from here on"
-            progress.write(said, file=sys.stderr)
+        gradient = gradient_together(objective, state, pace.batch_size, phases)
+        if gradient is None:
+            smaller = f"out of memory: accumulating gradients of {state.plan.micro_batch} at a time from here on"
+            if processes.is_main_process:
+                progress.write(smaller, file=sys.stderr)
             continue
+        sums, calls = gradient
         norm = state.update(pace.max_grad_norm)
 
         # One read of the device per step, once the backward pass is queued.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
@@ -16,15 +16,17 @@ from torch import nn
 
 from textcraftor.errors import UsageError
 from textcraftor.inference.generate import batches
+from textcraftor.models.placing import TOLD, Part, Place
 from textcraftor.training.phases import GB, resident_bytes
-from textcraftor.training.processes import processes_of_this_run
+from textcraftor.training.places import check_places, differentiable, heavy_places, light_places, peak_of_parts
+from textcraftor.training.processes import least, processes_of_this_run
 
 SHARE = {"cuda": 0.92, "cpu": 0.8}  # of what is free that `auto` takes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is kept for the backward pass, and how many prompts are computed at a time.
+    """What is kept for the backward pass, how many prompts are computed at a time, and where frozen parts are.
 
     Args:
         kept_steps: so many steps with a gradient keep their activations; the others compute them again.
@@ -33,8 +35,8 @@ class Plan:
         micro_batch: prompts at a time; a smaller one than the batch accumulates gradients.
         gradient_steps: how many steps carry a gradient.
         predicted, budget: bytes.
-        offloaded: frozen text encoders that are on the device only while they work, with their bytes.
-        on_disk: those of them that are read from disk each time.
+        places: of frozen parts, all that may be elsewhere than on the device.
+        sizes: their bytes.
         replanned: memory ran out all the same, once.
     """
 
@@ -46,26 +48,36 @@ class Plan:
     predicted: float
     budget: float
     replanned: bool = False
-    offloaded: Mapping[str, float] = field(default_factory=dict)
-    on_disk: tuple[str, ...] = ()
+    places: Mapping[str, Place] = field(default_factory=dict)
+    sizes: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         steps = f"{min(self.kept_steps, self.gradient_steps)} of {self.gradient_steps} gradient steps"
+        if self.blocks and self.kept_steps >= self.gradient_steps:
+            steps += ", but for the insides of blocks"
         unit = "block by block" if self.blocks else "step by step"
         again = "" if self.kept_steps >= self.gradient_steps else f", the others again {unit}"
         decoder = "decoder kept" if self.decoder else "decoder again picture by picture"
-        sizes = f"predicted peak {self.predicted / GB:.2f} GB of {self.budget / GB:.2f} GB"
-        disk = dict.fromkeys(self.on_disk, ", again from disk")
-        away = ", ".join(f"{part} ({size / GB:.2f} GB{disk.get(part, '')})" for part, size in self.offloaded.items())
-        places = f"; on the device only while at work: {away}" if away else ""
-        return f"memory: keeps {steps}{again}; {decoder}; {self.micro_batch} prompts at a time{places}; {sizes}"
+        peak = f"predicted peak {self.predicted / GB:.2f} GB of {self.budget / GB:.2f} GB"
+        away = "".join(f"; {line}" for part, line in self.told_places().items() if self.places[part] != "resident")
+        return f"memory: keeps {steps}{again}; {decoder}; {self.micro_batch} prompts at a time{away}; {peak}"
+
+    def told_places(self) -> dict[str, str]:
+        """Where each frozen part is, in a line."""
+        return {part: f"{part} ({self.sizes[part] / GB:.2f} GB) {TOLD[place]}" for part, place in self.places.items()}
 
     def halved(self) -> Plan:
         """The same with half as many prompts at a time, after memory ran out all the same."""
         return replace(self, micro_batch=-(-self.micro_batch // 2), replanned=True)
 
-    def micro_batches(self, rows: Sequence[int]) -> Iterator[Sequence[int]]:
-        return batches(rows, self.micro_batch)
+    def micro_batches(self, rows: Sequence[int], most: int) -> list[tuple[Sequence[int], int]]:
+        """Rows in parts of about one size, and how many of each part count.
+
+        Args:
+            most: rows of the fullest process. All processes get as many parts: one that has too few rows computes its
+                last one again, which counts nothing.
+        """
+        return as_many(list(batches(rows, self.micro_batch)), -(-most // self.micro_batch))
 
 
 class Costs(Protocol):
@@ -78,8 +90,18 @@ class Costs(Protocol):
     def choices(self) -> Sequence[tuple[int, bool, bool]]:
         """(kept_steps, blocks, decoder) of `Plan`, the fastest first."""
 
-    def peak(self, kept: int, blocks: bool, decoder: bool, rows: int) -> float:
-        """The most bytes that exist at once beside what is always there, for so many rows at a time."""
+    def peak(self, kept: int, blocks: bool, decoder: bool, rows: int, together: bool = True) -> float:
+        """The most bytes that exist at once beside what is always there, for so many rows at a time.
+
+        Args:
+            together: all scorers' activations; else one scorer's after another's.
+        """
+
+
+def as_many(parts: Sequence[Sequence[int]], count: int) -> list[tuple[Sequence[int], int]]:
+    """So many parts of a batch's rows, and how many rows of each count: a part beyond those that are there is the last
+    row once more, and counts nothing."""
+    return [(part, len(part)) for part in parts] + [(parts[-1][-1:], 0)] * (count - len(parts))
 
 
 def bytes_of(parts: Iterable[nn.Module]) -> float:
@@ -95,45 +117,55 @@ def plan_memory(
     batch: int,
     updating: float,
     resident: float | None = None,
-    movable: Mapping[str, float] | None = None,
+    parts: Sequence[Part] = (),
     host: float = math.inf,
+    chosen: Mapping[str, Place] | None = None,
 ) -> Plan:
-    """Choose what to keep of a batch: all, else the more the better.
+    """Choose what to keep of a batch: all, else the more the better. All processes get the plan of the tightest.
 
     Args:
         budget: GB in all, what is in use now included; `auto` takes most of what is free.
         costs: of one row of the batch.
-        batch: rows of a step, of this process alone.
+        batch: rows of a step, of the fullest process.
         updating: bytes of gradients and optimiser that come to what is in use now.
         resident: bytes in use now; measured unless given.
-        movable: bytes of parts that may leave the device while they do not work.
-        host: bytes for them elsewhere in memory; those that find no room there are read from disk each time.
+        parts: that may be elsewhere than on the device.
+        host: bytes for them elsewhere in memory; text encoders that find no room there are read from disk each time.
+        chosen: places of parts that are not the plan's to choose.
 
     Raises:
-        UsageError: not even one row fits.
+        UsageError: not even one row fits, or a place is chosen that a part cannot have.
     """
+    processes, chosen = processes_of_this_run().num_processes, dict(chosen or {})
+    check_places(chosen, parts, processes)
     limit = available_bytes(device) if budget == "auto" else float(budget) * GB
     fixed = (resident_bytes(device) if resident is None else resident) + updating
-    size, largest_first = batch, sorted((movable or {}).items(), key=lambda pair: -pair[1])
-    while True:
-        for kept, blocks, decoder in costs.choices:
-            for count in range(len(largest_first) + 1):
-                away = dict(largest_first[:count])
-                stays = fixed - sum(away.values())
-                need = stays + max(costs.peak(kept, blocks, decoder, size), max(away.values(), default=0.0))
-                if need <= limit:
-                    disk = tuple(
-                        part for part, sum_ in zip(away, accumulate(away.values()), strict=True) if sum_ > host
-                    )
-                    return Plan(
-                        kept, blocks, decoder, size, costs.gradient_steps, need, limit, offloaded=away, on_disk=disk
-                    )
-        if size == 1:
-            raise UsageError(
-                f"memory.budget={limit / GB:.2f} GB, but one prompt at a time needs {need / GB:.2f} GB: "
-                "raise it, tune with LoRA, choose fewer scorers or smaller pictures"
-            )
-        size = -(-size // 2)
+    limit, host, minus_fixed = least([limit, host, -fixed])
+    sizes, need = {part.name: part.nbytes for part in parts}, math.inf
+    for moved in heavy_places(parts, chosen, processes):
+        for size in halvings(batch):
+            for kept, blocks, decoder in costs.choices:
+                if not differentiable(moved, blocks, decoder):
+                    continue
+                for places in light_places(parts, moved, host, chosen):
+                    together = places.get("scorers") != "while_it_works"
+                    away = peak_of_parts(parts, places, costs.peak(kept, blocks, decoder, size, together), processes)
+                    peak = -least([minus_fixed - away])[0]  # what did not fit alone costs infinitely much
+                    need = min(need, peak)
+                    if peak <= limit:
+                        about = (kept, blocks, decoder, size, costs.gradient_steps, peak, limit)
+                        return Plan(*about, places=places, sizes=sizes)
+    raise UsageError(
+        f"memory.budget={limit / GB:.2f} GB, but one prompt at a time needs {need / GB:.2f} GB: "
+        "raise it, tune with LoRA, choose fewer scorers or smaller pictures"
+    )
+
+
+def halvings(size: int) -> Iterator[int]:
+    """A size, its half and so on, to one."""
+    yield size
+    if size > 1:
+        yield from halvings(-(-size // 2))
 
 
 def host_bytes(device: torch.device) -> float:
@@ -153,7 +185,8 @@ def available_bytes(device: torch.device) -> float:
 
 def _free_memory() -> float:
     """Bytes of this machine's memory that are free, each process's share."""
-    return min(psutil.virtual_memory().available, _container_bytes()) / processes_of_this_run().num_processes
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes_of_this_run().num_processes))
+    return min(psutil.virtual_memory().available, _container_bytes()) / here
 
 
 def _container_bytes() -> float:

@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from textcraftor.training.processes import HERE
+
 GB = 1e9
 
 
@@ -19,11 +21,13 @@ class Phases:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.step: int | None = None  # that is being taken
         self._spans: dict[str, list[tuple]] = {}
         self._peaks: dict[str, float] = {}
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        HERE.enter(f"step {self.step + 1}, {name}" if self.step is not None else name)
         reset_peak(self.device)
         began = self._mark()
         yield

@@ -18,6 +18,7 @@ from textcraftor.data.prompts import split_held_out
 from textcraftor.data.records import Records, check_records
 from textcraftor.errors import UsageError
 from textcraftor.models.model import Model
+from textcraftor.rewards.total import judged_by_readers
 from textcraftor.training.latents import LATENTS, Latents, bucket_sizes, encode_records
 from textcraftor.training.processes import say, show
 
@@ -72,7 +73,8 @@ class Pictures:
             )
         blend.check(records.records)
         letters = Records.read(config.data.letters.path) if config.data.letters.path is not None else None
-        chosen = split_held_out(prompts, config.evaluation.prompts, config.watch.prompts)
+        wanted = judged_by_readers(config.rewards)
+        chosen = split_held_out(prompts, config.evaluation.prompts, config.watch.prompts, wanted=wanted)
         return cls(config, blend, records, letters, *chosen)
 
     @property

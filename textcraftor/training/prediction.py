@@ -21,7 +21,7 @@ from textcraftor.rewards.skeletons import skeleton_rewards
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.training.activations import Activations
 from textcraftor.training.counting import fused_attention
-from textcraftor.training.job import updating_bytes
+from textcraftor.training.job import scorers_part, updating_bytes
 from textcraftor.training.memory import Plan, available_bytes, bytes_of, host_bytes, plan_memory
 from textcraftor.training.phases import GB
 from textcraftor.training.reward_tuning import RewardTuning
@@ -82,7 +82,8 @@ def predict(config: DictConfig) -> tuple[Plan, list[str]]:
             config.training.batch_size,
             updating_bytes(learners, config.training.ema_decay),
             resident=bytes_of(parts),
-            movable=model.movable(),
+            parts=[*model.placeable(), scorers_part(rewards)],
+            chosen=config.memory.places,
             host=host_bytes(device if config.memory.budget == "auto" else torch.device("meta")),
         )
     return plan, unknown

@@ -57,12 +57,13 @@ class RewardTuning:
         """
         prompts, seeds = self.draw(state.step, batch_size)
         sums = torch.zeros(2 + 2 * len(self.rewards.scorers), dtype=torch.float64, device=self.model.device)
-        for part in state.plan.micro_batches(rows):
+        processes = processes_of_this_run().num_processes
+        for part, counted in state.plan.micro_batches(rows, -(-batch_size // processes)):
             said = [prompts[row] for row in part]
             numbers = [seeds[row] for row in part]
             clean = self.draw.clean(state.step, batch_size, part)
             images, chain = self.pictures(said, numbers, state.step, state.plan.kept_steps, phases, clean)
-            share = len(part) * processes_of_this_run().num_processes / batch_size
+            share = counted * processes / batch_size
             with phases("reward"):
                 scores = self.rewards(images, said * (len(images) // len(said)))
                 if chain.log_prob is None:

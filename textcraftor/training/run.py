@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from omegaconf import DictConfig, OmegaConf
 
-from textcraftor.errors import EndedRunError, UsageError
-from textcraftor.evaluation.evaluate import Evaluation, best_of, changes_by_prompt, compare, held_out, seed_spreads
+from textcraftor.errors import EndedRunError, QueuedAgainError, UsageError
+from textcraftor.evaluation.evaluate import Evaluation, best_of, changes_by_prompt, compare
+from textcraftor.evaluation.held_out import HeldOut, seed_spreads
 from textcraftor.evaluation.report import before_after_sheet, write_report
-from textcraftor.evaluation.statistics import TIE
 from textcraftor.files.writing import FINISHED, locked, replacing, replacing_folder, write_json, write_text
 from textcraftor.files.writing import finish as mark_finished
 from textcraftor.inference.opening import BEGIN
@@ -26,15 +25,17 @@ from textcraftor.models.tuned import component_of, copy_part, tuned_folders
 from textcraftor.models.tuning import load_state
 from textcraftor.training.checkpoint import Checkpoints
 from textcraftor.training.forecast import forecast
-from textcraftor.training.interrupt import Interrupt, InterruptedRunError
+from textcraftor.training.interrupt import REQUEUES, Interrupt, InterruptedRunError
 from textcraftor.training.job import Job
 from textcraftor.training.latents import LATENTS
 from textcraftor.training.loop import NotFiniteError, tune
 from textcraftor.training.phases import GB, peak_gb
-from textcraftor.training.processes import processes_of_this_run, say
+from textcraftor.training.processes import HERE, from_main, processes_of_this_run, say
+from textcraftor.training.standardising import standardise
 from textcraftor.training.state import TrainingState
 from textcraftor.training.tracking import MetricsFile, Stopwatch
 from textcraftor.training.watch import Alarm, Watch
+from textcraftor.training.watchdog import Watchdog
 
 PARTS = ".parts"  # where what was tuned is written before it is moved to its place
 
@@ -52,12 +53,14 @@ def run_job(command: str, config: DictConfig, folder: Path, load: Callable[[Dict
             f"training.batch_size={config.training.batch_size} is that of all {accelerator.num_processes} processes: "
             "give each at least one"
         )
-    clock, job = Stopwatch(), load(config)
-    if config.dry_run:
-        return forecast(job)
-    state = job.state()
-    with locked(folder, "" if accelerator.is_main_process else str(accelerator.process_index)):
-        figure = run_in(folder, command, job, state, accelerator, clock)
+    clock, remedy = Stopwatch(), f"textcraftor {command} resume={folder} goes on, with any number of processes"
+    with Watchdog(config.processes.patience, remedy):
+        job = load(config)
+        if config.dry_run:
+            return forecast(job)
+        state = job.state()
+        with locked(folder, "" if accelerator.is_main_process else str(accelerator.process_index)):
+            figure = run_in(folder, command, job, state, accelerator, clock)
     accelerator.end_training()
     return figure
 
@@ -74,6 +77,8 @@ def run_in(
         say(f"goes on after step {state.step} of {config.training.steps}")
     say(job.precision)
     say(str(state.plan))
+    for line in state.plan.told_places().values():
+        say(f"memory: {line}")
     start_tracker(accelerator, config, folder, state.step)
     yaml = OmegaConf.to_yaml(config, resolve=True)
     if accelerator.is_main_process:  # whatever can be refused has been
@@ -84,9 +89,7 @@ def run_in(
     metrics = MetricsFile(folder / "metrics.jsonl", accelerator, state.step)
     watch = Watch(
         partial(job.look, job.schedule, job.watched, before["watched"]),
-        before["watched"],
-        job.rewards.weights,
-        seed_spreads(one.measures for one in before.values()),
+        held_out_on(job, before)["watched"],
         {name: Alarm(**limits) for name, limits in config.watch.alarms.items() if limits is not None},
         config.stop_on,
         folder / "samples",
@@ -95,7 +98,8 @@ def run_in(
         with Interrupt() as interrupt:
             save = partial(checkpoints.save, config=yaml)
             if state.step == 0:
-                metrics.look(watch.first, watch.alarms)
+                watch.show(0, watch.before)
+                metrics.look(watch.first, watch.alarms, watch.file(0))
             tune(job.objective, state, job.pace, metrics.write, partial(look, watch, metrics), save, interrupt)
     except NotFiniteError as error:
         if accelerator.is_main_process:
@@ -106,13 +110,33 @@ def run_in(
         ) from error
     except InterruptedRunError as error:
         say(f"{error}; textcraftor {command} resume={folder} goes on")
+        if error.number == REQUEUES:
+            queue_again()
         raise EndedRunError(error.exit_code) from error
     clock.lap("tuning")
     return finish(command, job, folder, state, before, watch, metrics, clock)
 
 
+def held_out_on(job: Job, before: Mapping[str, Evaluation]) -> dict[str, HeldOut]:
+    """What compares the held-out scorers on each of the prompts with the model before training."""
+    spreads = seed_spreads(one.measures for one in before.values())
+    return {
+        name: HeldOut(one, job.rewards.weights, spreads, job.rewards.applies(one.prompts))
+        for name, one in before.items()
+    }
+
+
+def queue_again() -> None:
+    """Tell the launcher, now that everything is saved; submitit's handler ends the process where it queues the job."""
+    try:
+        signal.raise_signal(REQUEUES)
+    except SystemExit as ended:
+        raise QueuedAgainError(ended.code) from ended
+
+
 def look(watch: Watch, metrics: MetricsFile, state: TrainingState) -> None:
     """Look at the watched prompts, and tell the tracker."""
+    HERE.enter(f"looking at the watched prompts after step {state.step}")
     watch(state)
     metrics.look(state.watched["points"][-1], watch.alarms, watch.file(state.step))
 
@@ -122,6 +146,7 @@ def before_training(job: Job, folder: Path) -> dict[str, Evaluation]:
     found = dict[str, Evaluation]()
     for name, prompts in {"evaluated": job.evaluated, "watched": job.watched}.items():
         seeds = job.seeds if name == "evaluated" else tuple(job.config.watch.seeds)
+        HERE.enter(f"looking at {len(prompts)} {name} prompts before training")
         stored = stored_before(before_file(folder, name), prompts, seeds) if job.config.resume else None
         found[name] = stored or job.look(job.start, prompts)
     rewards = job.rewards
@@ -130,29 +155,8 @@ def before_training(job: Job, folder: Path) -> dict[str, Evaluation]:
             raise UsageError(
                 f"rewards.{name} scores no picture (NaN for all): mend it, or leave it out by rewards.{name}=null"
             )
-    if job.config.normalize_rewards:
-        check_spread({name: found["evaluated"].measures[name] for name in rewards.scorers})
-    scores = {name: torch.from_numpy(found["evaluated"].measures[name].ravel()) for name in rewards.scorers}
-    rewards.start({name: score.to(job.model.device) for name, score in scores.items()})
-    if job.config.normalize_rewards:
-        for evaluation in found.values():
-            shape = evaluation.measures["total"].shape
-            parts = {
-                name: torch.from_numpy(evaluation.measures[name].ravel()).to(rewards.mean) for name in rewards.scorers
-            }
-            evaluation.measures["total"] = rewards.total(parts).cpu().numpy().reshape(shape)
+    standardise(rewards, found, job.config.normalize_rewards)
     return found
-
-
-def check_spread(scores: Mapping[str, np.ndarray]) -> None:
-    """Refuse to standardise scores that are all the same: divided by next to nothing, they would be all that counts."""
-    for name, values in scores.items():
-        if np.ptp(values) <= TIE * np.abs(values).max():
-            raise UsageError(
-                "normalize_rewards=true divides by how far scores spread over the evaluated pictures, and "
-                f"rewards.{name} gives all of them {values.flat[0]:g}: evaluate prompts that it tells apart, or leave "
-                "normalize_rewards out"
-            )
 
 
 def before_file(folder: Path, name: str) -> Path:
@@ -161,7 +165,12 @@ def before_file(folder: Path, name: str) -> Path:
 
 
 def stored_before(file: Path, prompts: list[str], seeds: Sequence[int]) -> Evaluation | None:
-    """The figures of these prompts and seeds that a run kept; none where they have to be made again."""
+    """The figures of these prompts and seeds that a run kept, as the first process reads them; none where all processes
+    have to make them again."""
+    return from_main(_read_before(file, prompts, seeds) if processes_of_this_run().is_main_process else None)
+
+
+def _read_before(file: Path, prompts: list[str], seeds: Sequence[int]) -> Evaluation | None:
     try:
         found = Evaluation.load(file)
     except UsageError as error:
@@ -191,7 +200,13 @@ def finish(
     clock: Stopwatch,
 ) -> float:
     """Save the last and the best weights, evaluate the best, write the report; returns the held-out figure."""
-    schedule, processes = job.schedule, processes_of_this_run()
+    schedule, processes, saved = job.schedule, processes_of_this_run(), state.watched.get("saved_step")
+    if saved == 0:
+        say(
+            "every look was worse than the model before training, so its weights are what is saved; those of step "
+            f"{state.step} are in {folder / 'last'}"
+        )
+    HERE.enter("looking at the evaluated prompts after training")
     with state.averaged():
         if processes.is_main_process:
             save_parts(job, folder / "last")
@@ -200,7 +215,7 @@ def finish(
             save_parts(job, folder)
         after = job.look(schedule, job.evaluated, before["evaluated"])
     clock.lap("after")
-    figure = held_out(after, before["evaluated"], job.rewards.weights, watch.spreads)
+    figure = held_out_on(job, before)["evaluated"].mean(after)
     peak = peak_gb(metrics.lines)
     seconds = clock.laps | {"tuning": round(sum(line["seconds"] for line in metrics.lines), 2)}
     summary = {
@@ -212,11 +227,13 @@ def finish(
         "difference_by_prompt": changes_by_prompt(before["evaluated"], after),
         "prompts": len(job.evaluated),
         "seeds": job.seeds,
+        "weights": dict(job.rewards.weights),
         "steps": state.step,
         "batch_size": job.config.training.batch_size,
         "stopped_by": state.watched["stopped_by"],
         "skipped_updates": state.skipped,
         "conditioning": schedule.renamed({BEGIN: TUNED}).to_dict(),
+        "saved_step": saved,
         "watched": [watch.first, *state.watched["points"]],
         "phases": phase_means(metrics.lines),
         "seconds": seconds | {"total": sum(seconds.values())},

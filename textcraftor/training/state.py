@@ -6,7 +6,7 @@ import contextlib
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,15 @@ from textcraftor.models.tuning import Learner, load_state, state_of
 from textcraftor.rewards.total import RewardSum
 from textcraftor.training.fitting import new_ema
 from textcraftor.training.memory import Plan
-from textcraftor.training.processes import average_gradients
+from textcraftor.training.processes import average_gradients, processes_of_this_run
 from textcraftor.training.rates import LearningRates
 
-WATCHED = {"points": [{"step": int, "held_out": float, "held_out_error": float}], "stopped_by": [str], "best": object}
+POINT = {"step": int, "held_out": float, "held_out_error": float, "alarms": [str]}
+WATCHED = {"points": [POINT], "stopped_by": [str], "best": object, "saved_step?": int}
 HALF_SCALE = 2.0**16  # of gradients where float16 would lose small ones
 HALF_INTERVAL = 2000  # steps without overflow after which the scale doubles
 NEVER = 2**31 - 1
+KEPT = ("kept_steps", "blocks", "decoder", "micro_batch", "gradient_steps", "replanned")  # of a plan, with its choices
 
 
 class TrainingState:
@@ -62,7 +64,12 @@ class TrainingState:
         self.ema = new_ema(self.parameters, ema_decay)
         self.step = self.skipped = 0
         self._norms = torch.zeros(0)
-        self.watched: dict[str, Any] = {"points": [], "best": {}, "stopped_by": []}
+        self.watched: dict[str, Any] = {
+            "points": [],
+            "best": state_of(self.learners),
+            "saved_step": 0,
+            "stopped_by": [],
+        }
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -140,21 +147,22 @@ class TrainingState:
         }
 
     def process_state(self) -> dict[str, Any]:
-        """What is each process's own: random states, and its plan with the device and budget that it is for."""
-        return {"random": random_state(), "plan": asdict(self.plan), "planned_for": self._planned_for}
+        """What is each process's own: random states, and its plan with what that is for."""
+        plan = {name: getattr(self.plan, name) for name in KEPT}
+        return {"random": random_state(), "plan": plan, "planned_for": self._planned_for}
 
     def load_process_state(self, state: dict[str, Any]) -> None:
-        """Put back what `process_state` returned; a plan for another device or budget is no use."""
+        """Put back what `process_state` returned; no plan for another device, budget or number of processes."""
         set_random_state(state["random"])
         if state["planned_for"] == self._planned_for:
-            plan = Plan(**state["plan"])
+            plan = replace(self.plan, **{name: state["plan"][name] for name in KEPT})
             if not (plan.kept_steps >= 0 and plan.micro_batch >= 1 and plan.gradient_steps >= 0):
                 raise ValueError(f"its plan is {plan}")
             self.plan = plan
 
     @property
     def _planned_for(self) -> list[str]:
-        return [self.parameters[0].device.type, str(self.budget)]
+        return [self.parameters[0].device.type, str(self.budget), str(processes_of_this_run().num_processes)]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` returned.

@@ -20,11 +20,21 @@ FIGURES = {"held_out": float, "stopped_by": [str]}
 
 
 class BestJob(Callback):
-    """Hydra calls it when all jobs have ended, whatever launched them."""
+    """Hydra calls it before the jobs of a sweep are launched and when all have ended, whatever launched them."""
+
+    def on_multirun_start(self, config: DictConfig, **options: Any) -> None:
+        if folder := config.hydra.launcher.get("submitit_folder"):  # a cluster's jobs print nothing here
+            print(f"textcraftor: each job's output: {logs_in(str(folder))}", flush=True)
 
     def on_multirun_end(self, config: DictConfig, **options: Any) -> None:
         if line := best_job(Path(config.hydra.sweep.dir)):
             print(f"textcraftor: {line}")
+
+
+def logs_in(folder: str) -> str:
+    """Where submitit writes what jobs print, by its pattern for a job's folder: `%j` is the job's number."""
+    job = folder.replace("%j", "<job>")
+    return f"{job}/<job>_0_log.out, errors in <job>_0_log.err"
 
 
 def best_job(sweep: Path) -> str:

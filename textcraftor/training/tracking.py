@@ -15,6 +15,7 @@ from textcraftor.files.reading import open_picture, read_json_lines
 from textcraftor.files.writing import append, json_line, write_text
 from textcraftor.training.processes import say
 
+NO_FIGURES = ("step", "alarms", "worst_scorer")  # of a look
 MOST_NAMES = 500  # of figures in a line
 
 
@@ -68,7 +69,7 @@ class MetricsFile:
             point: as `Watch.point`, with the alarms that ring.
             alarms: all that there are.
         """
-        figures = {f"watch/{name}": value for name, value in point.items() if name not in ("step", "alarms")}
+        figures = {f"watch/{name}": value for name, value in point.items() if name not in NO_FIGURES}
         figures |= {f"alarm/{name}": float(name in point["alarms"]) for name in alarms}
         self.accelerator.log(figures, step=point["step"])
         if grid is not None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from textcraftor.models.base import Branch, Size
+from textcraftor.models.base import Branch, Size, Version
 from textcraftor.models.families.flow import ATTENTION_TARGETS, CLIP_TARGETS, T5_TARGETS, Flow
+from textcraftor.models.original_names import CLIP, FLUX, T5, VAE, Naming
+
+PUBLISHED_WIDTH = 3072  # of all of FLUX.1, and the only one that diffusers reads from single files
 
 
 class Flux(Flow):
@@ -31,6 +34,20 @@ class Flux(Flow):
     kohya_readers = ("text_encoder",)
     hidden_layers = ()
     linear_sigmas = True
+
+    def single_file_names(self, pipe: DiffusionPipeline) -> Mapping[str, Naming]:
+        if pipe.transformer.inner_dim != PUBLISHED_WIDTH:
+            return {}
+        return {
+            "transformer": FLUX.under("model.diffusion_model."),
+            "vae": VAE.under("vae."),
+            "text_encoder": CLIP.under("text_encoders.clip_l.transformer."),
+            "text_encoder_2": T5.under("text_encoders.t5xxl.transformer."),
+        }
+
+    def version(self, pipe: DiffusionPipeline) -> Version:
+        kind = "dev" if pipe.transformer.config.guidance_embeds else "schnell"
+        return Version("flux1", f"flux-1-{kind}")
 
     def encode(self, reader: DiffusionPipeline, texts: Sequence[str], size: Size) -> Branch:
         embeds, pooled, _ = reader.encode_prompt(list(texts), None, device=reader.transformer.device)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from textcraftor.models.base import Branch, Size
+from textcraftor.models.base import Branch, Size, Version
 from textcraftor.models.families.flow import ATTENTION_TARGETS, CLIP_TARGETS, T5_TARGETS, Flow
+from textcraftor.models.original_names import CLIP, SD3, T5, VAE, Naming
 
 
 class StableDiffusion3(Flow):
@@ -26,6 +27,18 @@ class StableDiffusion3(Flow):
         "denoiser": ATTENTION_TARGETS,
     }
     kohya = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2", "text_encoder_3": "lora_te3"}
+
+    def single_file_names(self, pipe: DiffusionPipeline) -> Mapping[str, Naming]:
+        return {
+            "transformer": SD3.under("model.diffusion_model."),
+            "vae": VAE.under("first_stage_model."),
+            "text_encoder": CLIP.under("text_encoders.clip_l.transformer."),
+            "text_encoder_2": CLIP.under("text_encoders.clip_g.transformer."),
+            "text_encoder_3": T5.under("text_encoders.t5xxl.transformer."),
+        }
+
+    def version(self, pipe: DiffusionPipeline) -> Version:
+        return Version("sd3", "stable-diffusion-3")
 
     def encode(self, reader: DiffusionPipeline, texts: Sequence[str], size: Size) -> Branch:
         embeds, _, pooled, _ = reader.encode_prompt(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from textcraftor.models.base import Branch, Size
+from textcraftor.models.base import Branch, Size, Version
 from textcraftor.models.families.diffusion import Diffusion
 from textcraftor.models.families.stable_diffusion import StableDiffusion
+from textcraftor.models.original_names import CLIP, OPEN_CLIP, UNET, VAE, Naming
 
 
 class StableDiffusionXL(Diffusion):
@@ -27,6 +28,17 @@ class StableDiffusionXL(Diffusion):
     lora_targets = StableDiffusion.lora_targets | {"text_encoder_2": StableDiffusion.lora_targets["text_encoder"]}
     kohya = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2", "unet": "lora_unet"}
     kohya_readers = ("text_encoder", "text_encoder_2", "unet")
+
+    def single_file_names(self, pipe: DiffusionPipeline) -> Mapping[str, Naming]:
+        return {
+            "unet": UNET.under("model.diffusion_model."),
+            "vae": VAE.under("first_stage_model."),
+            "text_encoder": CLIP.under("conditioner.embedders.0.transformer."),
+            "text_encoder_2": OPEN_CLIP.under("conditioner.embedders.1.model."),
+        }
+
+    def version(self, pipe: DiffusionPipeline) -> Version:
+        return Version("sdxl_base_v1-0", "stable-diffusion-xl-v1-base")
 
     def encode(self, reader: DiffusionPipeline, texts: Sequence[str], size: Size) -> Branch:
         device = reader.unet.device
