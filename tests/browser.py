@@ -30,7 +30,7 @@ def wait_for(address: str, check_alive: Callable[[], None]) -> None:
         try:
             OPENER.open(address).close()
             return
-        except urllib.error.URLError as waiting:
+        except OSError as waiting:
             if isinstance(waiting, urllib.error.HTTPError):  # the page that says that the model is loading
                 waiting.close()
             check_alive()

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import PROMPTS
-from tests.training.test_processes import two_processes
+from tests.training.test_processes import processes
 from textcraftor.enhancement.enhance import check, run
 from textcraftor.enhancement.opening import STATE, read_states, session_of
 from textcraftor.errors import UsageError
@@ -204,7 +204,7 @@ def test_two_processes_share_the_work(enhance, prompts, tmp_path):
     alone = enhance("alone", "rounds=1", "stage=filter")
     both = tmp_path / "both"
     keys = [*QUICK, f"prompts.path={prompts}", "prompts.held_out=null", "rounds=1", f"run_dir={both}", "stage=train"]
-    two_processes("enhance", *keys, cwd=tmp_path)
+    processes(2, "enhance", *keys, cwd=tmp_path)
     kept = "round_1/kept.jsonl"
     assert (alone / kept).read_text() == (both / kept).read_text()
     assert (alone / "round_1/advice.jsonl").read_text() == (both / "round_1/advice.jsonl").read_text()

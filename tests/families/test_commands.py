@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.conftest import PROMPTS
 from tests.enhancement.test_enhance import QUICK as ENHANCING
 from tests.families.conftest import SCORED, small_keys
-from tests.training.test_processes import first_moments, two_processes
+from tests.training.test_processes import first_moments, processes
 from textcraftor.config.resume import resumed_config
 from textcraftor.enhancement import enhance
 from textcraftor.enhancement.opening import read_states
@@ -81,7 +81,7 @@ def test_two_processes_have_one_processs_gradient(case, configure, prompts, tmp_
     ]
     alone, both = tmp_path / "alone", tmp_path / "both"
     run(configure("train", *keys, f"run_dir={alone}"), alone)
-    two_processes("train", *keys, f"run_dir={both}", cwd=tmp_path)
+    processes(2, "train", *keys, f"run_dir={both}", cwd=tmp_path)
     ours, theirs = first_moments(alone, both)
     assert ours.norm() > 0
     assert (ours - theirs).norm() < 1e-4 * ours.norm()
@@ -92,8 +92,8 @@ def test_the_apps_studio_shows_and_hands_over_a_mix(case, configure, tmp_path):
     """Its pictures are those of the mix, before and after; the download alone makes the later one again."""
     keys = [f"model={case.name}", f"model.path={case.base}", *LOOK, f"runs=[{case.run}]"]
     studio = Studio.load(configure("app", *keys), tmp_path)
-    before, _, after, said = studio.pair(PROMPTS[0], 3, 2, 0.6)
-    assert "aesthetic" in said
+    before, after, scores = studio.pair(PROMPTS[0], 3, 2, 0.6)
+    assert "aesthetic" in scores
     sampling = Sampling(2, studio.sampling.guidance_scale, 64, 64, scheduler="euler")
 
     def picture(mix: Mix | None) -> np.ndarray:
