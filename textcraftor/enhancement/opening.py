@@ -25,7 +25,7 @@ from textcraftor.models.loading import dtype_of
 from textcraftor.models.model import ORIGINAL, Model
 from textcraftor.models.remembering import Remembered
 from textcraftor.models.run_record import TUNED, Base, RunRecord, parts_in
-from textcraftor.models.tuned import component_of, copy_part, tuned_folders
+from textcraftor.models.tuned import save_parts
 from textcraftor.models.tuning import lora_config
 from textcraftor.rewards.total import RewardSum, load_rewards
 from textcraftor.sampling.conditioning import ConditioningSchedule
@@ -103,14 +103,8 @@ def save_run(config: DictConfig, states: Mapping[str, State], folder: Path) -> N
         for name, parameter in learner.module.named_parameters():
             if "lora_" in name:
                 parameter.data.copy_(states[learner.part][name.replace(".default.", ".")])
-    learned = {learner.component for learner in learners}
     with replacing_folder(folder) as partial:
-        for run in config.tuned.values():
-            for path in tuned_folders(Path(run).expanduser()):
-                if component_of(path) not in learned:
-                    copy_part(model, path, partial)
-        for learner in learners:
-            learner.save(partial)
+        save_parts(model, learners, config.tuned.values(), partial)
         encodes = any(learner.part != "denoiser" for learner in learners)
         schedule = opened.schedules[0].renamed({BEGIN: TUNED} | ({ORIGINAL: TUNED} if encodes else {}))
         parents = [{"run": str(run), "weight": 1.0} for run in config.tuned.values()]

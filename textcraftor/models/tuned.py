@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,17 @@ def tuned_folders(run: Path, components: Sequence[str] = COMPONENTS) -> list[Pat
     """The folders of what a run tuned."""
     paths = [path for part in components for path in (run / part, run / f"{part}_lora")]
     return [path for path in paths if path.is_dir()]
+
+
+def save_parts(model: Model, learners: Sequence[Learner], runs: Iterable[str], folder: Path) -> None:
+    """Write all that pictures need: what learned here, and the other parts of the runs that it began from."""
+    learned = {learner.component for learner in learners}
+    for run in runs:
+        for path in tuned_folders(Path(run).expanduser()):
+            if component_of(path) not in learned:
+                copy_part(model, path, folder)
+    for learner in learners:
+        learner.save(folder)
 
 
 def component_of(folder: Path) -> str:

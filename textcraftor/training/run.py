@@ -21,7 +21,7 @@ from textcraftor.files.writing import FINISHED, locked, replacing, replacing_fol
 from textcraftor.files.writing import finish as mark_finished
 from textcraftor.inference.opening import BEGIN
 from textcraftor.models.run_record import TUNED, Base, RunRecord, parts_in
-from textcraftor.models.tuned import component_of, copy_part, tuned_folders
+from textcraftor.models.tuned import save_parts
 from textcraftor.models.tuning import load_state
 from textcraftor.training.checkpoint import Checkpoints
 from textcraftor.training.forecast import forecast
@@ -209,10 +209,10 @@ def finish(
     HERE.enter("looking at the evaluated prompts after training")
     with state.averaged():
         if processes.is_main_process:
-            save_parts(job, folder / "last")
+            save_run(job, folder / "last")
         load_state(state.learners, state.watched["best"])
         if processes.is_main_process:
-            save_parts(job, folder)
+            save_run(job, folder)
         after = job.look(schedule, job.evaluated, before["evaluated"])
     clock.lap("after")
     figure = held_out_on(job, before)["evaluated"].mean(after)
@@ -263,16 +263,10 @@ def phase_means(lines: list[dict[str, float]]) -> dict[str, float]:
     return {name: max(v) if name.startswith("gb/") else sum(v) / len(v) for name, v in found.items()}
 
 
-def save_parts(job: Job, folder: Path) -> None:
-    """Everything tuned that pictures need: what learned here, and the other parts of the run that it began from."""
-    learned = {learner.component for learner in job.learners}
+def save_run(job: Job, folder: Path) -> None:
+    """Each part in place of an older one, and the record of the run."""
     with replacing_folder(folder / PARTS) as partial_folder:
-        for run_folder in job.config.tuned.values():
-            for path in tuned_folders(Path(run_folder).expanduser()):
-                if component_of(path) not in learned:
-                    copy_part(job.model, path, partial_folder)
-        for learner in job.learners:
-            learner.save(partial_folder)
+        save_parts(job.model, job.learners, job.config.tuned.values(), partial_folder)
     for path in sorted((folder / PARTS).iterdir()):
         with replacing_folder(folder / path.name) as partial_folder:
             partial_folder.rmdir()
