@@ -19,7 +19,7 @@ from textcraftor.models.loading import load_pipeline
 from textcraftor.models.model import Model
 from textcraftor.sampling.conditioning import ConditioningSchedule
 from textcraftor.toybox.world2.captions import Kind, caption, descriptive, short
-from textcraftor.toybox.world2.judge import Judge, place_of, row_of
+from textcraftor.toybox.world2.judge import WHOLE, figures, place_of, row_of
 from textcraftor.toybox.world2.reading import Reading, SeenStyle, read
 from textcraftor.toybox.world2.render import letter_cells, render
 from textcraftor.toybox.world2.scenes import (
@@ -39,6 +39,7 @@ from textcraftor.toybox.world2.scenes import (
     sample_scene,
 )
 from textcraftor.toybox.world2.styles import CRISP, SOFT, Style
+from textcraftor.toybox.world2.wanted import parse
 from textcraftor.training.processes import processes_of_this_run
 
 SAMPLE_ROUNDS, SAMPLE_PROMPTS, VARIED_PROMPTS, PICTURES = 3, 3000, 6000, 4
@@ -191,13 +192,10 @@ def save_rated(work: Path, name: str, images: np.ndarray, prompts: Sequence[str]
     """Let the judge look at this process's pictures; the first process then joins everyone's in one file."""
     processes: PartialState = processes_of_this_run()
     share = share_of_this_process(len(said))
-    parts = [
-        Judge()(torch.from_numpy(part) / 255, [prompts[i] for i in said[rows]])
-        for part, rows in zip(np.array_split(images, 50), np.array_split(share, 50), strict=True)
-    ]
-    figures = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    facts = np.array([facts_seen(read(picture)) for picture in images.transpose(0, 2, 3, 1) / np.float32(255)])
-    arrays = figures | {"facts": facts, "images": images}
+    readings = [read(picture.transpose(1, 2, 0) / np.float32(255)) for picture in images]
+    judged = [figures(parse(prompts[said[row]]), reading) for row, reading in zip(share, readings, strict=True)]
+    arrays = {name: np.array([each[name] for each in judged]) for name in WHOLE}
+    arrays |= {"facts": np.array([facts_seen(reading) for reading in readings]), "images": images}
     np.savez(work / f"{name}.{processes.process_index}.npz", rows=share, **arrays)  # type: ignore[arg-type]
     processes.wait_for_everyone()
     if processes.is_main_process:

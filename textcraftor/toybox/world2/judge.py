@@ -29,6 +29,7 @@ from textcraftor.toybox.world2.styles import (
 )
 from textcraftor.toybox.world2.wanted import Wanted, WantedShape, parse
 
+WHOLE = ("faithfulness", "letters", "taste")  # of the picture as a whole
 FACTS = ("color", "shape", "size", "place", "number", "ground", "row", "word")
 FREE_STRAY, STRAY_SCALE = 0.01, 0.03  # stray share that costs nothing; what more divides taste by e
 FREE_NOISE, NOISE_SCALE = 0.05, 0.03  # the same of noise, a standard deviation in [0, 1]
@@ -118,6 +119,20 @@ def letters(wanted: Wanted, reading: Reading) -> float:
     )
 
 
+def figures(wanted: Wanted, reading: Reading) -> dict[str, float]:
+    """All that is measured of a picture that was read: `WHOLE`, the parts of taste, and each kind of fact."""
+    facts = check(wanted, reading)
+    row = {
+        "faithfulness": float(np.mean([held for _, held in facts])) if facts else float("nan"),
+        "letters": letters(wanted, reading),
+        **taste(reading),
+    }
+    for kind in FACTS:
+        held = [value for name, value in facts if name == kind]
+        row[f"fact_{kind}"] = float(np.mean(held)) if held else float("nan")
+    return row
+
+
 @dataclass
 class Judge:
     """The measure that configuration names: `judge(images, prompts)` gives one figure per name and picture."""
@@ -129,19 +144,7 @@ class Judge:
         states nothing to judge by."""
         pictures = images.detach().float().permute(0, 2, 3, 1).cpu().numpy()
         wanted = [parse(prompt) for prompt in prompts]
-        rows = [self._one(picture, own) for picture, own in zip(pictures, wanted, strict=True)]
-        found = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-        return found | {"read": share_read(images, [(own.word, own.row) for own in wanted])}
-
-    def _one(self, picture: np.ndarray, wanted: Wanted) -> dict[str, float]:
-        reading = read(picture)
-        facts = check(wanted, reading)
-        row = {
-            "faithfulness": float(np.mean([held for _, held in facts])) if facts else float("nan"),
-            "letters": letters(wanted, reading),
-            **taste(reading),
-        }
-        for kind in FACTS:
-            held = [value for name, value in facts if name == kind]
-            row[f"fact_{kind}"] = float(np.mean(held)) if held else float("nan")
-        return row if self.parts else {name: row[name] for name in ("faithfulness", "letters", "taste")}
+        rows = [figures(own, read(picture)) for picture, own in zip(pictures, wanted, strict=True)]
+        names = rows[0] if self.parts else WHOLE
+        measures = {name: np.array([row[name] for row in rows]) for name in names}
+        return measures | {"read": share_read(images, [(own.word, own.row) for own in wanted])}
