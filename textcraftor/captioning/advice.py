@@ -21,7 +21,7 @@ MOST_PROMPT = 1_000  # characters
 MOST_REGIONS = 8  # each costs a pass of the denoiser at every step
 MOST_STRENGTH = 10.0
 SHOWN = 200  # characters of a fault
-FINEST = 1000  # parts of a side that `text_of` tells apart in boxes of shares
+FINEST = 1000  # steps of a side to which `text_of` rounds boxes in [0, 1]
 NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # controls, and halves of signs
 START = re.compile(r'\[(?:\s*\{|\n*\])|\{\s*"')  # of a list of objects, of an empty list, or of an object
 
@@ -87,7 +87,7 @@ def question(prompt: str, box_scale: int = 1) -> str:
 
 
 def text_of(regions: Iterable[Region], box_scale: int = 1) -> str:
-    """The answer that gives this advice, in JSON; boxes grow to the next number that can be told.
+    """The answer that gives this advice, in JSON; boxes are rounded outwards to the resolution of the answer.
 
     Args:
         box_scale: as of `advice_in`.

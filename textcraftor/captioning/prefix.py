@@ -94,14 +94,14 @@ class PrefixCaptioner(nn.Module):
         return [text.strip() for text in self.tokenizer.batch_decode(written, skip_special_tokens=True)]
 
     def save(self, folder: Path) -> None:
-        """Write the language model, its tokenizer and the mapper; CLIP stays where it is and is named."""
+        """Write the language model, its tokenizer and the mapper, but only the path of CLIP."""
         with replacing_folder(folder) as partial:
             self.language_model.save_pretrained(partial / "language_model")
             self.tokenizer.save_pretrained(partial / "language_model")
             state = {key: value.cpu().contiguous() for key, value in self.mapper.state_dict().items()}
             save_file(state, partial / MAPPER)
-            told = {"clip": self.clip, "prefix_length": self.prefix_length, "max_new_tokens": self.max_new_tokens}
-            write_json(partial / CONFIG, told)
+            settings = {"clip": self.clip, "prefix_length": self.prefix_length, "max_new_tokens": self.max_new_tokens}
+            write_json(partial / CONFIG, settings)
 
     @classmethod
     def load(cls, path: str, style: str | None = None, device: str = "cpu") -> PrefixCaptioner:

@@ -50,16 +50,16 @@ def run(config: DictConfig, folder: Path) -> str:
 
 
 def make(config: DictConfig, folder: Path, records: Records, captioner: Any) -> None:
-    """Caption this process's share of the pictures that have none yet."""
+    """Caption this process's share of the pictures without a caption."""
     processes = PartialState()
     done = {row["key"] for row in written(folder)}
     waiting = [index for index in range(len(records)) if records.records[index].key not in done]
     mine = waiting[processes.process_index :: processes.num_processes]
-    told = {"kind": config.style, "model": captioner.name, "prompt": captioner.prompt}
+    origin = {"kind": config.style, "model": captioner.name, "prompt": captioner.prompt}
     skipped: dict[str, str] = {}
     for start in tqdm(range(0, len(mine), config.batch_size), desc="captioning", unit="batch"):
         rows = captions_of(captioner, records, mine[start : start + config.batch_size], skipped)
-        lines = ["\n" + json.dumps({**row, **told}, ensure_ascii=False) for row in rows]
+        lines = ["\n" + json.dumps({**row, **origin}, ensure_ascii=False) for row in rows]
         append(folder / f"captions.{processes.process_index}.part", "".join(lines))
     write_json(folder / f"skipped.{processes.process_index}.part", skipped)
 
@@ -67,7 +67,7 @@ def make(config: DictConfig, folder: Path, records: Records, captioner: Any) -> 
 def captions_of(
     captioner: Captioner, records: Records, indices: Sequence[int], skipped: dict[str, str]
 ) -> list[dict[str, Any]]:
-    """Key and caption of some pictures; what is left out, and why, goes to `skipped`."""
+    """Key and caption of some pictures; those left out go to `skipped`, with the reason."""
     pictures: dict[str, Image.Image] = {}
     for index in indices:
         key = records.records[index].key
@@ -76,9 +76,9 @@ def captions_of(
         except OSError as error:
             skipped[key] = f"its picture cannot be read ({error})"
     texts = captioner(list(pictures.values())) if pictures else []
-    found = dict(zip(pictures, texts, strict=True))
-    skipped |= {key: "the captioner said nothing" for key, text in found.items() if not text}
-    return [{"key": key, "text": text} for key, text in found.items() if text]
+    captions = dict(zip(pictures, texts, strict=True))
+    skipped |= {key: "the captioner said nothing" for key, text in captions.items() if not text}
+    return [{"key": key, "text": text} for key, text in captions.items() if text]
 
 
 def written(folder: Path) -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ def written(folder: Path) -> list[dict[str, Any]]:
 
 
 def finish(config: DictConfig, folder: Path, records: Records) -> str:
-    """One file, in the data set's order; returns what is to be said."""
+    """Merge the captions into one file, in the data set's order; returns a summary to print."""
     rows = {row["key"]: row for row in written(folder)}
     skipped = dict(records.skipped)
     for file in folder.glob("skipped.*.part"):

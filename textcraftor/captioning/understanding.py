@@ -64,21 +64,20 @@ def ask(
     read: Callable[[int, str], Found],
     tries: int,
 ) -> list[Found]:
-    """What was read out of the answer to each question; a model whose answer cannot be used is asked again, `tries`
-    times in all.
+    """The parsed answer to each question. A question whose answer has a fault is asked again, `tries` times in all.
 
     Args:
-        answers: asks the model; what it draws from the second try on depends on the pictures, the question and the try.
-        read: reads the answer to the question of a number.
+        answers: asks the model; from the second try on its samples depend on the pictures, the question and the try.
+        read: parses the answer to the question of an index.
     """
-    found: dict[int, Found] = {}
+    by_index: dict[int, Found] = {}
     for number in range(tries):
-        left = [index for index in range(len(pictures)) if index not in found or found[index].fault]
+        left = [index for index in range(len(pictures)) if index not in by_index or by_index[index].fault]
         if not left:
             break
         texts = answers([pictures[index] for index in left], [questions[index] for index in left], number)
-        found |= {index: read(index, text) for index, text in zip(left, texts, strict=True)}
-    return [found[index] for index in range(len(pictures))]
+        by_index |= {index: read(index, text) for index, text in zip(left, texts, strict=True)}
+    return [by_index[index] for index in range(len(pictures))]
 
 
 def ask_for_advice(
@@ -165,12 +164,12 @@ class AskedModel:
     def probabilities(
         self, pictures: Sequence[Shown], questions: Sequence[str], words: Sequence[str]
     ) -> list[list[float]]:
-        """How likely each answer begins with each word, see `Answering`."""
-        found: list[list[float]] = []
+        """The probability that each answer begins with each word, see `Answering`."""
+        probabilities: list[list[float]] = []
         for start in range(0, len(pictures), self.batch_size):
             batch = slice(start, start + self.batch_size)
-            found += self.model.probabilities(pictures[batch], questions[batch], words).tolist()
-        return found
+            probabilities += self.model.probabilities(pictures[batch], questions[batch], words).tolist()
+        return probabilities
 
 
 class Written:

@@ -51,11 +51,11 @@ def upsampler_of(config: DictConfig) -> Upsampler | None:
 
 
 def faults(prompt: str, text: str, least: int, most: int) -> list[str]:
-    """What a rewriting does wrong: facts and quoted texts that it lost, too few or too many words."""
+    """The faults of a rewriting: facts and quoted texts that it lost, too few or too many words."""
     quoted = [part for part in QUOTED.findall(prompt) if part not in text]
-    said = {word.lower() for word in WORD.findall(text)}
+    text_words = {word.lower() for word in WORD.findall(text)}
     words = [word.lower() for word in WORD.findall(QUOTED.sub(" ", prompt))]
-    lost = [word for word in dict.fromkeys(words) if word not in EMPTY and not any(map(_same(word), said))]
+    lost = [word for word in dict.fromkeys(words) if word not in EMPTY and not any(map(_same(word), text_words))]
     count = len(text.split())
     length = [] if least <= count <= most else [f"{count} words"]
     return [f"{part} is lost" for part in [*quoted, *lost]] + length
@@ -96,19 +96,19 @@ class InstructedModel:
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
     def __call__(self, prompts: Sequence[str]) -> list[str]:
-        found: dict[str, str] = {}
+        rewritings: dict[str, str] = {}
         for number in range(self.tries):
-            left = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
+            left = [prompt for prompt in dict.fromkeys(prompts) if prompt not in rewritings]
             for start in range(0, len(left), self.batch_size):
                 batch = left[start : start + self.batch_size]
                 for prompt, text in zip(batch, self._write(batch, number), strict=True):
                     if not faults(prompt, text, self.least, self.most):
-                        found[prompt] = text
-        return [found.get(prompt, prompt) for prompt in prompts]
+                        rewritings[prompt] = text
+        return [rewritings.get(prompt, prompt) for prompt in prompts]
 
     @torch.no_grad()
     def _write(self, prompts: Sequence[str], number: int) -> list[str]:
-        """One rewriting of each prompt; the first is the likeliest, others are drawn."""
+        """One rewriting of each prompt: greedy in the first try, sampled in later ones."""
         asked = [INSTRUCTION.format(least=self.least, most=self.most, prompt=prompt) for prompt in prompts]
         chats = [[{"role": "user", "content": text}] for text in asked]
         inputs = self.tokenizer.apply_chat_template(
@@ -121,8 +121,8 @@ class InstructedModel:
                 do_sample=number > 0,
                 pad_token_id=self.tokenizer.pad_token_id,
             )
-        said = self.tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [" ".join(text.split()) for text in said]
+        texts = self.tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [" ".join(text.split()) for text in texts]
 
 
 def check(config: DictConfig, folder: Path) -> None:
@@ -133,16 +133,16 @@ def check(config: DictConfig, folder: Path) -> None:
 
 
 def run(config: DictConfig, folder: Path) -> str:
-    """Write `prompts.jsonl`: each prompt upsampled, beside it the original; whatever takes `prompts.path=` reads it."""
+    """Write `prompts.jsonl`: each upsampled prompt with its original, a file for `prompts.path=`."""
     check(config, folder)
     prompts = given_prompts(config.prompts, print)
     upsampler = upsampler_of(config)
     assert upsampler is not None
-    found = upsampler(prompts)
-    rows = [{"prompt": text, "original": prompt} for prompt, text in zip(prompts, found, strict=True)]
+    upsampled = upsampler(prompts)
+    rows = [{"prompt": text, "original": prompt} for prompt, text in zip(prompts, upsampled, strict=True)]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     with locked(folder):
         write_text(folder / "prompts.jsonl", lines)
         finish(folder, "upsample")
-    kept = sum(text == prompt for prompt, text in zip(prompts, found, strict=True))
+    kept = sum(text == prompt for prompt, text in zip(prompts, upsampled, strict=True))
     return f"wrote {folder / 'prompts.jsonl'}: {len(rows)} prompts, {kept} of them as they were"

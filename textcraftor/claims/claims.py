@@ -67,7 +67,7 @@ def keep(
     arms: Mapping[str, Sequence[Job]],
     rates: Mapping[str, float],
 ) -> None:
-    """Judge a claim, and write what was found into the folder and, if asked for, into the documentation."""
+    """Judge a claim, and write its results into the folder and, if asked for, into the documentation."""
     written: Any = OmegaConf.to_container(config.claim[name], resolve=False)
     entry = {name: entry_of(plan, arms, rates, written, command_of(config, name))}
     places = {folder: folder / LEDGER}

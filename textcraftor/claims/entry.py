@@ -28,40 +28,41 @@ PASSES_OF_GRADIENT = 2  # a backward pass through the denoiser costs about two f
 def entry_of(
     plan: Plan, arms: Mapping[str, Sequence[Job]], rates: Mapping[str, float], written: Mapping[str, Any], command: str
 ) -> dict[str, Any]:
-    """What the ledger keeps of a claim, a table of its comparisons among it.
+    """The ledger's entry of a claim, with a table of its comparisons.
 
     Args:
         arms: finished evaluations, one for each training seed.
         rates: the learning rates that were chosen, by run.
-        written: the claim as its file has it, whose keys name no folder of this machine.
-        command: that checks it again.
+        written: the claim as in its file, with no folder of this machine in its keys.
+        command: checks the claim again.
     """
     claim = plan.claim
     figures = {name: figures_of(jobs, plan.is_trained(claim.arms[name])) for name, jobs in arms.items()}
-    found = {name: judged(check, figures) for name, check in claim.checks.items()}
-    rows = [row_of(name, check, found[name]) for name, check in claim.checks.items()]
+    judgements = {name: judged(check, figures) for name, check in claim.checks.items()}
+    rows = [row_of(name, check, judgements[name]) for name, check in claim.checks.items()]
     return {
         **made_by(command),
         **{key: written[key] for key in ("paper", "section", "sentence", "caveat")},
-        "verdict": overall(one["verdict"] for one in found.values()),
+        "verdict": overall(one["verdict"] for one in judgements.values()),
         "training seeds": plan.seeds,
         "rates": dict(rates),
         "runs": written["runs"],
         "arms": {name: {"keys": written["arms"][name]["keys"], **cost_of(jobs)} for name, jobs in arms.items()},
-        "checks": {name: asdict(claim.checks[name]) | found[name] for name in claim.checks},
+        "checks": {name: asdict(claim.checks[name]) | judgements[name] for name in claim.checks},
         **new_table(COLUMNS, rows),
     }
 
 
-def row_of(name: str, check: Check, found: Mapping[str, Any]) -> list[Any]:
-    """A comparison in the table."""
+def row_of(name: str, check: Check, judgement: Mapping[str, Any]) -> list[Any]:
+    """A comparison's row in the table."""
     margin = f"{check.margin:g}"
     claimed = f"from -{margin} to {margin}" if check.holds == "within" else f"{check.holds} {margin}"
-    effect = {key: found[key] for key in ("mean", "low", "high", "n")}
-    if found["sd"] is not None:
-        effect["sd"] = found["sd"]
-    shown = effect if found["mean"] is not None else "none"
-    return [name, check.measure, claimed, shown, str(found["seeds"] or ""), found["detectable"], found["verdict"]]
+    effect = {key: judgement[key] for key in ("mean", "low", "high", "n")}
+    if judgement["sd"] is not None:
+        effect["sd"] = judgement["sd"]
+    shown = effect if judgement["mean"] is not None else "none"
+    seeds = str(judgement["seeds"] or "")
+    return [name, check.measure, claimed, shown, seeds, judgement["detectable"], judgement["verdict"]]
 
 
 def figures_of(jobs: Sequence[Job], trained: bool) -> Figures:

@@ -22,8 +22,8 @@ from textcraftor.config.compose import compose
 from textcraftor.config.overrides import as_typed
 from textcraftor.files.writing import is_finished
 
-# Keys that change where or when something is computed, and nothing of what is found.
-NOT_FOUND_BY = ("run_dir", "name", "base", "shard", "resume", "tracker", "dry_run")
+# Keys that change where or when something is computed, but not its results.
+NEUTRAL = ("run_dir", "name", "base", "shard", "resume", "tracker", "dry_run")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Workshop:
 
         Args:
             keys: in which `{name}` stands for the folder of one of `places`.
-            base: the evaluation that this one is compared with; nothing that is found depends on it.
+            base: the evaluation that this one is compared with; the results do not depend on it.
         """
         device = () if command in MAKING else (f"device={self.device}",)
         whole = (*self.keys.get(command, ()), *keys, *self.shrink.get(command, ()), *device)
@@ -129,9 +129,9 @@ def fingerprint(command: str, keys: Sequence[str], places: Mapping[str, str]) ->
 
 @functools.lru_cache(maxsize=4096)
 def _settings(command: str, keys: tuple[str, ...]) -> dict[str, Any]:
-    """A command's configuration without the keys on which nothing that is found depends."""
+    """A command's configuration without the keys that do not change its results."""
     config: Any = OmegaConf.to_container(compose(command, as_typed(command, keys)), resolve=True)
-    return {name: value for name, value in config.items() if name not in NOT_FOUND_BY}
+    return {name: value for name, value in config.items() if name not in NEUTRAL}
 
 
 def _contents(value: Any, places: Mapping[str, str]) -> Any:

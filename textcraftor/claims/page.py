@@ -1,4 +1,4 @@
-"""The page that shows what was found of every claim in a ledger."""
+"""The page that shows the results of every claim in a ledger."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def anchor(name: str) -> str:
 
 
 def section(name: str, entry: Mapping[str, Any]) -> str:
-    """What was found of one claim."""
+    """The results of one claim."""
     arms = "".join(f"- {arm}: {cost_text(about)}\n" for arm, about in entry["arms"].items())
     rates = ", ".join(f"{run} {rate:g}" for run, rate in entry["rates"].items())
     lines = [

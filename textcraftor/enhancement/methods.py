@@ -151,8 +151,8 @@ def differential(pairs: Pairs) -> dict[str, State]:
 
 
 def chunks(pairs: Pairs) -> list[list[int]]:
-    """All pairs in groups of at most `batch_size`, in each of which no prompt comes twice: an encoder's adapters are
-    told apart by the texts."""
+    """All pairs in groups of at most `batch_size`. No prompt comes twice in a group: the text chooses an encoder's
+    adapter."""
     groups: list[list[int]] = []
     for index, prompt in enumerate(pairs.prompts):
         free = (

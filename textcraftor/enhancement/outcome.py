@@ -62,10 +62,10 @@ def gain(config: DictConfig, before: dict[str, np.ndarray], after: dict[str, np.
 
 
 def conclude(config: DictConfig, folder: Path, rounds: Sequence[Round], suite: Suite) -> str:
-    """Write what every round found, and the last one that gained as the result.
+    """Write the results of every round, and copy the last one that gained as the result.
 
     Args:
-        rounds: the untuned model's, and those that were completed.
+        rounds: the untuned model's, then the completed ones.
     """
     if not processes_of_this_run().is_main_process:
         return ""
@@ -100,10 +100,10 @@ def conclude(config: DictConfig, folder: Path, rounds: Sequence[Round], suite: S
     write_text(folder / "table.md", table(summary))
     page(config, folder, rounds, best, suite, summary)
     finish(folder, "enhance")
-    told = (
+    result = (
         f"the result is round {best}'s" if best else "no round gained anything on held-out prompts: there is no result"
     )
-    return f"wrote {folder}; {told}\n{table(summary)}"
+    return f"wrote {folder}; {result}\n{table(summary)}"
 
 
 def counts_of(round_: Round) -> dict[str, int]:

@@ -97,15 +97,15 @@ def why_not(pair: Pair, rules: DictConfig) -> str:
 
 
 def refuse_none(pairs: Sequence[Pair], rules: DictConfig) -> None:
-    """Refuse a filter that keeps nothing, with what the figures were."""
+    """Refuse a filter that keeps no pair; the error gives the largest rises."""
     if any(not pair.why_not for pair in pairs):
         return
     asked = {**rules.gain} or {"total": 0.0}
     rises = {name: max(pair.rise(name) for pair in pairs) for name in asked}
-    told = ", ".join(f"{name} rose by {rise:.4g} at most" for name, rise in rises.items())
+    rises_text = ", ".join(f"{name} rose by {rise:.4g} at most" for name, rise in rises.items())
     broken = max({pair.why_not for pair in pairs}, key=[pair.why_not for pair in pairs].count)
     raise UsageError(
-        f"filter keeps none of {len(pairs)} pairs ({told}; {broken}, and others): loosen filter, or take another "
+        f"filter keeps none of {len(pairs)} pairs ({rises_text}; {broken}, and others): loosen filter, or take another "
         f"understander; {PAGE} shows the pairs"
     )
 

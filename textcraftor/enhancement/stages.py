@@ -52,7 +52,7 @@ class Round:
         return Store(self.folder / "after", self.suite)
 
     def advice(self) -> dict[Job, dict[str, Any]]:
-        """What the understanding model said of each picture so far: its regions, or the fault of its answer."""
+        """The understanding model's answer on each picture so far: its regions, or a fault."""
         whole = self.folder / ADVICE
         files = [whole] if whole.exists() else sorted(self.folder.glob("advice.*.part"))
         rows = [row for file in files for row in read_json_lines(file)]
@@ -92,7 +92,7 @@ def understander_of(config: DictConfig) -> Any:
 
 
 def advise(round_: Round) -> None:
-    """Ask the understanding model about every picture that it has not answered on yet."""
+    """Ask the understanding model about every picture without an answer."""
     config, processes = round_.config, processes_of_this_run()
     rows, known = round_.before.rows(), round_.advice()
     waiting = [job for job in mine(round_.suite.jobs) if job not in known]
@@ -106,8 +106,8 @@ def advise(round_: Round) -> None:
                 | {"fault": of_one.fault, "model": understander.name}
                 for (index, seed), of_one in zip(batch, advice, strict=True)
             ]
-            told = "".join("\n" + json.dumps(line, ensure_ascii=False) for line in lines)
-            append(round_.folder / f"advice.{processes.process_index}.part", told)
+            text = "".join("\n" + json.dumps(line, ensure_ascii=False) for line in lines)
+            append(round_.folder / f"advice.{processes.process_index}.part", text)
     processes.wait_for_everyone()
     if processes.is_main_process:
         known = round_.advice()
@@ -158,15 +158,15 @@ def filter_pairs(round_: Round) -> None:
 
 @torch.no_grad()
 def with_similarity(pairs: Sequence[Pair], folder: Path, config: DictConfig) -> list[Pair]:
-    """Pairs with the cosine similarity of both pictures' CLIP embeddings among the figures of the second."""
+    """Pairs with the cosine similarity of their pictures' CLIP embeddings as a score of the second."""
     clip = ClipScore.load(config.filter.clip)
-    found = []
+    measured = []
     for pair in pairs:
         pictures = [from_pil(picture_in(folder / side, getattr(pair, side)))[None] for side in ("before", "after")]
         first, second = (clip.embed_pixels(clip.pixels(picture)) for picture in pictures)
         scores = {**pair.scores, "after": {**pair.scores["after"], "similarity": float((first * second).sum())}}
-        found.append(Pair(**{**vars(pair), "scores": scores}))
-    return found
+        measured.append(Pair(**{**vars(pair), "scores": scores}))
+    return measured
 
 
 def regions_of(stored: Iterable[dict[str, Any]], scale: float) -> list[Region]:

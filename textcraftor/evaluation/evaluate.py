@@ -132,7 +132,7 @@ def measure(
     upsampler: Upsampler | None = None,
     **options: Any,
 ) -> dict[str, np.ndarray]:
-    """Make a picture for each (prompt, seed): one value a picture by measure, and `pictures`, of 8 bits a channel.
+    """Make a picture for each (prompt, seed); returns each measure, one value a picture, and `pictures`, as uint8.
 
     Args:
         upsampler: writes the prompts that the encoders read; scorers and judge read the prompts as they are.
@@ -143,16 +143,16 @@ def measure(
     wanted = list(zip(read, (seed for _, seed in jobs), strict=True))
     images = generate(model, wanted, schedule, sampling, batch_size, **options)
     scores: dict[str, list[np.ndarray]] = {}
-    for batch, said in zip(images.split(batch_size), batches(texts, batch_size), strict=True):
+    for batch, prompts in zip(images.split(batch_size), batches(texts, batch_size), strict=True):
         shown = batch.to(model.device)
-        parts = rewards(shown, said)
-        figures = {**parts, "total": rewards.total(parts), **rewards.measure(shown, said), **image_statistics(shown)}
+        parts = rewards(shown, prompts)
+        figures = {**parts, "total": rewards.total(parts), **rewards.measure(shown, prompts), **image_statistics(shown)}
         for name, score in figures.items():
             scores.setdefault(name, []).append(score.float().cpu().numpy())
-    found = {name: np.concatenate(values) for name, values in scores.items()}
+    measures = {name: np.concatenate(values) for name, values in scores.items()}
     if judge is not None:
-        found |= {f"judge/{name}": values for name, values in judge(images, texts).items()}
-    return found | {"pictures": (images.clamp(0, 1) * 255).round().byte().numpy()}
+        measures |= {f"judge/{name}": values for name, values in judge(images, texts).items()}
+    return measures | {"pictures": (images.clamp(0, 1) * 255).round().byte().numpy()}
 
 
 def standardised(evaluation: Evaluation, before: Evaluation, name: str, spread: float) -> float:

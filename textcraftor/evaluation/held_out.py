@@ -72,17 +72,17 @@ def held_out_names(weights: Mapping[str, float]) -> list[str]:
 
 
 def seed_spreads(several: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
-    """Of each measure: its standard deviation over the pictures of one prompt, pooled over the prompts of all of these.
+    """Each measure's standard deviation over the pictures of one prompt, pooled over all prompts.
 
-    How unlike the prompts are does not enter, so a change is as large on prompts of one kind as on a varied set. Where
-    no prompt has two pictures, it is the standard deviation over all pictures.
+    Differences between prompts do not count, so a change is as large on similar prompts as on a varied set. If no
+    prompt has two pictures, it is the standard deviation over all pictures.
     """
-    found: dict[str, list[np.ndarray]] = {}
+    by_name: dict[str, list[np.ndarray]] = {}
     for measures in several:
         for name, values in measures.items():
-            found.setdefault(name, []).append(values)
-    spreads = {name: seed_spread(*values) for name, values in found.items()}
+            by_name.setdefault(name, []).append(values)
+    spreads = {name: seed_spread(*values) for name, values in by_name.items()}
     return {
-        name: float(np.nanstd(np.concatenate([one.ravel() for one in found[name]]))) if np.isnan(spread) else spread
+        name: float(np.nanstd(np.concatenate([one.ravel() for one in by_name[name]]))) if np.isnan(spread) else spread
         for name, spread in spreads.items()
     }

@@ -76,11 +76,11 @@ def sets_of(ratings: Ratings, folders: Mapping[str, str]) -> dict[str, PictureSe
 
 
 def of_question(ratings: Ratings, question: str, samples: int, seed: int) -> dict[str, Any]:
-    """What follows from the answers to one question.
+    """The summary of the answers to one question.
 
     Returns:
-        `question`, `answers`, `skipped`, `prompts`, `agreement` (see `agreement`); of pairs what `compared` returns, of
-        grades what `graded` does; nothing of these without an answer that is not skipped.
+        `question`, `answers`, `skipped` and `prompts`. If any answer is not skipped, also `agreement` (see `agreement`)
+        and what `compared` (for pairs) or `graded` (for grades) returns.
     """
     standing = [one for mine in ratings.standing(question).values() for one in mine.values()]
     answers = [one for one in standing if one.answer != SKIP]
@@ -98,8 +98,8 @@ def of_question(ratings: Ratings, question: str, samples: int, seed: int) -> dic
     rated = [
         {one.rater: 2 * one.score - 1 if pairs else one.score for one in given} for given in by_unit(answers).values()
     ]
-    found = compared(votes_of(answers, list(ratings.models)), samples, seed) if pairs else graded(answers)
-    return {**figures, **found, "agreement": agreement(rated, pairs)}
+    comparison = compared(votes_of(answers, list(ratings.models)), samples, seed) if pairs else graded(answers)
+    return {**figures, **comparison, "agreement": agreement(rated, pairs)}
 
 
 def by_unit(answers: Iterable[Rating]) -> dict[Unit, list[Rating]]:

@@ -157,7 +157,7 @@ def write_evaluation(
     """Write the report of an evaluation.
 
     Args:
-        worst, best: prompts with their pictures, {prompt, before, after}, those first that changed most.
+        worst, best: prompts with their pictures, {prompt, before, after}, the largest change first.
     """
     shown = [
         [
@@ -167,9 +167,10 @@ def write_evaluation(
         for rows in (worst, best)
     ]
     roles = roles_of(summary["scorers"], summary["trained_on"])
-    told = verdict(summary["difference"], roles) if "difference" in summary else ""
+    sentence = verdict(summary["difference"], roles) if "difference" in summary else ""
     judged = table_cells(summary["judge"]) if "judge" in summary else None
-    values: dict[str, Any] = {"summary": summary, "config": config, "roles": roles, "verdict": told, "judged": judged}
+    values: dict[str, Any] = {"summary": summary, "config": config, "roles": roles}
+    values |= {"verdict": sentence, "judged": judged}
     html = render("evaluation.html.j2", title=title, worst=shown[0], best=shown[1], **values)
     write_text(path, html)
 

@@ -152,7 +152,7 @@ def make(config: DictConfig, folder: Path, store: Store, mix: Mix, upsample: boo
 
 
 def finish(config: DictConfig, folder: Path, base: Path | None, judge: folders.Judging | None = None) -> None:
-    """Compare with the base, and write what was found."""
+    """Compare with the base, and write the summary, the table and the report."""
     suite, seeds = Suite.of(config), len(config.seeds)
     rows = read_rows_of(folder)
     measures = measures_of(rows, seeds)
@@ -182,7 +182,9 @@ def finish(config: DictConfig, folder: Path, base: Path | None, judge: folders.J
 
         def shown(index: int) -> dict:
             place = slice(index * seeds, (index + 1) * seeds)
-            pictures = {side: [store.picture(row) for row in found[place]] for side, (store, found) in stores.items()}
+            pictures = {
+                side: [store.picture(row) for row in side_rows[place]] for side, (store, side_rows) in stores.items()
+            }
             return {"prompt": suite.prompts[index], **pictures}
 
         count = min(SHOWN, len(order) // 2)
@@ -197,29 +199,29 @@ def finish(config: DictConfig, folder: Path, base: Path | None, judge: folders.J
 def by_category(
     suite: Suite, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]
 ) -> dict[str, dict[str, dict]]:
-    """The comparison and the means of each category alone, where there are several."""
+    """The comparison and the means of each category, if there are several."""
     names = list(dict.fromkeys(suite.categories))
-    found: dict[str, dict[str, dict]] = {"categories": {}, "category_base": {}, "category_means": {}}
+    entries: dict[str, dict[str, dict]] = {"categories": {}, "category_base": {}, "category_means": {}}
     for name in names if len(names) > 1 else []:
         chosen = np.array([category == name for category in suite.categories])
         sides = [
             {key: values[chosen] for key, values in side.items() if not np.isnan(values[chosen]).all()}
             for side in (before, after)
         ]
-        found["categories"][name] = compare_measures(*sides)
-        found["category_base"][name], found["category_means"][name] = map(means, sides)
-    return found
+        entries["categories"][name] = compare_measures(*sides)
+        entries["category_base"][name], entries["category_means"][name] = map(means, sides)
+    return entries
 
 
 def trained_on(config: DictConfig) -> set[str]:
     """The scorers that the tuned runs were trained on; all others are held out."""
-    found: set[str] = set()
+    scorers: set[str] = set()
     for run_folder in config.tuned.values():
         file = Path(run_folder).expanduser() / "config.yaml"
         if file.exists():
             stored = shaped(file, read_yaml(file).get("rewards", {}), {str: object}, "rewards")
-            found |= {name for name, part in stored.items() if isinstance(part, dict) and part.get("weight")}
-    return found
+            scorers |= {name for name, part in stored.items() if isinstance(part, dict) and part.get("weight")}
+    return scorers
 
 
 def table(summary: Mapping) -> str:

@@ -133,7 +133,7 @@ def load_picture(file: Path) -> Tensor:
 
 @torch.no_grad()
 def score(rewards: RewardSum, pairs: list[Pair], device: str = "cpu", batch_size: int = 16) -> Iterator[dict]:
-    """One row for each picture: its name, prompt, every score, what scorers measure beside, and the weighted total."""
+    """One row for each picture: its name, prompt, scores, the scorers' other measures, and the weighted total."""
     for start in range(0, len(pairs), batch_size):
         batch = pairs[start : start + batch_size]
         loaded = [load_picture(file) for file, _ in batch]
@@ -146,13 +146,13 @@ def score(rewards: RewardSum, pairs: list[Pair], device: str = "cpu", batch_size
             values = {name: score.float().tolist() for name, score in figures.items()}
             for index, place in enumerate(places):
                 file, prompt = batch[place]
-                found = {name: None if np.isnan(each[index]) else each[index] for name, each in values.items()}
-                rows[place] = {"image": file.name, "prompt": prompt, **found}
+                without_nan = {name: None if np.isnan(each[index]) else each[index] for name, each in values.items()}
+                rows[place] = {"image": file.name, "prompt": prompt, **without_nan}
         yield from (rows[place] for place in sorted(rows))
 
 
 def check(config: DictConfig, folder: Path) -> Paired:
-    """The pictures with their prompts; what cannot work is refused before any scorer is loaded or anything written."""
+    """The pictures with their prompts; refuses bad input before a scorer is loaded or anything is written."""
     if config.images is None:
         raise UsageError("images is needed: give a folder of pictures, images=FOLDER")
     paired = pair(Path(config.images).expanduser(), config.prompts.path, config.prompts.column, config.prompts.texts)
@@ -166,15 +166,15 @@ def check(config: DictConfig, folder: Path) -> Paired:
 
 
 def judge_pictures(config: DictConfig, pairs: Sequence[Pair], folder: Path) -> tuple[list[dict], dict[str, Any]]:
-    """A judge's figures of each picture, and its table by category; its answers go to the folder as they come."""
+    """A judge's figures of each picture, and its table by category; answers are written after each batch."""
     judge, answers = judge_of(config), answers_of(config, folder)
     pictures = [Picture(file.name, prompt, partial(opened, file)) for file, prompt in pairs]
     ask(judge, pictures, answers, config.batch_size)
-    found = judged(judge, pictures, answers)
-    assert found is not None  # all have been asked for
-    answers.finish([key for one in found for key in one.keys])
-    summary = {"name": judge.name, "tables": {"here": table_of(judge, found)}}
-    return [finite(row) for row in figures(judge, found)], summary
+    judgements = judged(judge, pictures, answers)
+    assert judgements is not None  # all have been asked for
+    answers.finish([key for one in judgements for key in one.keys])
+    summary = {"name": judge.name, "tables": {"here": table_of(judge, judgements)}}
+    return [finite(row) for row in figures(judge, judgements)], summary
 
 
 def opened(file: Path) -> Image.Image:
@@ -195,11 +195,11 @@ def run(config: DictConfig, folder: Path) -> None:
     rows = list(bar)
     del rewards  # before a judge's model needs the memory
     with locked(folder):
-        told: dict[str, Any] = {}
+        table: dict[str, Any] = {}
         if config.judge is not None:
-            more, told = judge_pictures(config, pairs, folder)
+            more, table = judge_pictures(config, pairs, folder)
             rows = [{**row, **one} for row, one in zip(rows, more, strict=True)]
-            write_json(folder / TABLE, told)
+            write_json(folder / TABLE, table)
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         write_text(folder / "scores.jsonl", "\n".join(lines) + "\n")
         finish(folder, "score")
@@ -207,5 +207,5 @@ def run(config: DictConfig, folder: Path) -> None:
         known = [row[name] for row in rows if row[name] is not None]
         if known:
             print(f"{name}: {np.mean(known):.4f}")
-    if told:
-        print(f"\n{table_text(told)}")
+    if table:
+        print(f"\n{table_text(table)}")

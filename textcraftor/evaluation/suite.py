@@ -40,17 +40,17 @@ class Suite:
 
     @classmethod
     def of(cls, config: DictConfig, say: Say | None = None) -> Suite:
-        """The suite of a configuration; `prompts` takes its place, `limit` cuts each category short."""
-        found: dict[str, list[str]] = {}
+        """The suite of a configuration; `prompts` replaces its prompts, `limit` shortens each category."""
+        by_category: dict[str, list[str]] = {}
         if is_given(config.prompts):
-            found[""] = given_prompts(config.prompts, say)
+            by_category[""] = given_prompts(config.prompts, say)
         column = config.suite.category
-        for name, path in config.suite.files.items() if not found else ():
+        for name, path in config.suite.files.items() if not by_category else ():
             for row in read_rows(path, config.prompts.column, "suite.files", say):
                 if column is not None and not row.get(column):
                     raise UsageError(f"suite.category={column} is no column of {path}, or empty in a row")
-                found.setdefault(str(row[column]) if column else name, []).append(row["prompt"])
-        chosen = [(prompt, category) for category, prompts in found.items() for prompt in prompts[: config.limit]]
+                by_category.setdefault(str(row[column]) if column else name, []).append(row["prompt"])
+        chosen = [(prompt, category) for category, prompts in by_category.items() for prompt in prompts[: config.limit]]
         prompts, categories = zip(*chosen, strict=True)
         return cls(prompts, categories, tuple(config.seeds))
 
@@ -69,13 +69,13 @@ class Store:
 
     def rows(self) -> dict[tuple[int, int], dict]:
         """The rows written so far, by prompt number and seed."""
-        found, wanted = {}, set(self.suite.jobs)
+        rows, wanted = {}, set(self.suite.jobs)
         for file in sorted(self.folder.glob("rows.*.jsonl")):
             for row in read_json_lines(file):
                 key = row.get("prompt_index"), row.get("seed")
                 if key in wanted:
-                    found[key] = row
-        return found
+                    rows[key] = row
+        return rows
 
     def done(self) -> dict[tuple[int, int], dict]:
         """Those of them whose pictures are whole; each is opened to know that."""
@@ -196,5 +196,5 @@ def read_rows_of(folder: Path) -> list[dict]:
 def measures_of(rows: Sequence[Mapping], seeds: int) -> dict[str, np.ndarray]:
     """Each measure as (prompts, seeds), NaN where a picture has none."""
     names = [name for name in rows[0] if name not in KEYS]
-    found = {name: np.array([row[name] for row in rows], dtype=float).reshape(-1, seeds) for name in names}
-    return {name: values for name, values in found.items() if not np.isnan(values).all()}
+    measures = {name: np.array([row[name] for row in rows], dtype=float).reshape(-1, seeds) for name in names}
+    return {name: values for name, values in measures.items() if not np.isnan(values).all()}

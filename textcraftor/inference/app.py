@@ -126,9 +126,11 @@ class Studio:
         return Mix(self.tuned, given, (last, self.steps), merge=merge, **self.denoiser)
 
     def schedule(self, weights: list[float], last: int) -> ConditioningSchedule:
-        """The mix in the last steps; in all of them it is the mix everywhere, whatever rounding a sampler does."""
-        found = self.mix(weights, last).schedule(self.model, self.timesteps_of)
-        return ConditioningSchedule(found.switch_timestep, found.late, found.late) if last == self.steps else found
+        """The mix in the last steps. If these are all steps, no timestep is left to the original, despite rounding."""
+        schedule = self.mix(weights, last).schedule(self.model, self.timesteps_of)
+        if last == self.steps:
+            return ConditioningSchedule(schedule.switch_timestep, schedule.late, schedule.late)
+        return schedule
 
     def timesteps_of(self, steps: int) -> Tensor:
         return self.sampling.with_steps(steps).timesteps(self.model)
@@ -145,7 +147,7 @@ class Studio:
     def pair(
         self, prompt: str, seed: float | str, last: float, *weights: float
     ) -> tuple[Image.Image, Image.Image, str]:
-        """Before and after, the original encoder and the mix from the same noise, and a table of their scores."""
+        """Pictures of the original encoder and of the mix from the same noise, and a table of their scores."""
         self.check(prompt, seed, last, weights)
         key = (prompt, int(seed), self.sampling)
         with self.lock:
@@ -161,16 +163,16 @@ class Studio:
     def strip(
         self, prompt: str, seed: float | str, last: float, *weights: float
     ) -> tuple[list[tuple[Image.Image, str]], str]:
-        """The mix dialled in from nothing to all of it, and a table of the scores, a column for each picture."""
+        """Pictures of the mix at increasing shares of its weights, and a table of their scores, a column each."""
         self.check(prompt, seed, last, weights)
-        found, columns = [], dict[str, Scores]()
+        pictures, columns = [], dict[str, Scores]()
         for share in STRIP:
             with self.lock:
                 schedule = self.schedule([share * weight for weight in weights], int(last))
                 mix = self.mix([share * weight for weight in weights], int(last))
                 picture, columns[f"{share:g}"] = self.picture(prompt, int(seed), schedule, str(mix))
-            found.append((picture, f"{share:g}"))
-        return found, table(columns)
+            pictures.append((picture, f"{share:g}"))
+        return pictures, table(columns)
 
     def download(self, last: float, *weights: float) -> str:
         """The mix as one encoder, its weights added up, in a zip with how it was made; returns the file, of which the
@@ -262,7 +264,7 @@ def page(studio: Studio, prompt: str) -> Any:
     with gradio.Blocks(title="TextCraftor", analytics_enabled=False, delete_cache=PICTURES_STAY) as blocks:
         gradio.Markdown("# TextCraftor\nWeights of tuned text encoders; the original one takes the rest to 1.")
         with gradio.Row():
-            said = gradio.Textbox(prompt, label="Prompt", scale=4, max_length=LONGEST_PROMPT)
+            prompt_box = gradio.Textbox(prompt, label="Prompt", scale=4, max_length=LONGEST_PROMPT)
             seed = gradio.Textbox("0", label="Seed", elem_id="seed", max_length=20)  # browsers round large numbers
             draw = gradio.Button("Random seed", elem_id="draw", min_width=120)
         with gradio.Accordion("Sampling", open=False):
@@ -299,16 +301,16 @@ def page(studio: Studio, prompt: str) -> Any:
         scores_strip = gradio.HTML(elem_id="scores-strip")
         taken = gradio.File(label="The encoders' weights added up", elem_id="taken", visible=False, interactive=False)
 
-        def show(said: str, seed: str, negative: str, count: float, guidance: float, *rest: float) -> tuple:
-            old, new, told = studio.sampled(negative, count, guidance).pair(said, seed_of(seed), *rest)
-            return old, new, (old, new), told
+        def show(prompt: str, seed: str, negative: str, count: float, guidance: float, *rest: float) -> tuple:
+            old, new, html = studio.sampled(negative, count, guidance).pair(prompt, seed_of(seed), *rest)
+            return old, new, (old, new), html
 
-        def dialled(said: str, seed: str, negative: str, count: float, guidance: float, *rest: float) -> tuple:
-            return studio.sampled(negative, count, guidance).strip(said, seed_of(seed), *rest)
+        def dialled(prompt: str, seed: str, negative: str, count: float, guidance: float, *rest: float) -> tuple:
+            return studio.sampled(negative, count, guidance).strip(prompt, seed_of(seed), *rest)
 
-        inputs = [said, seed, negative, count, guidance, last, *sliders]
+        inputs = [prompt_box, seed, negative, count, guidance, last, *sliders]
         changed = (seed.change, count.change, guidance.change, last.change, *(slider.change for slider in sliders))
-        for event in (said.submit, negative.submit, *changed, blocks.load):
+        for event in (prompt_box.submit, negative.submit, *changed, blocks.load):
             shows: Any = {"show_progress": "minimal", "trigger_mode": "always_last"}
             event(friendly(show), inputs, [before, after, both, scores], **shows)
         draw.click(lambda: str(secrets.randbelow(2**32)), None, seed)

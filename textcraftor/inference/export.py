@@ -101,14 +101,14 @@ def parents_of(mix: Mix) -> list[dict]:
 
 
 def runs_of(mix: Mix) -> dict[str, dict[str, Any]]:
-    """What the card tells of each run that was evaluated, by its name in the mix."""
-    said = {}
+    """The settings and figures on the card, of each evaluated run, by its name in the mix."""
+    runs = {}
     for name, path in mix.tuned.items():
         config, summary = Path(path) / "config.yaml", Path(path) / "summary.json"
         if config.exists() and summary.exists():
             settings = shaped(config, read_yaml(config), SETTINGS)
-            said[name] = {"config": settings, **shaped(summary, read_json(summary), FIGURES)}
-    return said
+            runs[name] = {"config": settings, **shaped(summary, read_json(summary), FIGURES)}
+    return runs
 
 
 def sheet_of(mix: Mix) -> Image.Image | None:
@@ -124,8 +124,8 @@ def sheet_of(mix: Mix) -> Image.Image | None:
 def write_card(
     config: DictConfig, mix: Mix, conditioning: Mapping, formats: list[str], title: str, folder: Path
 ) -> None:
-    """`README.md`: what was tuned on what, with which result, and how to load each format."""
-    said, picture = runs_of(mix), sheet_of(mix)
+    """Write `README.md`: what was tuned on what, the results, and how to load each format."""
+    runs, picture = runs_of(mix), sheet_of(mix)
     if picture is not None:  # pixels alone, not what it says beside
         picture.save(folder / "before_after.png")
     data = ModelCardData(library_name="diffusers", tags=["text-to-image", "textcraftor"], base_model=hub_base(config))
@@ -135,8 +135,8 @@ def write_card(
         cell=cell,
         title=title,
         base=public(config.model.path),
-        prompts={name: public(str(run["config"]["prompts"]["path"])) for name, run in said.items()},
-        runs=said,
+        prompts={name: public(str(run["config"]["prompts"]["path"])) for name, run in runs.items()},
+        runs=runs,
         mixed="" if only_run(mix) else str(mix),
         loading=[loading_line(path) for path in tuned_folders(folder)],
         conditioning=conditioning,

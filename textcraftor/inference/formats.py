@@ -92,12 +92,12 @@ def write_text_encoders(model: Model, encoder: str, folder: Path) -> None:
 
 
 def read_back(model: Model, encoder: str, part: str, folder: Path) -> None:
-    """Load a text encoder's folder as others will, and refuse any key that is lost or changed."""
+    """Load a text encoder's folder with transformers, and refuse any lost or changed key."""
     kind: Any = type(model.encoders(ORIGINAL)[part])
     loaded, info = kind.from_pretrained(folder, output_loading_info=True, use_safetensors=True, dtype=torch.float32)
     lost = [*info["missing_keys"], *info["unexpected_keys"]]
-    wanted, found = plain_state(model.encoders(encoder)[part]), loaded.state_dict()
-    lost += [key for key, value in wanted.items() if not torch.equal(value.float().cpu(), found[key].float())]
+    wanted, stored = plain_state(model.encoders(encoder)[part]), loaded.state_dict()
+    lost += [key for key, value in wanted.items() if not torch.equal(value.float().cpu(), stored[key].float())]
     if lost:
         raise RuntimeError(f"{folder}: {len(lost)} keys do not come back as they were, {lost[0]} among them")
 
@@ -120,12 +120,12 @@ def write_webui(model: Model, mix: Mix, encoder: str, folder: Path) -> None:
 
 
 def write_kohya(model: Model, mix: Mix, encoder: str, folder: Path) -> None:
-    """Adapters of all networks in one file; what tells them apart is how the names begin, see `Family.kohya`."""
+    """Write the adapters of all networks into one file; the key prefix names the network, see `Family.kohya`."""
     names, file = model.family.kohya, folder / KOHYA_FILE
     folders = lora_folders(mix)
     if missing := [path.name for path in folders if component_of(path) not in names]:
         raise UsageError(f"formats=[kohya]: there are no names for the adapters of {missing[0]} of this family")
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for path in folders:
         part = component_of(path)
         state, alphas = read_lora(lora_file(path), part, model)
@@ -133,11 +133,11 @@ def write_kohya(model: Model, mix: Mix, encoder: str, folder: Path) -> None:
             layer, start = down.rpartition(".lora_A")[0], names[part]
             name = f"{start}_{layer.replace('.', '_')}"
             up = state[down.replace(".lora_A.", ".lora_B.")]
-            found[f"{name}.lora_down.weight"], found[f"{name}.lora_up.weight"] = state[down], up
-            found[f"{name}.alpha"] = torch.tensor(float(alphas.get(layer, len(state[down]))))
-    metadata = described(model, mix, "/lora") | lora_metadata(model, found)
-    save_file({key: value.contiguous() for key, value in found.items()}, file, metadata=metadata)
-    check_keys(load_file(file), found, file)
+            tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = state[down], up
+            tensors[f"{name}.alpha"] = torch.tensor(float(alphas.get(layer, len(state[down]))))
+    metadata = described(model, mix, "/lora") | lora_metadata(model, tensors)
+    save_file({key: value.contiguous() for key, value in tensors.items()}, file, metadata=metadata)
+    check_keys(load_file(file), tensors, file)
     for path in folders:
         part = component_of(path)
         network = model.denoiser if part == model.family.denoiser else model.encoders(ORIGINAL)[part]
@@ -262,10 +262,10 @@ WRITERS = {
 }
 
 
-def check_keys(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: Path, exactly: bool = True) -> None:
-    """Refuse, loudly, a file that does not hold every tensor as it was."""
+def check_keys(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: Path, exactly: bool = True) -> None:
+    """Refuse a file that does not hold every tensor unchanged."""
     same = torch.equal if exactly else partial(torch.allclose, rtol=1e-4, atol=1e-7)
-    lost = sorted(found.keys() ^ wanted.keys())
-    lost += [key for key in wanted if key in found and not same(found[key].cpu(), wanted[key].cpu())]
+    lost = sorted(stored.keys() ^ wanted.keys())
+    lost += [key for key in wanted if key in stored and not same(stored[key].cpu(), wanted[key].cpu())]
     if lost:
         raise RuntimeError(f"{where}: {len(lost)} keys do not come back as they were, {lost[0]} among them")

@@ -85,12 +85,12 @@ class _Loading(BaseHTTPRequestHandler):
         self.wfile.write(LOADING)
 
     def log_message(self, format: str, *values: object) -> None:
-        """Says nothing on the console."""
+        """Print nothing."""
 
 
 @contextlib.contextmanager
 def loading_page(host: str, port: int) -> Iterator[None]:
-    """Serve a page that says that the model is loading, and turns into the real one, for as long as that takes."""
+    """While the model loads, serve a page that says so and later turns into the real one."""
     with ThreadingHTTPServer((host, port), _Loading) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True)
         thread.start()
@@ -105,9 +105,9 @@ def serve(build: Callable[[Path], Any], host: str, port: int, ready: str = "", h
     """Serve a page until it is interrupted.
 
     Args:
-        build: gives the page, told of the folder for what it serves, which goes when the page ends.
-        port: 0 takes a free one.
-        ready: said before the address, such as where answers go, once the page answers.
+        build: makes the page, from the folder of the files that it serves; the folder is deleted afterwards.
+        port: 0 means any free port.
+        ready: printed before the address once the page is up, such as where answers go.
         head: HTML for the page's head: style and scripts.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

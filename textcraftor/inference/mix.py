@@ -116,12 +116,12 @@ class Mix:
 
     @property
     def all_weights(self) -> dict[str, float]:
-        """With the original encoder's, and without those that are 0."""
+        """All weights, with the original encoder's, without zeros."""
         given = self.weights or dict.fromkeys(self.encoders, 1.0)
-        found = {name: float(weight) for name, weight in given.items() if weight != REST}
+        weights = {name: float(weight) for name, weight in given.items() if weight != REST}
         takes = next((name for name, weight in given.items() if weight == REST), ORIGINAL)
-        found.setdefault(takes, 1.0 - sum(found.values()))
-        return {name: weight for name, weight in found.items() if abs(weight) > 1e-9}
+        weights.setdefault(takes, 1.0 - sum(weights.values()))
+        return {name: weight for name, weight in weights.items() if abs(weight) > 1e-9}
 
     def __str__(self) -> str:
         """Its weights, as `0.4 original + 0.6 a`."""

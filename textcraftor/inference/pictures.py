@@ -57,10 +57,10 @@ def contact_sheet(
     return sheet
 
 
-def save_png(image: Tensor, path: Path, said: Mapping[str, object]) -> None:
+def save_png(image: Tensor, path: Path, metadata: Mapping[str, object]) -> None:
     """Write a picture, as `to_pil` takes it, with what made it as PNG text chunks."""
     info = PngInfo()
-    for key, value in said.items():
+    for key, value in metadata.items():
         info.add_itxt(key, str(value))
     with replacing(path) as partial:
         to_pil(image).save(partial, pnginfo=info)

@@ -67,13 +67,13 @@ def run(config: DictConfig, folder: Path) -> None:
 
 
 def make(config: DictConfig, folder: Path) -> None:
-    """The same, once nobody else writes there."""
+    """What `run` does, while the folder is locked."""
     prompts, regions, cells = prompts_of(config, print), regions_of(config), list(mixes(config))
     opened = open_model(config, [mix for _, mix in cells], [*prompts, *(region.prompt for region in regions)])
     model, sampling, schedules = opened.model, opened.sampling, opened.schedules
     upsampler = upsampler_of(config)
     read = dict(zip(prompts, upsampler(prompts) if upsampler else prompts, strict=True))
-    jobs, found, lines = grid(prompts, config.seeds), [], []
+    jobs, columns, lines = grid(prompts, config.seeds), [], []
     for (cell, _), schedule in zip(cells, schedules, strict=True):
         wanted, places = [(read[prompt], seed) for prompt, seed in jobs], [regions] * len(jobs)
         images = generate(model, wanted, schedule, sampling, config.batch_size, places)
@@ -82,13 +82,13 @@ def make(config: DictConfig, folder: Path) -> None:
         label = " ".join(f"{name}={weight:g}" for name, weight in cell.items())
         for (prompt, seed), image in zip(jobs, images, strict=True):
             name = "_".join([f"{prompts.index(prompt):04d}", str(seed), *label.split()])
-            said = {"prompt": prompt, "seed": seed, "settings": json.dumps(settings)}
-            said |= {"upsampled": read[prompt]} if upsampler else {}
-            save_png(image, folder / f"{name}.png", said)
+            metadata = {"prompt": prompt, "seed": seed, "settings": json.dumps(settings)}
+            metadata |= {"upsampled": read[prompt]} if upsampler else {}
+            save_png(image, folder / f"{name}.png", metadata)
             lines.append(json.dumps({"file_name": f"{name}.png", "caption": prompt, "seed": seed, **cell}))
-        found.append((label, [to_pil(image) for image in images]))
+        columns.append((label, [to_pil(image) for image in images]))
     across = len(config.seeds) if not config.grid else len(list(config.grid.values())[-1])
-    pictures = [(picture, label) for i in range(len(jobs)) for label, column in found for picture in [column[i]]]
+    pictures = [(picture, label) for i in range(len(jobs)) for label, column in columns for picture in [column[i]]]
     rows = [pictures[i : i + across] for i in range(0, len(pictures), across)]
     captions = [[label for _, label in row] for row in rows] if config.grid else None
     write_text(folder / "metadata.jsonl", "\n".join(lines) + "\n")

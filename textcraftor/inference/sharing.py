@@ -19,8 +19,8 @@ def public(path: str) -> str:
 
 
 def take_paths_out(folder: Path) -> None:
-    """Let no JSON of a folder, in files of its own or in headers, say where on this disk something was loaded from, as
-    diffusers, transformers and peft write."""
+    """Remove the local paths that diffusers, transformers and peft write, from a folder's JSON files and safetensors
+    headers."""
     for file in sorted(folder.rglob("*.json")):
         stored = json.loads(file.read_text(encoding="utf-8"))
         if (without := without_paths(stored)) != stored:
@@ -28,9 +28,9 @@ def take_paths_out(folder: Path) -> None:
     for file in sorted(folder.rglob("*.safetensors")):
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
-        told = {name: without_paths_in(text) for name, text in metadata.items()}
-        if told != metadata:
-            save_file(load_file(file), file, metadata=told)
+        cleaned = {name: without_paths_in(text) for name, text in metadata.items()}
+        if cleaned != metadata:
+            save_file(load_file(file), file, metadata=cleaned)
 
 
 def without_paths_in(text: str) -> str:
@@ -49,8 +49,8 @@ def without_paths(value: Any) -> Any:
         return [without_paths(one) for one in value]
     if not isinstance(value, dict):
         return value
-    told = {name: one for name, one in value.items() if not (name.endswith("name_or_path") and is_local(one))}
-    return {name: without_paths(one) for name, one in told.items()}
+    kept = {name: one for name, one in value.items() if not (name.endswith("name_or_path") and is_local(one))}
+    return {name: without_paths(one) for name, one in kept.items()}
 
 
 def is_local(path: Any) -> bool:

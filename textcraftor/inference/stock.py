@@ -33,10 +33,10 @@ def stock_inputs(
     negative_prompt: str | Sequence[str] | None,
     arguments: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Embeddings, and where encoders change between steps the callback that changes them; see `Mix.inputs`.
+    """Embeddings and, if encoders change between steps, the callback that switches them; see `Mix.inputs`.
 
     Args:
-        schedule_of: which encoder conditions which noise level, from the timesteps of a number of steps.
+        schedule_of: makes the schedule of encoders, from the timesteps of a number of steps.
     """
     pipe, family = model.pipeline, model.family
     arguments = {name: value for name, value in arguments.items() if value is not None}
@@ -58,21 +58,21 @@ def stock_inputs(
         encoded = {name: Conditioning(one.prompt, read[name]) for name, one in encoded.items()}
     first_timestep = _first_timestep(model, size, chosen)
     first = schedule.at(encoded, first_timestep)
-    found = dict(arguments)
+    inputs = dict(arguments)
     for prefix, branch in (("", first.prompt), ("negative_", first.negative)):
         for name, argument in family.arguments.items() if branch is not None else ():
             if prefix + argument not in defaults:
                 raise UsageError(
                     f"negative_prompt={negative_prompt}: {type(pipe).__name__} takes no {prefix + argument}"
                 )
-            found[prefix + argument] = branch.mixed[name]  # type: ignore[union-attr]
+            inputs[prefix + argument] = branch.mixed[name]  # type: ignore[union-attr]
     if schedule.early == schedule.late:
-        return found
+        return inputs
     changed = _changed(model, [schedule.at(encoded, t) for t in (0, model.noise_schedule.timesteps)])
     theirs = arguments.get(CALLBACK)
     asked = getattr(theirs, "tensor_inputs", arguments.get(CHANGED, ["latents"]))
     switch = partial(_switch, schedule, encoded, changed, first_timestep, theirs)
-    return found | {CALLBACK: switch, CHANGED: list(dict.fromkeys([*changed.values(), *asked]))}
+    return inputs | {CALLBACK: switch, CHANGED: list(dict.fromkeys([*changed.values(), *asked]))}
 
 
 def _prompts(prompt: Any) -> list[str]:
@@ -159,13 +159,13 @@ def _starts(model: Model, size: Size, steps: int) -> Tensor:
 
 
 def _changed(model: Model, ends: Sequence[Conditioning]) -> dict[str, str]:
-    """The tensors that encoders disagree on, with the names that the pipeline's callback knows them by.
+    """The tensors that differ between encoders, with their names in the pipeline's callback.
 
     Raises:
-        UsageError: it does not know one of them.
+        UsageError: the callback has no name for one.
     """
     pipe, family = model.pipeline, model.family
-    found = {}
+    callback_names = {}
     for branches in zip(*(end.branches for end in ends), strict=True):
         for name in branches[0].mixed:
             if torch.equal(*(branch.mixed[name] for branch in branches)):
@@ -178,8 +178,8 @@ def _changed(model: Model, ends: Sequence[Conditioning]) -> dict[str, str]:
                     f"{type(pipe).__name__} cannot change {what} between steps, and this mix switches encoders: let it "
                     "hold in all steps, last=(steps, steps), or generate with TextCraftor's own sampler"
                 )
-            found[name] = seen
-    return found
+            callback_names[name] = seen
+    return callback_names
 
 
 def _size_of(pipe: Any, chosen: Mapping[str, Any]) -> Size:

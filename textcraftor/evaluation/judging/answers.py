@@ -43,12 +43,12 @@ class Answers:
             self.own.update(here)
 
     def of(self, asked: Sequence[Asked], ask: Ask) -> list[Answer]:
-        """The answer to each question; those that are not there yet are asked for and kept."""
+        """The answer to each question; asks for the missing ones and keeps them."""
         keys = [key_of(one, self.settings) for one in asked]
         waiting = {key: one for key, one in zip(keys, asked, strict=True) if key not in self.known}
         if waiting:
-            found = ask([*waiting.values()])
-            lines = {key: _line(key, one, answer) for (key, one), answer in zip(waiting.items(), found, strict=True)}
+            answers = ask([*waiting.values()])
+            lines = {key: _line(key, one, answer) for (key, one), answer in zip(waiting.items(), answers, strict=True)}
             append(self.folder / f"answers.{self.part}.jsonl", "".join("\n" + json_line(row) for row in lines.values()))
             self.known.update(lines)
             self.own.update(lines)
@@ -76,9 +76,9 @@ def _line(key: str, asked: Asked, answer: Answer) -> dict[str, Any]:
     """An answer as the file holds it."""
     about = {"picture": asked.place, "prompt": asked.prompt}
     about |= {"category": asked.question.category} if asked.question.category else {}
-    told = {"question": asked.question.text, "expected": asked.question.expected, "answer": answer.text}
+    texts = {"question": asked.question.text, "expected": asked.question.expected, "answer": answer.text}
     fault = {"fault": answer.fault} if answer.fault else {}
-    return {**about, **told, "value": answer.value, **fault, "key": key}
+    return {**about, **texts, "value": answer.value, **fault, "key": key}
 
 
 def _answer(row: Mapping[str, Any]) -> Answer:

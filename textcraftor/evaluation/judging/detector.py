@@ -145,13 +145,13 @@ class Detector:
         inputs = processor(images=picture, return_tensors="pt").to(self.device)
         outputs, sizes = model(**inputs), [(picture.height, picture.width)]
         if hasattr(processor, "post_process_object_detection"):
-            (found,) = processor.post_process_object_detection(outputs, LEAST_CONFIDENCE, target_sizes=sizes)
-            objects = _boxes(found)
+            (detected,) = processor.post_process_object_detection(outputs, LEAST_CONFIDENCE, target_sizes=sizes)
+            objects = _boxes(detected)
         else:
-            (found,) = processor.post_process_instance_segmentation(
+            (detected,) = processor.post_process_instance_segmentation(
                 outputs, LEAST_CONFIDENCE, target_sizes=sizes, return_binary_maps=True
             )
-            objects = _segments(found)
+            objects = _segments(detected)
         by_number: dict[int, list[Detection]] = {}
         for number, one in objects:
             by_number.setdefault(number, []).append(one)
@@ -182,17 +182,17 @@ def cut_out(picture: Image.Image, one: Detection) -> Image.Image:
     return picture.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
 
 
-def _boxes(found: Mapping[str, Any]) -> Iterable[tuple[int, Detection]]:
-    """The objects of a detector: boxes alone."""
+def _boxes(detected: Mapping[str, Any]) -> Iterable[tuple[int, Detection]]:
+    """The objects that a detector reports: boxes without masks."""
     for number, score, box in zip(
-        found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True
+        detected["labels"].tolist(), detected["scores"].tolist(), detected["boxes"].tolist(), strict=True
     ):
         yield number, Detection(tuple(box), score)
 
 
-def _segments(found: Mapping[str, Any]) -> Iterable[tuple[int, Detection]]:
-    """The objects of a segmenter: boxes around masks."""
-    for one, mask in zip(found["segments_info"], found["segmentation"], strict=False):
+def _segments(detected: Mapping[str, Any]) -> Iterable[tuple[int, Detection]]:
+    """The objects that a segmenter reports: boxes around masks."""
+    for one, mask in zip(detected["segments_info"], detected["segmentation"], strict=False):
         covered = mask.cpu().numpy() > 0
         if covered.any():
             yield int(one["label_id"]), Detection(_around(covered), float(one["score"]), covered)

@@ -1,4 +1,4 @@
-"""A judge over the pictures of an evaluation: each process asks about its share, the last one tells what follows."""
+"""A judge over the pictures of an evaluation: each process asks about its share; the last one sums up the answers."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ Job = tuple[int, int]
 
 @dataclass
 class Judging:
-    """The judge of a configuration, and what it said of folders of pictures."""
+    """The judge of a configuration, and its judgements by folder of pictures."""
 
     config: DictConfig
-    found: dict[Path, list[Judged]] = field(default_factory=dict)  # by folder, once all its pictures are judged
+    judgements: dict[Path, list[Judged]] = field(default_factory=dict)  # once all pictures of a folder are judged
 
     @cached_property
     def judge(self) -> Any:
@@ -64,28 +64,28 @@ class Judging:
 
     def _is_judged(self, store: Store) -> bool:
         rows, answers = store.rows(), answers_of(self.config, store.folder)
-        found = judged(self.judge, [*pictures_of(store, [rows[job] for job in store.suite.jobs])], answers)
-        self.found |= {store.folder: found} if found is not None else {}
-        return found is not None
+        judgements = judged(self.judge, [*pictures_of(store, [rows[job] for job in store.suite.jobs])], answers)
+        self.judgements |= {store.folder: judgements} if judgements is not None else {}
+        return judgements is not None
 
     def figures(self, store: Store) -> dict[Job, dict[str, float]]:
         """Each picture's figures; its answers, in the suite's order, and the table are written beside the pictures."""
         if isinstance(self.judge, Pairwise):
             return {}
-        found = self.found[store.folder]
-        answers_of(self.config, store.folder).finish([key for one in found for key in one.keys])
+        judgements = self.judgements[store.folder]
+        answers_of(self.config, store.folder).finish([key for one in judgements for key in one.keys])
         if isinstance(self.judge, WrittenChoices):
             write_text(store.folder / QUESTIONS, json.dumps(self.judge.rows(), indent=1, ensure_ascii=False))
-        write_json(store.folder / TABLE, self._told(table_of(self.judge, found)))
-        return dict(zip(store.suite.jobs, figures(self.judge, found), strict=True))
+        write_json(store.folder / TABLE, self._with_judge(table_of(self.judge, judgements)))
+        return dict(zip(store.suite.jobs, figures(self.judge, judgements), strict=True))
 
-    def _told(self, table: Mapping[str, Any]) -> dict[str, Any]:
-        """A table with what it is by, so that one by another judge is not taken for it."""
+    def _with_judge(self, table: Mapping[str, Any]) -> dict[str, Any]:
+        """A table with the judge's name and settings, so that tables of two judges are not compared."""
         return {"name": self.judge.name, "settings": settings_of(self.config), **table}
 
     def summary(self, here: Store, base: Store | None) -> dict[str, Any]:
-        """What follows of the answers: `name` and the `tables` by category, of `here` and where there is one of `base`;
-        of pairwise comparison `pairs`, see `pairwise.strengths`."""
+        """The judge's `name` and its `tables` by category, of `here` and, where it has one, of `base`; for pairwise
+        comparison `pairs` instead, see `pairwise.strengths`."""
         if isinstance(self.judge, Pairwise):
             assert base is not None  # without a base it was refused
             return {"name": self.judge.name, "pairs": self._compare(here, base)}

@@ -36,13 +36,13 @@ Colors = Callable[[str, Sequence[Detection]], list[str]]  # of a class's objects
 
 
 def confident(detections: Detections, tag: str, threshold: float, counting_threshold: float) -> dict[str, list]:
-    """Those above the threshold of a task, at most 16 of a class, the most confident first."""
+    """The detections above a task's threshold, at most 16 of a class, the most confident first."""
     least = counting_threshold if tag == COUNTING else threshold
     kept = {
-        name: sorted((one for one in found if one.confidence > least), key=lambda one: -one.confidence)[:MOST_OBJECTS]
-        for name, found in detections.items()
+        name: sorted((one for one in objects if one.confidence > least), key=lambda one: -one.confidence)[:MOST_OBJECTS]
+        for name, objects in detections.items()
     }
-    return {name: found for name, found in kept.items() if found}
+    return {name: objects for name, objects in kept.items() if objects}
 
 
 def relations(one: Detection, other: Detection) -> set[str]:

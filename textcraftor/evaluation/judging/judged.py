@@ -32,7 +32,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a judge was asked about a picture, the value of each answer, and what the answers stand under."""
+    """What a judge was asked about a picture, the value of each answer, and the answers' keys."""
 
     questions: Sequence[Question]
     values: Sequence[float | None]
@@ -67,45 +67,45 @@ def ask(judge: Judge, pictures: Sequence[Picture], answers: Answers, batch_size:
 
 
 def judged(judge: Judge, pictures: Sequence[Picture], answers: Answers) -> list[Judged] | None:
-    """What is known of each picture; None where an answer is still missing."""
+    """The judgement of each picture; None if an answer is still missing."""
     judge.prepare([picture.prompt for picture in pictures], answers.of)
-    found = []
+    judgements = []
     for picture in pictures:
         asked = asked_about(judge, picture)
         keys = [answers.key(one) for one in asked]
         if not all(key in answers.known for key in keys):
             return None
-        found.append(Judged([one.question for one in asked], [answers.value(key) for key in keys], keys))
-    return found
+        judgements.append(Judged([one.question for one in asked], [answers.value(key) for key in keys], keys))
+    return judgements
 
 
-def figures(judge: Judge, found: Sequence[Judged]) -> list[dict[str, float]]:
+def figures(judge: Judge, judgements: Sequence[Judged]) -> list[dict[str, float]]:
     """Each picture's figures, as judge/<name>."""
-    rows = (judge.figures(one.questions, one.values) for one in found)
+    rows = (judge.figures(one.questions, one.values) for one in judgements)
     return [{f"judge/{name}": value for name, value in row.items()} for row in rows]
 
 
-def table_of(judge: Judge, found: Sequence[Judged]) -> dict[str, Any]:
-    """What follows of all pictures.
+def table_of(judge: Judge, judgements: Sequence[Judged]) -> dict[str, Any]:
+    """The summary of all pictures.
 
     Returns:
         `overall`, the judge's figure; `unanswered`, a share, of `questions`, a number; and `categories`, each
         {mean, questions, unanswered} over its questions, whatever picture they are about.
     """
     by_category: dict[str, list[float | None]] = {}
-    for category, value in _values(found):
+    for category, value in _values(judgements):
         by_category.setdefault(category, []).append(value)
     whole = [value for values in by_category.values() for value in values]
     categories = {name: _row(values) for name, values in by_category.items() if name}
-    scores = [judge.figures(one.questions, one.values).get(judge.name, math.nan) for one in found]
+    scores = [judge.figures(one.questions, one.values).get(judge.name, math.nan) for one in judgements]
     parts = [one["mean"] for one in categories.values()] if judge.by_task else scores
     overall = {"overall": mean_of(parts), "unanswered": share_unanswered(whole), "questions": len(whole)}
-    without = {"pictures_without_questions": n} if (n := sum(not one.questions for one in found)) else {}
+    without = {"pictures_without_questions": n} if (n := sum(not one.questions for one in judgements)) else {}
     return {**overall, **without, "categories": categories}
 
 
-def _values(found: Sequence[Judged]) -> Iterator[tuple[str, float | None]]:
-    for one in found:
+def _values(judgements: Sequence[Judged]) -> Iterator[tuple[str, float | None]]:
+    for one in judgements:
         for question, value in zip(one.questions, one.values, strict=True):
             yield question.category, value
 

@@ -28,7 +28,7 @@ def read_questions(path: str | None, read: Callable[[bytes, str], ByPrompt], wha
     Args:
         path: a local file or an address; perhaps packed by gzip.
         read: of its layout: `tifa`, `dpg` or `geneval`.
-        what: the published file, for people.
+        what: the published file, for the error message.
 
     Raises:
         UsageError: no file, or one that lacks a field, with the place.
@@ -36,16 +36,16 @@ def read_questions(path: str | None, read: Callable[[bytes, str], ByPrompt], wha
     if path is None:
         raise UsageError(f"{KEY} is needed: give {what}")
     file = Path(local_file(path, KEY)).resolve()
-    found = read(unpacked(file, f"{KEY}={path}")[0], f"{KEY}={path}")
-    if not found:
+    questions = read(unpacked(file, f"{KEY}={path}")[0], f"{KEY}={path}")
+    if not questions:
         raise UsageError(f"{KEY}={path} holds no question: give {what}")
-    return found
+    return questions
 
 
 def tifa(content: bytes, place: str) -> ByPrompt:
     """TIFA v1.0: a JSON list of {caption, question, choices, answer, element_type} (Hu et al., arXiv 2303.11897)."""
     rows = parsed(place, text_of(content, place), "JSON", json.loads)
-    found: ByPrompt = {}
+    by_prompt: ByPrompt = {}
     shape = {"caption": str, "question": str, "choices": [str], "answer": str, "element_type": str}
     for number, row in enumerate(shaped(place, rows, [dict]), 1):
         at = f"{place}, question {number}"
@@ -53,8 +53,8 @@ def tifa(content: bytes, place: str) -> ByPrompt:
         if one["answer"] not in one["choices"]:
             raise UsageError(f"{at}: the answer {one['answer']} is none of its choices: correct the file")
         question = Question(one["question"], one["answer"], tuple(one["choices"]), one["element_type"])
-        found.setdefault(one["caption"].strip(), []).append(question)
-    return {prompt: list(dict.fromkeys(questions)) for prompt, questions in found.items()}
+        by_prompt.setdefault(one["caption"].strip(), []).append(question)
+    return {prompt: list(dict.fromkeys(questions)) for prompt, questions in by_prompt.items()}
 
 
 def dpg(content: bytes, place: str) -> ByPrompt:
@@ -86,16 +86,16 @@ def geneval(content: bytes, place: str) -> ByPrompt:
     """GenEval (Ghosh et al., arXiv 2310.11513): a JSON object a line, {tag, include, prompt, exclude}; each clause is
     {class, count} and, of those in include, perhaps `color` and `position`, [relation, number of an earlier clause].
     A prompt's one question is its object."""
-    found: ByPrompt = {}
+    by_prompt: ByPrompt = {}
     for number, line in enumerate(lines_of(io.BytesIO(content), place), 1):
         if line.strip():
             at = f"{place}, line {number}"
             row = parsed(at, line, "JSON", json.loads)
-            told = fields(at, row, {"tag": str, "prompt": str, "include": [dict], "exclude?": [dict]})
-            _check_clauses(at, told["include"], told.get("exclude", []))
+            entry = fields(at, row, {"tag": str, "prompt": str, "include": [dict], "exclude?": [dict]})
+            _check_clauses(at, entry["include"], entry.get("exclude", []))
             text = json.dumps({key: row[key] for key in ("tag", "include", "exclude") if key in row})
-            found[told["prompt"].strip()] = [Question(text, category=told["tag"])]
-    return found
+            by_prompt[entry["prompt"].strip()] = [Question(text, category=entry["tag"])]
+    return by_prompt
 
 
 def _check_clauses(at: str, include: list[dict], exclude: list[dict]) -> None:

@@ -37,10 +37,10 @@ class Measures:
     def answers(self, asked: Sequence[Asked]) -> list[Answer]:
         shown = {(one.content, one.prompt): one.shown for one in asked}
         rows = {key: self._figures(key[1], picture) for key, picture in shown.items()}
-        found = (rows[one.content, one.prompt].get(one.question.text) for one in asked)
+        values = (rows[one.content, one.prompt].get(one.question.text) for one in asked)
         return [
             Answer(f"{value:.4f}", value) if value is not None else Answer("", fault="does not apply")
-            for value in found
+            for value in values
         ]
 
     def _figures(self, prompt: str, picture: Any) -> dict[str, float | None]:

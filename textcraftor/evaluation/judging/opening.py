@@ -71,12 +71,12 @@ def answers_of(config: DictConfig, folder: Path, part: int = 0) -> Answers:
 
 
 def settings_of(config: DictConfig) -> str:
-    """SHA-256 of the settings that answers depend on: the judge's, and where it asks a model the model's."""
+    """SHA-256 of the settings that answers depend on: the judge's and, if it asks a model, the model's."""
     node: Any = OmegaConf.to_container(config.judge, resolve=True)
-    told: dict[str, Mapping] = {"judge": _without(node, (*NEUTRAL, "device"))}
+    settings: dict[str, Mapping] = {"judge": _without(node, (*NEUTRAL, "device"))}
     if asks_a_model(config):
-        told["model"] = _without(OmegaConf.to_container(config.understander, resolve=True), NEUTRAL_OF_MODEL)
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        settings["model"] = _without(OmegaConf.to_container(config.understander, resolve=True), NEUTRAL_OF_MODEL)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _without(values: Any, left_out: Sequence[str]) -> dict[str, Any]:

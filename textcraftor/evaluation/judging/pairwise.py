@@ -60,19 +60,19 @@ def scores(judge: Pairwise, pairs: Iterable[Sequence[Any]], answers: Answers, ba
         answers: keeps the answers.
         batch_size: pairs at a time.
     """
-    found: list[float | None] = []
+    scores: list[float | None] = []
     asked: list[Asked] = []
     for prompt, first, second, place in pairs:
         asked += both_orders(prompt, first, second, place)
         if len(asked) >= 2 * batch_size:
-            found += _scores(judge, asked, answers)
+            scores += _scores(judge, asked, answers)
             asked = []
-    return found + _scores(judge, asked, answers)
+    return scores + _scores(judge, asked, answers)
 
 
 def _scores(judge: Pairwise, asked: Sequence[Asked], answers: Answers) -> list[float | None]:
-    told = answers.of(asked, judge.answers)
-    return [score_of(*pair) for pair in zip(told[::2], told[1::2], strict=True)]
+    replies = answers.of(asked, judge.answers)
+    return [score_of(*pair) for pair in zip(replies[::2], replies[1::2], strict=True)]
 
 
 def strengths(prompts: Sequence[str], values: Sequence[float | None]) -> dict[str, Any]:

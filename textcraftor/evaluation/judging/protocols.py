@@ -47,8 +47,8 @@ def load(
             what = "TIFA's question_answers.json, or null: the model writes questions"
             return Choices(understander, layouts.read_questions(questions, layouts.tifa, what), show_choices)
         case "dpg":
-            found = layouts.read_questions(questions, layouts.dpg, "DPG-Bench's dpg_bench.csv, by suite=dpg")
-            return Dependent(understander, found, show_choices)
+            by_prompt = layouts.read_questions(questions, layouts.dpg, "DPG-Bench's dpg_bench.csv, by suite=dpg")
+            return Dependent(understander, by_prompt, show_choices)
         case "vqascore":
             return Likelihood(understander, question or VQASCORE[0], answer or VQASCORE[1])
         case "b_vqa":

@@ -60,10 +60,10 @@ def answer_in(
 
     Args:
         values: of the choices; None: 1 of the expected one, 0 of all others.
-        reasons: the choice stands in the last line; what a model thinks aloud before its answer is passed over always.
+        reasons: the choice stands in the last line. Text up to `</think>` is always ignored.
     """
-    told = text.rpartition("</think>")[2].strip()[:MOST_ANSWER]
-    chosen = (verdict_in if reasons else choice_in)(told, question.choices)
+    reply = text.rpartition("</think>")[2].strip()[:MOST_ANSWER]
+    chosen = (verdict_in if reasons else choice_in)(reply, question.choices)
     if chosen is None:
-        return Answer(told, fault=f"none of {', '.join(question.choices)}: {short(told) or 'nothing'}")
-    return Answer(told, values[chosen] if values else float(plain(chosen) == plain(question.expected)))
+        return Answer(reply, fault=f"none of {', '.join(question.choices)}: {short(reply) or 'nothing'}")
+    return Answer(reply, values[chosen] if values else float(plain(chosen) == plain(question.expected)))

@@ -136,13 +136,13 @@ class Dependent(Choices):
 
 
 def counted(questions: Sequence[Question], values: Sequence[float | None]) -> list[float | None]:
-    """Answers with the dependencies of their questions: 0 where one that they depend on counts as 0. An answer that is
-    missing takes nothing from others."""
-    found = list(values)
+    """The values with dependencies applied: 0 where a question that this one depends on has 0. A missing answer
+    changes no others."""
+    scores = list(values)
     for place, question in enumerate(questions):
-        if found[place] is not None and any(found[parent] == 0 for parent in question.after):
-            found[place] = 0.0
-    return found
+        if scores[place] is not None and any(scores[parent] == 0 for parent in question.after):
+            scores[place] = 0.0
+    return scores
 
 
 class Likelihood(VLM):
@@ -165,8 +165,8 @@ class Likelihood(VLM):
         return [Question(self.question.replace("{}", prompt), self.answer, ())]
 
     def answers(self, asked: Sequence[Asked]) -> list[Answer]:
-        found = self._probabilities(asked, [self.answer])
-        return [Answer(f"P({self.answer})={yes:.4f}", yes) for (yes,) in found]
+        probabilities = self._probabilities(asked, [self.answer])
+        return [Answer(f"P({self.answer})={yes:.4f}", yes) for (yes,) in probabilities]
 
     def _probabilities(self, asked: Sequence[Asked], words: Sequence[str]) -> list[list[float]]:
         return self.model.probabilities([one.shown for one in asked], [one.question.text for one in asked], words)

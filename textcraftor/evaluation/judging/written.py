@@ -62,7 +62,7 @@ class WrittenChoices(Choices):
             written = [] if answer.fault else questions_in(answer.text)
             checking = [self._about(prompt, from_caption(prompt, one)) for one in written]
             checked = keep(checking, self.answers) if checking else []
-            self.by_prompt[prompt] = [one for one, told in zip(written, checked, strict=True) if told.value == 1]
+            self.by_prompt[prompt] = [one for one, reply in zip(written, checked, strict=True) if reply.value == 1]
 
     def _about(self, prompt: str, question: Question) -> Asked:
         return Asked(NOTHING, content_of(NOTHING), prompt, question)
@@ -89,20 +89,22 @@ def from_caption(prompt: str, question: Question) -> Question:
 
 
 def questions_in(text: str) -> list[Question]:
-    """The different questions that a model wrote in TIFA's form; those of unknown kinds, or whose answer is none of
-    their choices, are left out."""
-    kind, found = "", dict[str, Question]()
+    """The distinct questions that a model wrote in TIFA's form, without those of unknown kinds or whose answer is not
+    among their choices."""
+    kind, by_text = "", dict[str, Question]()
     for entry in ENTRY.finditer(text[:MOST_ANSWER]):
         if entry["kind"]:
             kind = entry["kind"].strip().lower()
-        elif kind in CATEGORIES and len(found) < MOST_QUESTIONS:
+        elif kind in CATEGORIES and len(by_text) < MOST_QUESTIONS:
             choices = tuple(dict.fromkeys(one.strip() for one in entry["choices"].split(",") if one.strip()))
             question, answer = entry["question"].strip(), entry["answer"].strip()
             if answer in choices and len(choices) > 1:
-                found.setdefault(question, Question(question, answer, choices, JOINED.get(kind, kind)))
-    return [*found.values()]
+                by_text.setdefault(question, Question(question, answer, choices, JOINED.get(kind, kind)))
+    return [*by_text.values()]
 
 
 def _readable(text: str) -> Answer:
-    told = text.rpartition("</think>")[2].strip()[:MOST_ANSWER]
-    return Answer(told, 1.0) if questions_in(told) else Answer(told, fault=f"no question in TIFA's form: {short(told)}")
+    reply = text.rpartition("</think>")[2].strip()[:MOST_ANSWER]
+    if questions_in(reply):
+        return Answer(reply, 1.0)
+    return Answer(reply, fault=f"no question in TIFA's form: {short(reply)}")
