@@ -70,7 +70,7 @@ def parse(path: str, what: str) -> dict[str, str | None]:
     Raises:
         UsageError: it is not of the form that its beginning promises.
     """
-    pattern, form = next(found for start, found in ADDRESSES.items() if path.startswith(start))
+    pattern, form = next(pair for start, pair in ADDRESSES.items() if path.startswith(start))
     match = re.fullmatch(pattern, path)
     if match is None:
         raise UsageError(f"{what}: {path} is not of the form {form}")
@@ -188,13 +188,13 @@ def _not_had(path: str, what: str, reason: str) -> UsageError:
     return UsageError(f"{what}: {address} could not be had ({reason}): mend that, or give a local path instead")
 
 
-def _refuse(file: Path, path: str, what: str, expected: str, found: str) -> UsageError:
-    """Remove a file that is not what it should be, with what a link in the hub's cache points to."""
+def _refuse(file: Path, path: str, what: str, expected: str, actual: str) -> UsageError:
+    """Remove a file with the wrong hash, and what a link in the hub's cache points to."""
     if file.is_symlink():
         (file.parent / os.readlink(file)).unlink(missing_ok=True)
     file.unlink(missing_ok=True)
     return UsageError(
-        f"{what}: {path.partition('#')[0]} has sha256 {found}, expected {expected}; the file is removed: "
+        f"{what}: {path.partition('#')[0]} has sha256 {actual}, expected {expected}; the file is removed: "
         "run again, or correct the #sha256= that is given"
     )
 
@@ -239,14 +239,14 @@ def _hub_file(path: str, what: str) -> Path:
     on_hub = _hash_on_hub(file)
     expected = parts["sha256"] or on_hub
     if expected is not None:
-        found = on_hub if known and on_hub else sha256_of(file)
-        if found != expected:
-            raise _refuse(file, path, what, expected, found)
+        actual = on_hub if known and on_hub else sha256_of(file)
+        if actual != expected:
+            raise _refuse(file, path, what, expected, actual)
     return file
 
 
 def _url_file(path: str, what: str) -> Path:
-    """A file of a plain web address; that it lies in the cache says that its hash was right."""
+    """A file of a plain web address; a file in the cache has had its hash checked."""
     parts = parse(path, what)
     try:
         name = Path(unquote(urlsplit(str(parts["url"])).path)).name[-100:]
@@ -271,9 +271,9 @@ def _download(url: str, file: Path, expected: str, what: str) -> None:
         raise _not_had(url, what, f"it is not in the cache and {_no_network()}")
     part = file.with_name(f"{file.name}.part")
     _receive(url, part)
-    found = sha256_of(part)
-    if found != expected:
-        raise _refuse(part, url, what, expected, found)
+    actual = sha256_of(part)
+    if actual != expected:
+        raise _refuse(part, url, what, expected, actual)
     part.replace(file)
 
 

@@ -62,4 +62,4 @@ def _path_of(file: Path, package_path: Callable[[str], str]) -> str:
     """The `path` of a model's configuration."""
     settings: Mapping[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     path = str(settings.get("path", ""))
-    return re.sub(r"\$\{package:([\w.]+)\}", lambda found: package_path(found[1]), path)
+    return re.sub(r"\$\{package:([\w.]+)\}", lambda match: package_path(match[1]), path)

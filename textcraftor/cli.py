@@ -70,7 +70,7 @@ DISK = {
     errno.EIO: "the disk fails: choose another path",
     errno.EMFILE: "too many files are open: close some",
 }
-MOST_LINE = 1500  # characters of what is said
+MOST_LINE = 1500  # characters of a message
 USAGE = """\
 usage: textcraftor COMMAND [key=value ...]
 
@@ -102,7 +102,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 class _Told(SystemExit):
-    """Everything has been said; what else raises SystemExit, a library or a scorer, has said nothing."""
+    """The error is already printed; a SystemExit of a library or a scorer has printed nothing."""
 
 
 def told(error: BaseException) -> tuple[str, int]:
@@ -130,12 +130,12 @@ def told(error: BaseException) -> tuple[str, int]:
 
 
 def disk_error(error: BaseException) -> int | None:
-    """The number of what a disk refused, also where a library says it in its own words."""
+    """The errno of a disk's error, also where only a library's message holds it."""
     if isinstance(error, OSError):
         return error.errno if error.errno in DISK else None
-    said = re.search(r"os error (\d+)", str(error))  # safetensors'
-    if said and int(said[1]) in DISK:
-        return int(said[1])
+    match = re.search(r"os error (\d+)", str(error))  # safetensors'
+    if match and int(match[1]) in DISK:
+        return int(match[1])
     return errno.ENOSPC if "PytorchStreamWriter failed" in str(error) else None
 
 
@@ -169,8 +169,8 @@ def base_of_runs(command: str, overrides: Sequence[str], values: Mapping[str, An
     first = keys[named[0]]
     given = first if named[0] in (values or {}) else OverridesParser.create().parse_override(first).value()
     run = Path(str(given[0] if isinstance(given, list) and given else given)).expanduser()
-    found = base_overrides(run, config_dir() / "model", package_path) if is_run(run) else []
-    return as_typed(command, found)
+    base = base_overrides(run, config_dir() / "model", package_path) if is_run(run) else []
+    return as_typed(command, base)
 
 
 def resumes(command: str, overrides: Sequence[str], values: Mapping[str, Any] | None = None) -> bool:

@@ -36,5 +36,5 @@ def printable(line: str, most: int) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that the device's memory does not suffice."""
-    said = ("not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-    return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in said)
+    phrases = ("not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in phrases)

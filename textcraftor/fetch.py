@@ -29,18 +29,18 @@ WITHOUT_WEIGHTS = ("processor", "tokenizer")  # what a key that ends so names is
 
 def assets_of(config: DictConfig) -> dict[str, str]:
     """The assets that a configuration names, by key: model, prompts, a suite, what the scorers and a judge load."""
-    found = {"model.path": config.model.path, "model.config": config.model.config or _lacking(config.model.path)}
-    found |= {f"prompts.{key}": config.prompts[key] for key in ("path", "held_out")}
+    by_key = {"model.path": config.model.path, "model.config": config.model.config or _lacking(config.model.path)}
+    by_key |= {f"prompts.{key}": config.prompts[key] for key in ("path", "held_out")}
     suite = config.get("suite") or {}
-    found |= {f"suite.{name}": path for name, path in suite.get("files", {}).items()}
-    found |= {"suite.questions": suite.get("questions")}
+    by_key |= {f"suite.{name}": path for name, path in suite.get("files", {}).items()}
+    by_key |= {"suite.questions": suite.get("questions")}
     for group in ("judge", "understander"):
         node = config.get(group) or {}
-        found |= {f"{group}.{key}": node.get(key) for key in ("path", "clip")}
+        by_key |= {f"{group}.{key}": node.get(key) for key in ("path", "clip")}
     for name, part in parts_of(config.rewards).items():
         strings = _strings(OmegaConf.to_container(part.reward, resolve=True), f"rewards.{name}.reward")
-        found |= {key: value for key, value in strings if _is_asset(key, value)}
-    return {key: value for key, value in found.items() if value}
+        by_key |= {key: value for key, value in strings if _is_asset(key, value)}
+    return {key: value for key, value in by_key.items() if value}
 
 
 def _strings(node: Any, key: str) -> Iterator[tuple[str, str]]:

@@ -57,8 +57,8 @@ def flag(default: Any = MISSING) -> Any:
 
 def choice(words: Sequence[str], default: Any = MISSING) -> Any:
     """One of some words."""
-    told = f"one of {', '.join(words)}" if len(words) > 2 else " or ".join(words)
-    return ruled(Rule(told, ((told, lambda value: value in words),)), default)
+    rule = f"one of {', '.join(words)}" if len(words) > 2 else " or ".join(words)
+    return ruled(Rule(rule, ((rule, lambda value: value in words),)), default)
 
 
 def word(default: Any = MISSING) -> Any:
@@ -94,8 +94,8 @@ def paths_by_name() -> Any:
 
 def choices_by_name(words: Sequence[str]) -> Any:
     """One of some words by names that the user chooses."""
-    told = f"one of {', '.join(words)}"
-    return ruled(Rule(told, ((told, lambda value: value in words),), each=True))
+    rule = f"one of {', '.join(words)}"
+    return ruled(Rule(rule, ((rule, lambda value: value in words),), each=True))
 
 
 def texts_by_name() -> Any:

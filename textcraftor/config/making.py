@@ -13,10 +13,10 @@ from textcraftor.errors import UsageError
 
 
 def made(node: Any, **more: Any) -> Any:
-    """What a node names, made of its other keys; null is made of null.
+    """What `_target_` makes of a node's other keys; null for null.
 
-    As Hydra's `instantiate`, which resolves a text again after it was resolved: `${...}` in what somebody wrote would
-    then be looked up. Here every value is resolved once.
+    Hydra's `instantiate` resolves a text twice, so it would look up a `${...}` that a user wrote. Here every value is
+    resolved once.
 
     Args:
         more: further arguments.
@@ -32,8 +32,8 @@ def _made(value: Any) -> Any:
         return [_made(one) for one in value]
     if not isinstance(value, dict):
         return value
-    found = {name: _made(one) for name, one in value.items() if name not in OWN}
+    values = {name: _made(one) for name, one in value.items() if name not in OWN}
     if "_target_" not in value:
-        return found
+        return values
     target = pkgutil.resolve_name(value["_target_"])
-    return functools.partial(target, **found) if value.get("_partial_") else target(**found)
+    return functools.partial(target, **values) if value.get("_partial_") else target(**values)

@@ -46,7 +46,7 @@ def trailing_backslashes(value: str) -> str:
 def as_typed(command: str, overrides: Sequence[str]) -> list[str]:
     """Quote the values of keys that hold text or paths, so that every sign means itself; null stays null where a key
     may be null."""
-    found = []
+    typed = []
     for override in overrides:
         sign, name, value = split(override)
         key = key_of(SCHEMAS[command], name)
@@ -54,21 +54,21 @@ def as_typed(command: str, overrides: Sequence[str]) -> list[str]:
             override = f"{sign}{name}={quoted(value)}"
         elif key and key.rule.literal:
             override = f"{sign}{name}={literal(value)}"
-        found.append(override)
-    return found
+        typed.append(override)
+    return typed
 
 
 def check_keys(command: str, overrides: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:
-    """Refuse keys that the command does not have, and a path or text by a name of the user's that is given twice, of
-    which one would be lost; `+` before a key that the command has is accepted.
+    """Refuse keys that the command does not have, and a user's own name given twice, as one value would be lost; `+`
+    before a key that the command has is accepted.
 
     Args:
-        groups: that Hydra chooses among, with their files; it checks them itself.
+        groups: Hydra's, with their files; Hydra checks them itself.
 
     Raises:
         UsageError: an unknown key, with the right one where there is one; a name twice.
     """
-    found, named = [], set[str]()
+    accepted, named = [], set[str]()
     for override in overrides:
         sign, name, value = split(override)
         group = name.partition("@")[0]
@@ -77,7 +77,7 @@ def check_keys(command: str, overrides: Sequence[str], groups: Mapping[str, Sequ
         if name == "hydra":
             raise UsageError(f"{override}: give one of Hydra's own keys, as hydra.sweep.dir=FOLDER")
         if override.startswith("-") or group in groups or name.startswith(("hydra.", "hydra/")):
-            found.append(override)
+            accepted.append(override)
             continue
         key = key_of(SCHEMAS[command], name)
         if key is None:
@@ -86,5 +86,5 @@ def check_keys(command: str, overrides: Sequence[str], groups: Mapping[str, Sequ
             if name in named:
                 raise UsageError(f"{name} is given twice: give each name once")
             named.add(name)
-        found.append(f"+{override}" if sign == "+" else override)
-    return found
+        accepted.append(f"+{override}" if sign == "+" else override)
+    return accepted

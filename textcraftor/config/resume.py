@@ -102,14 +102,14 @@ def at(config: DictConfig, key: str) -> Any:
 
 
 def known_targets() -> dict[str, set[str]]:
-    """What our own configurations name to be imported, by the place where they name it; and torch's optimisers."""
-    found = {"optim._target_": set(OPTIMISERS)}
+    """The import paths in our own configurations, by their key; and torch's optimisers."""
+    targets = {"optim._target_": set(OPTIMISERS)}
     for file in config_dir().rglob("*.yaml"):
         group = "" if file.parent == config_dir() else f"{file.parent.name}."
         for key, value in instructions(yaml.safe_load(file.read_text(encoding="utf-8"))):
             if key.endswith("_target_"):
-                found.setdefault(f"{group}{key}", set()).add(value)
-    return found
+                targets.setdefault(f"{group}{key}", set()).add(value)
+    return targets
 
 
 def place_of(key: str) -> str:

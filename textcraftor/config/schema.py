@@ -63,13 +63,13 @@ class Key:
 @functools.cache
 def fields_of(group: Any) -> dict[str, Key]:
     """A dataclass's keys by name."""
-    hints, found = get_type_hints(group), {}
+    hints, by_name = get_type_hints(group), {}
     for field in dataclasses.fields(group):
         rule = rule_of(field)
         kind, nullable = without_null(hints[field.name])
         is_open = rule.opens is not None and not rule.each
-        found[field.name] = Key(kind, rule, nullable, rule.opens if is_open else None, is_open)
-    return found
+        by_name[field.name] = Key(kind, rule, nullable, rule.opens if is_open else None, is_open)
+    return by_name
 
 
 def is_group(kind: Any) -> bool:
@@ -87,7 +87,7 @@ def without_null(hint: Any) -> tuple[Any, bool]:
 
 def key_of(schema: type, key: str) -> Key | None:
     """What a dotted key of a command stands for; None where it has no such key."""
-    found: Key | None = Key(schema, Rule("a group of keys"))
+    current: Key | None = Key(schema, Rule("a group of keys"))
     for name in key.split("."):
-        found = found.child(name) if found else None
-    return found
+        current = current.child(name) if current else None
+    return current

@@ -15,7 +15,7 @@ NUMBERS = ("int", "float", "bool")
 
 
 def check_target(values: Mapping[str, Any], place: str) -> None:
-    """Refuse an import path that leads nowhere, and arguments that what it names does not take.
+    """Refuse an import path that cannot be loaded, and arguments that its target does not take.
 
     Args:
         values: `_target_` and the arguments.
@@ -23,16 +23,16 @@ def check_target(values: Mapping[str, Any], place: str) -> None:
     """
     target = str(values["_target_"])
     try:
-        found = pkgutil.resolve_name(target)
+        resolved = pkgutil.resolve_name(target)
     except Exception as error:  # whatever a module of others raises while it is imported
         raise UsageError(
             f"{place}._target_={target} cannot be loaded: {one_line(error)}: install its package, or name another"
         ) from error
-    if not callable(found):
+    if not callable(resolved):
         raise UsageError(
-            f"{place}._target_={target} is a {type(found).__name__}, which makes nothing: name a class or function"
+            f"{place}._target_={target} is a {type(resolved).__name__}, which makes nothing: name a class or function"
         )
-    taken = parameters_of(found)
+    taken = parameters_of(resolved)
     if strange := next((name for name in values if name.startswith("_") and name not in OWN), None):
         raise UsageError(
             f"{place}.{strange}={shown(values[strange])}: of such keys there are {' and '.join(OWN)}: leave it out"
@@ -54,14 +54,14 @@ def check_argument(target: str, taken: Mapping[str, str], key: str, value: Any) 
 
 
 def parameters_named(target: str) -> Mapping[str, str]:
-    """The parameters, see `parameters_of`, of what an import path names; none where it takes any."""
+    """The parameters of an import path's target, see `parameters_of`; none where it takes any."""
     return parameters_of(pkgutil.resolve_name(target)) or {}
 
 
-def parameters_of(found: Any) -> dict[str, str] | None:
+def parameters_of(function: Any) -> dict[str, str] | None:
     """The parameters of a callable and their types; None where it takes any, or does not say."""
     try:
-        parameters = inspect.signature(found).parameters
+        parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
         return None
     if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):

@@ -1,4 +1,4 @@
-"""A composed configuration, every value in its type: what cannot be meant is refused with the key, the value and the
+"""A composed configuration, every value in its type: an impossible value is refused with the key, the value and the
 rule, before anything is loaded."""
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ def typed(command: str, config: DictConfig) -> DictConfig:
 
     Raises:
         UsageError: an unknown key, a wrong type, null where there is none, a value outside its limits, values that
-            exclude each other, a missing package, an argument that what is named does not take.
+            exclude each other, a missing package, an argument that the target does not take.
     """
-    found = merged(command, SCHEMAS[command], config)
-    build(command, found, Key(SCHEMAS[command], Rule("")))
-    if "tune" in found:
+    settings = merged(command, SCHEMAS[command], config)
+    build(command, settings, Key(SCHEMAS[command], Rule("")))
+    if "tune" in settings:
         try:
-            rates = rates_of(found)
+            rates = rates_of(settings)
         except (AttributeError, TypeError, OmegaConfBaseException) as error:  # an interpolation to something else
             raise UsageError(f"tune or model.training.lr cannot be read: {one_line(error)}") from error
         for part, rate in rates.items():
-            found.tune[part].lr = rate
-    return found
+            settings.tune[part].lr = rate
+    return settings
 
 
 def merged(command: str, schema: type, config: DictConfig, place: str = "") -> DictConfig:
-    """The configuration of a dataclass.
+    """A configuration in a dataclass's types.
 
     Args:
-        place: where it stands in the command's.
+        place: its key in the command's.
     """
     try:
-        found = OmegaConf.merge(blank(schema), config)
+        settings = OmegaConf.merge(blank(schema), config)
     except OmegaConfBaseException as error:
         raise refusal(command, place, schema, config, error) from error
-    assert isinstance(found, DictConfig)
-    return found
+    assert isinstance(settings, DictConfig)
+    return settings
 
 
 @functools.cache
@@ -62,7 +62,7 @@ def blank(schema: type) -> DictConfig:
 
 
 def refusal(command: str, place: str, schema: type, config: DictConfig, error: OmegaConfBaseException) -> UsageError:
-    """What OmegaConf says of a value, in one line: the key, the value and the rule."""
+    """OmegaConf's error about a value, in one line: the key, the value and the rule."""
     inner = re.sub(r"\[.*", "", error.full_key or "")  # of a list, not of its elements
     key = joined(place, inner)
     if isinstance(error, ConfigKeyError):

@@ -132,15 +132,15 @@ PARTS = {"unet": "denoiser", "transformer": "denoiser", "te": "text_encoder", "t
 
 
 def unknown(command: str, key: str, others: Iterable[str] = ()) -> UsageError:
-    """What to answer for a key that a command does not have.
+    """The error for a key that a command does not have.
 
     Args:
         others: keys beside those of the dataclasses, such as the names of rewards.
     """
-    found, answers = nearest(key, [*keys_of(command), *others]), list(ours(command, key))
-    if answers and not (found and "." in key):
+    closest, answers = nearest(key, [*keys_of(command), *others]), list(ours(command, key))
+    if answers and not (closest and "." in key):
         return UsageError(f"unknown key {key}: TextCraftor calls it {' or '.join(answers)}")
-    return UsageError(f"unknown key {key}" + (f"; did you mean {found}?" if found else ""))
+    return UsageError(f"unknown key {key}" + (f"; did you mean {closest}?" if closest else ""))
 
 
 def ours(command: str, key: str) -> Iterator[str]:

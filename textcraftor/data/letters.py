@@ -91,13 +91,13 @@ class Texts:
 
 @dataclass(frozen=True)
 class FontPainter:
-    """Writes with fonts, on a plain ground or on a picture that was found.
+    """Writes with fonts, on a plain ground or on a picture of a folder.
 
     Args:
         height, width: in pixels.
         fonts: TrueType or OpenType files; none takes Pillow's own.
         backgrounds: a folder of pictures; null: plain grounds alone.
-        found: share of pictures on found backgrounds, where there are some.
+        found: share of pictures on `backgrounds`, where there are some.
     """
 
     height: int
@@ -125,8 +125,8 @@ class FontPainter:
         picture = Image.new("RGB", (self.width, self.height), COLORS[ground])
         where = f"a plain {ground} background"
         if self.pictures and rng.random() < self.found:
-            with open_picture(self.pictures[int(rng.integers(len(self.pictures)))]) as found:
-                picture = ImageOps.fit(to_rgb(found, upright=True), picture.size)
+            with open_picture(self.pictures[int(rng.integers(len(self.pictures)))]) as background:
+                picture = ImageOps.fit(to_rgb(background, upright=True), picture.size)
             where = "a photo"
         path = str(rng.choice(list(self.fonts))) if self.fonts else None
         font, style = self._font(path, text, SIZES[size] * self.width)

@@ -40,7 +40,7 @@ def read_rows(
             .json, .jsonl or .parquet, perhaps with .gz after it, else it holds one prompt a line.
         column: the column of prompts, null for the first of `COLUMNS` in any case.
         key: of the configuration, for messages.
-        say: is told in one line how many prompts there are, and how many were left out.
+        say: prints in one line how many prompts there are, and how many were left out.
 
     Raises:
         UsageError: no such file, no column of prompts, no prompt in it, or text that cannot be read.

@@ -27,7 +27,7 @@ class Record:
 
     Args:
         key: names the picture within its data set.
-        caption: the ground truth, as it was found; of several the first.
+        caption: the data set's ground truth; of several the first.
         synthetic: captions that a model wrote, by their kind.
         quoted: texts that the picture shows.
         others: further ground truths.
@@ -121,7 +121,7 @@ class Records:
             raise OSError(one_line(error)) from error
 
     def only(self, kept: Sequence[int], skipped: Mapping[int, str] | None = None) -> Records:
-        """Some of the records; why others were skipped is told by their index."""
+        """Some of the records; `skipped` says by index why others are left out."""
         more = {self.records[index].key: reason for index, reason in (skipped or {}).items()}
         records, pictures = [self.records[index] for index in kept], [self.pictures[index] for index in kept]
         return Records(records, pictures, self.skipped | more, self.unread)
@@ -193,12 +193,12 @@ def _key(row: Row, taken: set[str]) -> str:
 
 def _without(path: str | Path, names: set[str], wanted: Sequence[str]) -> UsageError:
     """Why a data set without these columns cannot be read."""
-    told = f"data.path={path} has the columns {', '.join(sorted(names))}, but none of {', '.join(wanted)}"
+    problem = f"data.path={path} has the columns {', '.join(sorted(names))}, but none of {', '.join(wanted)}"
     if wanted is PICTURES and any("url" in name for name in names):
         return UsageError(
-            f"{told}: download the pictures first, for instance with img2dataset, and give the folder that it writes"
+            f"{problem}: download the pictures first, for instance with img2dataset, and give the folder that it writes"
         )
-    return UsageError(f"{told}: rename the one that holds the {'pictures' if wanted is PICTURES else 'captions'}")
+    return UsageError(f"{problem}: rename the one that holds the {'pictures' if wanted is PICTURES else 'captions'}")
 
 
 def _read_captions(files: Iterable[str | Path]) -> dict[str, list[tuple[str, str]]]:

@@ -20,13 +20,13 @@ from textcraftor.files.texts import text_of
 class _Members:
     """What a shard holds under one name."""
 
-    told: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
     written: dict[str, Any] = field(default_factory=dict)
     picture: InShard | None = None
 
 
 def rows_of_shard(shard: Path) -> Iterator[Row]:
-    """Its rows; pictures stay in the shard.
+    """A shard's rows; pictures stay in it.
 
     Raises:
         UsageError: it is damaged or cut short.
@@ -45,7 +45,7 @@ def rows_of_shard(shard: Path) -> Iterator[Row]:
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UsageError(f"{shard} is damaged ({one_line(error)}): copy or download it again") from error
     for key, row in rows.items():
-        yield Row(f"{shard}: {key}", key, {**row.told, **row.written, "__key__": key}, row.picture)
+        yield Row(f"{shard}: {key}", key, {**row.fields, **row.written, "__key__": key}, row.picture)
 
 
 def _add(row: _Members, shard: Path, members: tarfile.TarFile, member: tarfile.TarInfo, ending: str) -> None:
@@ -53,10 +53,10 @@ def _add(row: _Members, shard: Path, members: tarfile.TarFile, member: tarfile.T
     if f".{ending.rpartition('.')[2]}" in PICTURE_SUFFIXES:
         row.picture = row.picture or InShard(shard, member.name, member.offset_data, member.size)
     elif ending == "json":
-        told = parse_json(at, _text(at, members, member))
-        if not isinstance(told, dict):
+        fields = parse_json(at, _text(at, members, member))
+        if not isinstance(fields, dict):
             raise UsageError(f"{at} must hold a JSON object with keys")
-        row.told = lowered(told)
+        row.fields = lowered(fields)
     elif is_caption(ending) or f".{ending}" in CAPTION_SUFFIXES:
         row.written[ending] = _text(at, members, member)
 
@@ -69,7 +69,7 @@ def _text(at: Path, members: tarfile.TarFile, member: tarfile.TarInfo) -> str:
 
 
 def _check_end(shard: Path, members: tarfile.TarFile) -> None:
-    """Refuse a shard whose members end in something else, of which tarfile says nothing."""
+    """Refuse a shard whose members are followed by anything else; tarfile ignores it."""
     with shard.open("rb") as stream:
         stream.seek(members.offset)
         if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):

@@ -34,19 +34,19 @@ PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow starts
 
 
 def check_file(file: Path, most: int = MOST_TEXT) -> Path:
-    """Refuse a file that is not there, is no regular one, is too large, or is a link out of its folder.
+    """Refuse a file that is missing, not regular, too large, or a link out of its folder.
 
     Args:
         most: bytes.
     """
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror}") from error
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise UsageError(f"{file} is no regular file: take it away")
-    if found.st_size > most:
-        raise UsageError(f"{file} has {found.st_size:,} bytes, more than the {most:,} that such a file may have")
+    if status.st_size > most:
+        raise UsageError(f"{file} has {status.st_size:,} bytes, more than the {most:,} that such a file may have")
     if file.is_symlink():
         _check_link(file, root_of(file.parent))
     return file

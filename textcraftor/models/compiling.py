@@ -34,18 +34,18 @@ def compile_denoiser(model: Model, height: int, width: int, backend: str = "indu
             block.compile(backend=backend)
     compiled = probe(model, height, width)
     errors = {name: _relative_error(compiled[name], eager[name]) for name in eager}
-    found = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
+    differences = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
     limit = TOLERANCE[model.compute_dtype]
     if not all(error <= limit for error in errors.values()):
         raise UsageError(
-            f"compile=true: torch.compile changes what the denoiser computes on this machine, relatively by {found}, "
-            f"more than {limit:g}: use compile=false"
+            f"compile=true: torch.compile changes what the denoiser computes on this machine, relatively by "
+            f"{differences}, more than {limit:g}: use compile=false"
         )
-    return f"denoiser compiled; relative difference of {found}"
+    return f"denoiser compiled; relative difference of {differences}"
 
 
 def probe(model: Model, height: int, width: int) -> dict[str, Tensor]:
-    """The denoiser's output and its gradients for two samples, which a change of the networks is judged by.
+    """The denoiser's output and its gradients for two samples, to compare before and after a change.
 
     torch's random state is left alone.
     """
@@ -59,9 +59,9 @@ def probe(model: Model, height: int, width: int) -> dict[str, Tensor]:
     of_latents, *others = torch.autograd.grad(loss, [latents, *embeds, *weights])
     of_embeds = torch.cat([one.flatten() for one in others[: len(embeds)]])
     of_weights = others[len(embeds) :]
-    found = {"output": output.detach(), "gradient of latents": of_latents, "of embeddings": of_embeds}
-    return found | ({"of weights": torch.cat([one.flatten() for one in of_weights])} if weights else {})
+    results = {"output": output.detach(), "gradient of latents": of_latents, "of embeddings": of_embeds}
+    return results | ({"of weights": torch.cat([one.flatten() for one in of_weights])} if weights else {})
 
 
-def _relative_error(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).double().norm() / expected.double().norm())
+def _relative_error(value: Tensor, expected: Tensor) -> float:
+    return float((value - expected).double().norm() / expected.double().norm())

@@ -29,7 +29,7 @@ def load_model(config: DictConfig, dtypes: Mapping[str, torch.dtype] | None = No
     """Build `config.model` on `config.device`.
 
     Args:
-        dtypes: of parts, `denoiser` whatever diffusers calls it, `default` for the others; float32 unless said.
+        dtypes: by part: `denoiser` whatever diffusers calls it, `default` for the others; else float32.
     """
     device = device_of(config.device)
     if device.startswith("cuda:"):

@@ -34,10 +34,10 @@ def families() -> tuple[Family, ...]:
     """Every family: the class of each file in `families/` that says which pipelines it is for."""
     names = [f"{package.__name__}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
     kinds = [kind for name in names for kind in vars(importlib.import_module(name)).values()]
-    found = {
+    classes = {
         kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Family) and hasattr(kind, "pipelines")
     }
-    return tuple(kind() for kind in sorted(found, key=lambda kind: kind.pipelines, reverse=True))
+    return tuple(kind() for kind in sorted(classes, key=lambda kind: kind.pipelines, reverse=True))
 
 
 def family_of(*names: str) -> Family:
@@ -108,25 +108,25 @@ class Model:
     @property
     def remembered(self) -> dict[str, Remembered]:
         """The text encoders that run once for each text, by part, those of other readers with the reader's name."""
-        found = dict[str, Remembered]()
+        by_part = dict[str, Remembered]()
         for name, reader in self.readers.items():
             for part in self.text_encoders:
                 one = getattr(reader, part)
-                if isinstance(one, Remembered) and one not in found.values():
-                    found[part if name == ORIGINAL else f"{name}.{part}"] = one
-        return found
+                if isinstance(one, Remembered) and one not in by_part.values():
+                    by_part[part if name == ORIGINAL else f"{name}.{part}"] = one
+        return by_part
 
     def placeable(self) -> list[Part]:
         """The parts that may be elsewhere than on the device: the pipeline's own text encoders that do not learn and on
         whose weights no other has adapters; a denoiser that does not learn whole; and the VAE."""
         encoders = self.encoders(ORIGINAL)
-        found = [
+        parts = [
             Part.of(part, encoders[part], ("while_it_works", "on_disk", "sharded"), alone=True)
             for part in self._own_encoders()
         ]
         if not all(one.requires_grad for one in self.denoiser.parameters()):
-            found.append(Part.of("denoiser", self.denoiser, ("sharded", "layer_by_layer")))
-        return [*found, Part.of("vae", self.vae, ("layer_by_layer",))]
+            parts.append(Part.of("denoiser", self.denoiser, ("sharded", "layer_by_layer")))
+        return [*parts, Part.of("vae", self.vae, ("layer_by_layer",))]
 
     def _own_encoders(self) -> list[str]:
         every = {one for name in self.readers for one in self.encoders(name).values()}

@@ -124,17 +124,17 @@ class Remembered(nn.Module):
             for row, ids in enumerate(input_ids)
         ]
         new = [row for row, key in enumerate(keys) if key not in self._rows and key not in keys[:row]]
-        found = dict[tuple, Row]()
+        encoded = dict[tuple, Row]()
         try:
             if new and self._leaves:
                 self.encoder.to(self.device)
             for row in new + self._again(len(new)):
                 mask = {} if attention_mask is None else {"attention_mask": attention_mask[row : row + 1]}
-                found[keys[row]] = self._kept(self.encoder(input_ids[row : row + 1], **mask, **options))
+                encoded[keys[row]] = self._kept(self.encoder(input_ids[row : row + 1], **mask, **options))
         finally:  # also where memory runs out, after which training goes on with smaller batches
             if new and self._leaves:
                 self._leave()
-        rows = [found[key] if key in found else self._rows[key] for key in keys]
+        rows = [encoded[key] if key in encoded else self._rows[key] for key in keys]
         for key, known in zip(keys, rows, strict=True):
             self._remember(key, known)
         return self._joined(rows)

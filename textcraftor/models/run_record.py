@@ -79,7 +79,7 @@ class RunRecord:
         """The record of a run; runs of format 1 wrote their conditioning alone.
 
         Raises:
-            UsageError: there is none, or it is not as runs write it.
+            UsageError: there is none, or no run wrote it like this.
         """
         file = folder / FILE
         if not file.exists():
@@ -89,26 +89,28 @@ class RunRecord:
         stored = read_json(file)
         if stored.get("format") != FORMAT:
             raise UsageError(f"{file}: format={stored.get('format')} must be {FORMAT}: another TextCraftor wrote it")
-        found = shaped(file, stored, SHAPE)
+        record = shaped(file, stored, SHAPE)
         base = None if stored.get("base") is None else Base(**shaped(file, stored["base"], BASE, "base"))
-        if unknown := next((part for part in found["parts"] if part not in COMPONENTS), None):
+        if unknown := next((part for part in record["parts"] if part not in COMPONENTS), None):
             raise UsageError(f"{file}: parts.{unknown} must be of {', '.join(COMPONENTS)}")
-        if found["parts"] != parts_in(folder):
-            raise UsageError(f"{file}: parts={found['parts']}, but the folder holds {parts_in(folder)}: copy it again")
+        if record["parts"] != parts_in(folder):
+            raise UsageError(f"{file}: parts={record['parts']}, but the folder holds {parts_in(folder)}: copy it again")
         conditioning = conditioning_in(file, stored["conditioning"], "conditioning")
-        return cls(found["family"], base, found["parts"], conditioning, found["parents"])
+        return cls(record["family"], base, record["parts"], conditioning, record["parents"])
 
 
 def conditioning_in(file: Path, stored: Any, key: str = "") -> dict[str, Any]:
     """Which encoder conditions which noise level, as `ConditioningSchedule` has it."""
-    found = shaped(file, stored, CONDITIONING, key)
+    conditioning = shaped(file, stored, CONDITIONING, key)
     for stage in ("late", "early"):
-        names, weights = set(found[stage]), list(found[stage].values())
+        names, weights = set(conditioning[stage]), list(conditioning[stage].values())
         if not names or names - {TUNED, ORIGINAL} or not all(map(math.isfinite, weights)):
             raise UsageError(f"{file}: {stage} must give finite weights to {TUNED} or {ORIGINAL}, as runs write it")
-    if not 0 <= found["switch_timestep"] <= MOST_TIMESTEP:
-        raise UsageError(f"{file}: switch_timestep={found['switch_timestep']} must lie between 0 and {MOST_TIMESTEP}")
-    return found
+    if not 0 <= conditioning["switch_timestep"] <= MOST_TIMESTEP:
+        raise UsageError(
+            f"{file}: switch_timestep={conditioning['switch_timestep']} must lie between 0 and {MOST_TIMESTEP}"
+        )
+    return conditioning
 
 
 def is_run(folder: Path) -> bool:

@@ -66,8 +66,8 @@ class Sampler:
         some_signal = self.scheduler.alphas_cumprod[int(t)] > 0  # type: ignore[attr-defined]
         eta = 1.0 if some_signal else 1 - 1e-6
 
-        def with_noise(said: Tensor, noise: Tensor) -> Tensor:
-            return self.scheduler.step(said, t, latents, eta=eta, variance_noise=noise).prev_sample
+        def with_noise(prediction: Tensor, noise: Tensor) -> Tensor:
+            return self.scheduler.step(prediction, t, latents, eta=eta, variance_noise=noise).prev_sample
 
         mean = with_noise(output, torch.zeros_like(latents))
         return mean, with_noise(output.detach(), torch.ones_like(latents)) - mean.detach()

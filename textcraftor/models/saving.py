@@ -63,10 +63,10 @@ def save_lora(module: Any, component: str, lora: LoraConfig, pipeline: Any, fold
 
 
 def stock_names(state: Mapping[str, Tensor], component: str) -> dict[str, Tensor]:
-    """Adapters under names by which the stock loader knows all of them: peft's, but of a text encoder without adapters
-    on its attention diffusers' older ones, as the loader tells peft's names by those layers."""
-    told = any(re.search(r"\.(q|k|v|out)_proj\.lora_", key) for key in state)
-    if told or not component.startswith("text_encoder"):
+    """Adapters under names that the stock loader knows: peft's, but diffusers' older ones for a text encoder without
+    adapters on its attention, because the loader recognises peft's names by those layers."""
+    on_attention = any(re.search(r"\.(q|k|v|out)_proj\.lora_", key) for key in state)
+    if on_attention or not component.startswith("text_encoder"):
         return dict(state)
     older = {".lora_A.": ".lora_linear_layer.down.", ".lora_B.": ".lora_linear_layer.up."}
     return {re.sub(r"\.lora_[AB]\.", lambda match: older[match[0]], key): value for key, value in state.items()}
@@ -133,8 +133,8 @@ def plain_state(encoder: Any) -> dict[str, Tensor]:
     for layer in whole.modules():
         if hasattr(layer, "merge") and hasattr(layer, "base_layer"):
             layer.merge()
-    found = {}
+    state = {}
     for key, value in whole.state_dict().items():
         if "lora_" not in key:
-            found[key.replace(".base_layer.", ".")] = value
-    return found
+            state[key.replace(".base_layer.", ".")] = value
+    return state

@@ -21,7 +21,7 @@ def shard(network: nn.Module, device: torch.device, learning: Collection[nn.Para
     """Leave each process its share of a network's weights; what learns stays whole in every process.
 
     Raises:
-        UsageError: this torch cannot recover from a pass that broke off.
+        UsageError: this torch cannot recover from an interrupted pass.
     """
     from torch.distributed.device_mesh import init_device_mesh  # half a second that others need not wait for
     from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -34,9 +34,9 @@ def shard(network: nn.Module, device: torch.device, learning: Collection[nn.Para
         together.ready()
 
     def after(module: nn.Module, inputs: Any, output: Any) -> None:
-        told = [one for one in tree_leaves(_plain(output)) if isinstance(one, Tensor) and one.requires_grad]
-        if told:
-            register_multi_grad_hook(told, before, mode="any")
+        tensors = [one for one in tree_leaves(_plain(output)) if isinstance(one, Tensor) and one.requires_grad]
+        if tensors:
+            register_multi_grad_hook(tensors, before, mode="any")
 
     for module in (*blocks_of(network), network):
         fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=set(learning))
@@ -51,6 +51,6 @@ def _plain(output: Any) -> Any:
 
 
 def begin_anew(network: nn.Module) -> None:
-    """Forget a pass that broke off at the same exchange in every process: all weights are in shares again."""
+    """Reset after a pass that every process left at the same exchange: all weights are in shares again."""
     if type(network).__name__.startswith("FSDP"):  # as `fully_shard` names it
         network.reset_iter_state()  # type: ignore[operator]

@@ -121,13 +121,13 @@ def checked_settings(config: str, class_name: str, file: Path) -> str:
 
 
 def misfit(file: Path, class_name: str, error: ValueError) -> UsageError | ValueError:
-    """In our words, where a tensor's shape is not the settings'; else the error itself."""
+    """Our error where a tensor's shape is not the settings'; else the error itself."""
     shapes = re.search(r"because (\S+) expected shape torch.Size\((.+?)\), but got torch.Size\((.+?)\)", str(error))
     if shapes is None:
         return error
-    key, wanted, found = shapes.groups()
+    key, wanted, given = shapes.groups()
     return UsageError(
-        f"model.path={file} has {found} for the shape of {key}, and the settings of {class_name} say {wanted}: give "
+        f"model.path={file} has {given} for the shape of {key}, and the settings of {class_name} say {wanted}: give "
         "those of this file, model.config="
     )
 
@@ -135,11 +135,11 @@ def misfit(file: Path, class_name: str, error: ValueError) -> UsageError | Value
 def marks(scheduler: SchedulerMixin) -> dict[str, Tensor]:
     """The empty tensors by which a single file says what its denoiser predicts, see `V_PREDICTION`."""
     config = scheduler.config
-    said = {
+    flags = {
         V_PREDICTION: config.get("prediction_type") == "v_prediction",
         ZERO_SNR: config.get("rescale_betas_zero_snr", False),
     }
-    return {name: torch.zeros(0) for name, is_so in said.items() if is_so}
+    return {name: torch.zeros(0) for name, is_set in flags.items() if is_set}
 
 
 def settings_repository(file: Path) -> str | None:

@@ -202,10 +202,10 @@ def read_like(
     wanted: dict[str, Tensor], folder: Path, stem: str, added: Mapping[str, int] | None = None
 ) -> dict[str, Tensor]:
     """The tensors of a folder's safetensors files, in float32, under the names and in the shapes of those wanted. Of
-    several that share their weights, as the embeddings of a T5 do, files hold one.
+    tensors that share weights, as a T5's embeddings do, files hold one.
 
     Args:
-        added: by name, how many of the last rows wanted files may lack; those stay as they are.
+        added: by name, how many last rows files may lack; those keep the wanted values.
 
     Raises:
         UsageError: no file, a damaged one, a tensor that is missing, or one of another shape.
@@ -213,7 +213,7 @@ def read_like(
     files = sorted(folder.glob(f"{stem}.safetensors")) or sorted(folder.glob(f"{stem}*.safetensors"))
     if not files:
         raise UsageError(f"{folder} holds no {stem}.safetensors: give the folder of a finished run")
-    found: dict[str, Tensor] = {}
+    by_name: dict[str, Tensor] = {}
     for file in files:
         try:
             with safe_open(check_file(file, MOST_WEIGHTS), "pt") as stored:
@@ -229,14 +229,14 @@ def read_like(
                         )
                 tensors = {name: stored.get_tensor(names[name]) for name in names.keys() & wanted.keys()}
                 tensors = {name: checked(file, name, tensor).float() for name, tensor in tensors.items()}
-                found |= {name: _filled(tensor, wanted[name]) for name, tensor in tensors.items()}
+                by_name |= {name: _filled(tensor, wanted[name]) for name, tensor in tensors.items()}
         except SafetensorError as error:
             raise UsageError(f"{file} is no whole safetensors file ({error}): copy it again") from error
-    places = {wanted[name].data_ptr() for name in found}
-    missing = [name for name, tensor in wanted.items() if name not in found and tensor.data_ptr() not in places]
+    places = {wanted[name].data_ptr() for name in by_name}
+    missing = [name for name, tensor in wanted.items() if name not in by_name and tensor.data_ptr() not in places]
     if missing:
         raise UsageError(f"{folder}: key {missing[0]} is missing; this was tuned for another base model, or is damaged")
-    return found
+    return by_name
 
 
 def _filled(tensor: Tensor, own: Tensor) -> Tensor:
@@ -319,10 +319,10 @@ def lora_places(path: Path) -> list[Path]:
 
 def lora_file(path: Path) -> Path:
     """The file of adapters in a folder, or that file itself."""
-    found = next((file for file in lora_places(path) if file.is_file()), None)
-    if found is None:
+    file = next((file for file in lora_places(path) if file.is_file()), None)
+    if file is None:
         raise UsageError(f"{path} holds no {LORA_FILE}: give the folder of a finished run")
-    return found
+    return file
 
 
 def downs_of(state: Mapping[str, Tensor]) -> list[str]:
@@ -380,15 +380,15 @@ def read_lora(
 
 
 def _renamed(file: Path, state: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
-    """Matrices under peft's names, without what begins the names of the part."""
-    found: dict[str, Tensor] = {}
+    """Matrices under peft's names, without the part's prefix."""
+    renamed: dict[str, Tensor] = {}
     for key, tensor in state.items():
         name = peft_name(key)[len(start) :]
-        if name in found:
+        if name in renamed:
             raise UsageError(f"{file}: {key} is in the file twice, under names of two kinds: leave one of them")
         if ".lora_" in name:
-            found[name] = tensor
-    return found
+            renamed[name] = tensor
+    return renamed
 
 
 def _read_peft(file: Path) -> tuple[dict[str, Tensor], dict[str, float]]:

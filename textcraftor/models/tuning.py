@@ -174,14 +174,14 @@ def _own(source: Any, lora: LoraConfig | None, part: str) -> Any:
 def unused_weights(
     model: Model, name: str, encoders: Mapping[str, nn.Module], size: tuple[int, int]
 ) -> dict[str, frozenset[str]]:
-    """Of text encoders that may learn, the weights that no gradient reaches, as SDXL's last layer of its first one."""
+    """The weights of trainable text encoders that get no gradient, as in the last layer of SDXL's first."""
     if not encoders:
         return {}
     places = [(part, key, one) for part, module in encoders.items() for key, one in module.named_parameters()]
     places = [(part, key, one) for part, key, one in places if one.requires_grad]
     with torch.enable_grad():
-        said = model.encode([""], None, name, size).prompt.mixed.values()
-        total = sum((tensor.float().sum() for tensor in said), torch.zeros((), device=model.device))
+        embeds = model.encode([""], None, name, size).prompt.mixed.values()
+        total = sum((tensor.float().sum() for tensor in embeds), torch.zeros((), device=model.device))
         gradients = torch.autograd.grad(total, [one for _, _, one in places], allow_unused=True)
     none = [(part, key) for (part, key, _), gradient in zip(places, gradients, strict=True) if gradient is None]
     return {part: frozenset(key for where, key in none if where == part) for part in encoders}

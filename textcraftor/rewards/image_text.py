@@ -103,19 +103,21 @@ class QwenVL(ImageText):
     """Qwen2-VL (Wang et al. 2024), Qwen2.5-VL and Qwen3-VL: pictures of any shape, as patches in a row."""
 
     def look(self, images: Float[Tensor, "batch 3 height width"]) -> dict[str, Tensor]:
-        said = self.processing
-        patch, merge = said["patch_size"], said["merge_size"]
+        settings = self.processing
+        patch, merge = settings["patch_size"], settings["merge_size"]
         height, width = smart_resize(*images.shape[-2:], patch * merge, *self.limits())
         pixels = normalize(
-            resize(images, height, width, MODES[said.get("resample", 3)]), said["image_mean"], said["image_std"]
+            resize(images, height, width, MODES[settings.get("resample", 3)]),
+            settings["image_mean"],
+            settings["image_std"],
         )
         grid = torch.tensor([[1, height // patch, width // patch]] * len(images))
-        return {"pixel_values": patches(pixels, patch, merge, said["temporal_patch_size"]), "image_grid_thw": grid}
+        return {"pixel_values": patches(pixels, patch, merge, settings["temporal_patch_size"]), "image_grid_thw": grid}
 
     def limits(self) -> tuple[int, int]:
         """The least and the most pixels of a picture; older files name them otherwise."""
-        said = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
-        size = said | (self.processing.get("size") or {}) | dict(self.processing)
+        defaults = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
+        size = defaults | (self.processing.get("size") or {}) | dict(self.processing)
         return size.get("min_pixels") or size["shortest_edge"], size.get("max_pixels") or size["longest_edge"]
 
     def places(self, seen: Mapping[str, Tensor]) -> int:

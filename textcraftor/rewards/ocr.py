@@ -77,10 +77,10 @@ class Detector(nn.Module):
         height, width = images.shape[-2:]
         scale = min(1.0, self.LONG_SIDE / max(height, width))
         tall, wide = (max(self.STRIDE, round(side * scale / self.STRIDE) * self.STRIDE) for side in (height, width))
-        said = self.processing
-        pixels = normalize(resize(images, tall, wide, "bilinear"), said["image_mean"], said["image_std"])
-        found = self.model(pixels[:, [2, 1, 0]].to(self.model.dtype)).last_hidden_state
-        maps = resize(found.float(), height, width, "bilinear")[:, 0].cpu().numpy()
+        settings = self.processing
+        pixels = normalize(resize(images, tall, wide, "bilinear"), settings["image_mean"], settings["image_std"])
+        probability = self.model(pixels[:, [2, 1, 0]].to(self.model.dtype)).last_hidden_state
+        maps = resize(probability.float(), height, width, "bilinear")[:, 0].cpu().numpy()
         return [self._boxes(map_) for map_ in maps]
 
     def _boxes(self, probability: np.ndarray) -> list[Box]:
@@ -156,7 +156,7 @@ class OcrLegibility(Reward):
         everywhere = windows(height, width, self.grid)
         if self.detector is None:
             return [everywhere] * len(images)
-        return [found or everywhere for found in self.detector(images)]
+        return [own or everywhere for own in self.detector(images)]
 
     def look(self, images: Float[Tensor, "batch 3 height width"]) -> tuple[list[list[Box]], list[Tensor]]:
         """The boxes of each picture and what the recogniser sees in them."""
@@ -174,8 +174,8 @@ class OcrLegibility(Reward):
         """For each picture and each of its texts, the log-likelihood in each crop."""
         pairs = [(own, text) for own, texts in zip(seen, wanted, strict=True) for text in texts]
         texts = [text for own, text in pairs for _ in range(len(own))]
-        said = self.recogniser.log_likelihood(torch.cat([own for own, _ in pairs]), texts)
-        parts = iter(said.split([len(own) for own, _ in pairs]))
+        likelihoods = self.recogniser.log_likelihood(torch.cat([own for own, _ in pairs]), texts)
+        parts = iter(likelihoods.split([len(own) for own, _ in pairs]))
         return [[next(parts) for _ in texts] for texts in wanted]
 
     def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
@@ -186,9 +186,11 @@ class OcrLegibility(Reward):
             return torch.stack(scores)
         boxes, seen = self.look(images[rows])
         with_text = [place for place, row in enumerate(rows) if wanted[row]]
-        said = self._legibility([seen[i] for i in with_text], [wanted[rows[i]] for i in with_text]) if with_text else []
+        legibility = (
+            self._legibility([seen[i] for i in with_text], [wanted[rows[i]] for i in with_text]) if with_text else []
+        )
         best: dict[int, list[Box]] = {}
-        for place, parts in zip(with_text, said, strict=True):
+        for place, parts in zip(with_text, legibility, strict=True):
             each = [part.logsumexp(0) - np.log(len(part)) for part in parts]
             scores[rows[place]] = torch.stack(each).mean().to(images.dtype)
             best[place] = [boxes[place][int(part.argmax())] for part in parts] if self.unwanted else []
@@ -213,9 +215,9 @@ class OcrLegibility(Reward):
             _, seen = self.look(images[rows])
             read = iter(self.recogniser.read(torch.cat(seen)))
             for row, own in zip(rows, seen, strict=True):
-                found = [plain(next(read)) for _ in range(len(own))]
+                readings = [plain(next(read)) for _ in range(len(own))]
                 accuracy[row] = float(
-                    np.mean([max(agreement(plain(text), said) for said in found) for text in wanted[row]])
+                    np.mean([max(agreement(plain(text), reading) for reading in readings) for text in wanted[row]])
                 )
         return {"accuracy": accuracy}
 
@@ -225,6 +227,6 @@ def plain(text: str) -> str:
     return "".join(text.lower().split())
 
 
-def agreement(wanted: str, said: str) -> float:
-    """1 - edit distance / length of the wanted text, at least 0; 1 where it stands within what is read."""
-    return 1.0 if wanted in said else max(0.0, 1 - Levenshtein.distance(wanted, said) / len(wanted))
+def agreement(wanted: str, read: str) -> float:
+    """1 - edit distance / length of the wanted text, at least 0; 1 where the reading contains it."""
+    return 1.0 if wanted in read else max(0.0, 1 - Levenshtein.distance(wanted, read) / len(wanted))

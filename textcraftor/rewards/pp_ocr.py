@@ -43,11 +43,11 @@ class PPOCR(CTC):
         return cls(model, read_settings(path, "preprocessor_config.json", "recogniser"), alphabet)
 
     def pixels(self, crops: Float[Tensor, "crops 3 height width"]) -> Tensor:
-        """As high as the model wants, as wide as the crop is then; narrower ones are padded with zeros."""
-        said = self.processing
-        height, full = said["size"]["height"], said["pad_size"]["width"]
+        """Crops at the model's height, at most its width; narrower ones are padded with zeros."""
+        settings = self.processing
+        height, full = settings["size"]["height"], settings["pad_size"]["width"]
         width = min(full, math.ceil(height * crops.shape[-1] / crops.shape[-2]))
-        pixels = normalize(self.resized(crops, height, width), said["image_mean"], said["image_std"])
+        pixels = normalize(self.resized(crops, height, width), settings["image_mean"], settings["image_std"])
         return nn.functional.pad(pixels, (0, full - width))
 
     def resized(self, crops: Float[Tensor, "crops 3 _ _"], height: int, width: int) -> Float[Tensor, "crops 3 _ _"]:

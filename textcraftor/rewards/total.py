@@ -167,17 +167,19 @@ class RewardSum(nn.Module):
         self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
     ) -> dict[str, Float[Tensor, " batch"]]:
         """What scorers report beside their scores, as `<name>/<figure>`."""
-        found = dict[str, Tensor]()
+        figures = dict[str, Tensor]()
         for name, reward in self.scorers.items():
             if isinstance(reward, Reward):
                 with blamed(name), visiting(reward, images.device) if self.away else contextlib.nullcontext():
-                    found |= {f"{name}/{figure}": values for figure, values in reward.measure(images, prompts).items()}
-        return found
+                    figures |= {
+                        f"{name}/{figure}": values for figure, values in reward.measure(images, prompts).items()
+                    }
+        return figures
 
 
 @contextlib.contextmanager
 def blamed(name: str) -> Iterator[None]:
-    """Show the traceback of whatever a scorer raises, then say in one line whose it is."""
+    """Print the traceback of a scorer's error, then name the scorer in one line."""
     try:
         yield
     except UsageError:
@@ -186,8 +188,8 @@ def blamed(name: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         traceback.print_exception(error)
-        said = f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
-        raise UsageError(f"rewards.{name} failed, see above ({said}): mend it, or rewards.{name}=null") from error
+        message = f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
+        raise UsageError(f"rewards.{name} failed, see above ({message}): mend it, or rewards.{name}=null") from error
 
 
 def check_rewards(config: Mapping, training: bool = False) -> None:
@@ -230,7 +232,7 @@ def _check_members(name: str, reward: Mapping, training: bool) -> None:
 
 
 def scorers_of(parts: Mapping) -> Iterator[tuple[str, Mapping]]:
-    """What is said of each scorer, the members of ensembles among them, with its place in the configuration.
+    """Each scorer's configuration with its key, the members of ensembles included.
 
     Args:
         parts: see `parts_of`.

@@ -64,10 +64,10 @@ class TrOCR(Recogniser):
         return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
     def pixels(self, crops: Float[Tensor, "crops 3 height width"]) -> Tensor:
-        size, said = self.processing["size"], self.processing
+        size, settings = self.processing["size"], self.processing
         height, width = (size["height"], size["width"]) if isinstance(size, Mapping) else (size, size)
-        mode = MODES[said.get("resample", Image.Resampling.BILINEAR)]
-        return normalize(resize(crops, height, width, mode), said["image_mean"], said["image_std"])
+        mode = MODES[settings.get("resample", Image.Resampling.BILINEAR)]
+        return normalize(resize(crops, height, width, mode), settings["image_mean"], settings["image_std"])
 
     def encode(self, pixels: Tensor) -> Float[Tensor, "crops positions features"]:
         return self.model.encoder(pixels.to(self.model.dtype)).last_hidden_state
@@ -79,24 +79,24 @@ class TrOCR(Recogniser):
             self.check(text)
         ids = [[*self._tokens(text), self.end] for text in texts]
         longest = max(map(len, ids))
-        said = torch.tensor([row + [self.end] * (longest - len(row)) for row in ids], device=seen.device)
+        targets = torch.tensor([row + [self.end] * (longest - len(row)) for row in ids], device=seen.device)
         real = torch.tensor([[1.0] * len(row) + [0.0] * (longest - len(row)) for row in ids]).to(seen)
-        before = torch.cat([torch.full_like(said[:, :1], self.start), said[:, :-1]], 1)
+        before = torch.cat([torch.full_like(targets[:, :1], self.start), targets[:, :-1]], 1)
         # A wider encoder reaches the decoder through a projection in some TrOCR-like models.
         states = self.model.enc_to_dec_proj(seen) if hasattr(self.model, "enc_to_dec_proj") else seen
         logits = self.model.decoder(input_ids=before, encoder_hidden_states=states, use_cache=False).logits
-        each = logits.to(real.dtype).log_softmax(-1).gather(-1, said[..., None])[..., 0]
+        each = logits.to(real.dtype).log_softmax(-1).gather(-1, targets[..., None])[..., 0]
         return (each * real).sum(1) / characters(texts).to(real)
 
     def read(self, seen: Float[Tensor, "crops positions features"]) -> list[str]:
         states = self.model.enc_to_dec_proj(seen) if hasattr(self.model, "enc_to_dec_proj") else seen
-        said = torch.full((len(seen), 1), self.start, device=seen.device)
+        tokens = torch.full((len(seen), 1), self.start, device=seen.device)
         done = torch.zeros(len(seen), dtype=torch.bool, device=seen.device)
         for _ in range(self.model.config.decoder.max_position_embeddings - 2):
-            logits = self.model.decoder(input_ids=said, encoder_hidden_states=states, use_cache=False).logits
+            logits = self.model.decoder(input_ids=tokens, encoder_hidden_states=states, use_cache=False).logits
             following = logits[:, -1].argmax(-1).masked_fill(done, self.end)
-            said = torch.cat([said, following[:, None]], 1)
+            tokens = torch.cat([tokens, following[:, None]], 1)
             done |= following == self.end
             if done.all():
                 break
-        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in said[:, 1:].tolist()]
+        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in tokens[:, 1:].tolist()]

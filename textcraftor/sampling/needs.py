@@ -1,4 +1,4 @@
-"""What a gradient policy needs, said by the policy itself, so that a configuration is refused before a model loads."""
+"""What a gradient policy declares that it needs, so that a configuration is refused before a model loads."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Needs:
 
     Args:
         pictures: it starts from real pictures instead of noise.
-        draws: it draws its steps, which not every sampler can.
+        draws: its steps are random; not every sampler can do that.
         check: refuses options that so many steps cannot have.
-        reach: in so many of the last steps the tuned encoder must have a say, whatever the policy draws.
+        reach: how many last steps the tuned encoder must condition, whatever the policy draws.
     """
 
     pictures: bool = False
@@ -29,26 +29,28 @@ class Needs:
 
 
 def needs(**what: Any) -> Callable[[Callable], Callable]:
-    """Say what a policy needs."""
+    """Set a policy's needs."""
 
-    def said(policy: Callable) -> Callable:
+    def attach(policy: Callable) -> Callable:
         policy.needs = Needs(**what)  # type: ignore[attr-defined]
         return policy
 
-    return said
+    return attach
 
 
 def needs_of(policy: Callable) -> Needs:
-    """What a policy with its options needs; one that says nothing needs nothing."""
+    """What a policy with its options needs; by default nothing."""
     function, given = (policy.func, policy.keywords) if isinstance(policy, partial) else (policy, {})
-    found: Needs = getattr(function, "needs", Needs())
+    declared: Needs = getattr(function, "needs", Needs())
     usual = {
         name: one.default
         for name, one in inspect.signature(function).parameters.items()
         if one.kind is one.KEYWORD_ONLY
     }
     options = {name: value for name, value in {**usual, **given}.items() if value is not inspect.Parameter.empty}
-    return Needs(found.pictures, found.draws, partial(found.check, **options), partial(found.reach, **options))
+    return Needs(
+        declared.pictures, declared.draws, partial(declared.check, **options), partial(declared.reach, **options)
+    )
 
 
 def check_k(steps: int, k: int | None, **options: Any) -> None:

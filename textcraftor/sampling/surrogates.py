@@ -241,5 +241,5 @@ class _Deferred(torch.autograd.Function):
             output = ctx.compute(inputs)
         every = [*inputs, *ctx.learning]
         needed = [one for one in every if one.requires_grad]
-        found = iter(torch.autograd.grad(output, needed, gradient, allow_unused=True))
-        return None, None, *(next(found) if one.requires_grad else None for one in every)
+        gradients = iter(torch.autograd.grad(output, needed, gradient, allow_unused=True))
+        return None, None, *(next(gradients) if one.requires_grad else None for one in every)

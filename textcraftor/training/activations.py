@@ -79,8 +79,8 @@ class Activations:
     @cached_property
     def encoding(self) -> Cost:
         def everything() -> Tensor:
-            said = [one for each in self._encode().values() for one in each.prompt.mixed.values()]
-            return torch.cat([one.flatten() for one in said])
+            embeds = [one for each in self._encode().values() for one in each.prompt.mixed.values()]
+            return torch.cat([one.flatten() for one in embeds])
 
         return cost_of(everything)
 

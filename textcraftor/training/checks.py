@@ -31,7 +31,7 @@ def split_prompts(config: DictConfig, say: Say | None = None) -> tuple[list[str]
     reads, at least a third of those watched quote text, as far as there are such prompts.
 
     Args:
-        say: is told how many prompts each file holds.
+        say: prints how many prompts each file holds.
     """
     prompts, spare = given_prompts(config.prompts, say), list[str]()
     if config.prompts.held_out:

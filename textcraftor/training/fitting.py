@@ -86,9 +86,9 @@ def fit(
             sums[key] = sums.get(key, 0.0) + value.item()
         done = step + 1
         if done % settings.log_every == 0 and processes.is_main_process:
-            told = "  ".join(f"{key} {value / settings.log_every:.4f}" for key, value in sums.items())
+            losses = "  ".join(f"{key} {value / settings.log_every:.4f}" for key, value in sums.items())
             pace = (time.time() - began) / (done - start)
-            print(f"{name} {done}/{settings.steps}  {told}  {pace:.3f} s/step", flush=True)
+            print(f"{name} {done}/{settings.steps}  {losses}  {pace:.3f} s/step", flush=True)
             sums.clear()
         if (done % settings.save_every == 0 or done == settings.steps) and processes.is_main_process:
             state = {

@@ -33,12 +33,12 @@ def bucket_sizes(height: int, width: int, step: int, most: float) -> list[Size]:
 
     `height` x `width` itself is the first of them.
     """
-    found = [(height, width)]
+    sizes = [(height, width)]
     for one in range(step, int(max(height, width) * most) + 1, step):
         other = height * width // one // step * step
-        if other >= step and 1 / most <= one / other <= most and (other, one) not in found:
-            found.append((other, one))
-    return found
+        if other >= step and 1 / most <= one / other <= most and (other, one) not in sizes:
+            sizes.append((other, one))
+    return sizes
 
 
 def nearest(picture: Image.Image, sizes: Sequence[Size]) -> Size:
@@ -112,17 +112,17 @@ def encode_records(
         folder: where the first process writes them and a resumed run or another process finds them.
 
     Returns:
-        the records that have latents, and those.
+        the records that have latents, and these.
     """
-    file, told = folder / "latents.safetensors", folder / "latents.json"
-    if processes_of_this_run().is_main_process and not told.exists():
+    file, index_file = folder / "latents.safetensors", folder / "latents.json"
+    if processes_of_this_run().is_main_process and not index_file.exists():
         broken = dict[int, str]()
         waiting: dict[Size, list[int]] = {}
         place: dict[int, tuple[str, int]] = {}
         stored: dict[str, list[Tensor]] = {}
 
         def encode(size: Size) -> None:
-            """Those that wait for company of their size."""
+            """Encode the waiting pictures of a size."""
             encoded = model.to_latents(torch.stack([pixels.pop(index) for index in waiting[size]]))
             name = f"{size[0]}x{size[1]}"
             for index, latents in zip(waiting.pop(size), encoded, strict=True):
@@ -147,9 +147,9 @@ def encode_records(
             raise UsageError(f"none of {len(records)} pictures can be read: {broken[0]}")
         with replacing(file) as partial:
             save_file({name: torch.stack(rows) for name, rows in stored.items()}, partial)
-        write_json(told, {"broken": broken, "place": [place[index] for index in sorted(place)]})
+        write_json(index_file, {"broken": broken, "place": [place[index] for index in sorted(place)]})
     processes_of_this_run().wait_for_everyone()
-    index = read_json(told)
+    index = read_json(index_file)
     broken = {int(number): reason for number, reason in index["broken"].items()}
     kept = records.only([number for number in range(len(records)) if number not in broken], broken)
     return kept, Latents(load_file(file), [(size, row) for size, row in index["place"]])

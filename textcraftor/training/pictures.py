@@ -83,7 +83,7 @@ class Pictures:
         return [caption for one in (self.records, self.letters) if one for caption in one.captions]
 
     def encode(self, model: Model, cache: Path, shapes: bool = True) -> tuple[RecordDraw, Latents]:
-        """The latents of every picture that can be read, and what draws them; says what was found.
+        """The draw of all pictures that can be read, and their latents; prints their counts.
 
         Args:
             shapes: whether pictures keep their shape, instead of that of `sampling`.

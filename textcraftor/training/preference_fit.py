@@ -144,8 +144,11 @@ def accuracy(agrees: Float[np.ndarray, " choices"], choices: Choices) -> dict[st
     """
     own = [agrees[(choices.prompts == prompt) & ~np.isnan(agrees)] for prompt in np.unique(choices.prompts)]
     means = np.array([one.mean() for one in own if len(one)])[:, None]
-    found = paired_difference(np.zeros_like(means), means)
-    return {key: found[key] if key == "n" else float(np.clip(found[key], 0, 1)) for key in ("mean", "low", "high", "n")}
+    estimate = paired_difference(np.zeros_like(means), means)
+    return {
+        key: estimate[key] if key == "n" else float(np.clip(estimate[key], 0, 1))
+        for key in ("mean", "low", "high", "n")
+    }
 
 
 def beats_chance(known: dict[str, float]) -> bool:

@@ -60,7 +60,7 @@ def processes_of_this_run() -> PartialState:
 
 
 def rows_of(batch_size: int, process: int | None = None) -> range:
-    """The rows of a batch that a process computes, this one unless said: each has one more than another at most."""
+    """The rows of a batch that a process, by default this one, computes; counts differ by at most one."""
     processes = processes_of_this_run()
     return range(batch_size)[processes.process_index if process is None else process :: processes.num_processes]
 

@@ -59,13 +59,13 @@ class RewardTuning:
         sums = torch.zeros(2 + 2 * len(self.rewards.scorers), dtype=torch.float64, device=self.model.device)
         processes = processes_of_this_run().num_processes
         for part, counted in state.plan.micro_batches(rows, -(-batch_size // processes)):
-            said = [prompts[row] for row in part]
+            part_prompts = [prompts[row] for row in part]
             numbers = [seeds[row] for row in part]
             clean = self.draw.clean(state.step, batch_size, part)
-            images, chain = self.pictures(said, numbers, state.step, state.plan.kept_steps, phases, clean)
+            images, chain = self.pictures(part_prompts, numbers, state.step, state.plan.kept_steps, phases, clean)
             share = counted * processes / batch_size
             with phases("reward"):
-                scores = self.rewards(images, said * (len(images) // len(said)))
+                scores = self.rewards(images, part_prompts * (len(images) // len(part_prompts)))
                 if chain.log_prob is None:
                     objective = self.rewards.objective(scores)
                     loss = -share * (objective if chain.weight is None else chain.weight * objective).mean()

@@ -1,4 +1,4 @@
-"""What every tuning run does: from an objective to one folder with everything that was found."""
+"""What every tuning run does: from an objective to one folder with its results."""
 
 from __future__ import annotations
 
@@ -143,20 +143,20 @@ def look(watch: Watch, metrics: MetricsFile, state: TrainingState) -> None:
 
 def before_training(job: Job, folder: Path) -> dict[str, Evaluation]:
     """The figures of the model that training starts from; a resumed run reads them."""
-    found = dict[str, Evaluation]()
+    evaluations = dict[str, Evaluation]()
     for name, prompts in {"evaluated": job.evaluated, "watched": job.watched}.items():
         seeds = job.seeds if name == "evaluated" else tuple(job.config.watch.seeds)
         HERE.enter(f"looking at {len(prompts)} {name} prompts before training")
         stored = stored_before(before_file(folder, name), prompts, seeds) if job.config.resume else None
-        found[name] = stored or job.look(job.start, prompts)
+        evaluations[name] = stored or job.look(job.start, prompts)
     rewards = job.rewards
     for name in rewards.scorers:
-        if any(name not in evaluation.measures for evaluation in found.values()):
+        if any(name not in evaluation.measures for evaluation in evaluations.values()):
             raise UsageError(
                 f"rewards.{name} scores no picture (NaN for all): mend it, or leave it out by rewards.{name}=null"
             )
-    standardise(rewards, found, job.config.normalize_rewards)
-    return found
+    standardise(rewards, evaluations, job.config.normalize_rewards)
+    return evaluations
 
 
 def before_file(folder: Path, name: str) -> Path:
@@ -172,11 +172,11 @@ def stored_before(file: Path, prompts: list[str], seeds: Sequence[int]) -> Evalu
 
 def _read_before(file: Path, prompts: list[str], seeds: Sequence[int]) -> Evaluation | None:
     try:
-        found = Evaluation.load(file)
+        stored = Evaluation.load(file)
     except UsageError as error:
         say(f"{error}: made again")
         return None
-    return found if (list(found.prompts), found.seeds) == (prompts, tuple(seeds)) else None
+    return stored if (list(stored.prompts), stored.seeds) == (prompts, tuple(seeds)) else None
 
 
 def start_tracker(accelerator: Accelerator, config: DictConfig, folder: Path, step: int) -> None:
@@ -257,10 +257,10 @@ def finish(
 
 
 def phase_means(lines: list[dict[str, float]]) -> dict[str, float]:
-    """Each phase's mean seconds a step, and the most memory."""
+    """Each phase's mean seconds a step, and peak memory."""
     names = {name for line in lines for name in line if name.startswith(("seconds/", "gb/"))}
-    found = {name: [line[name] for line in lines if name in line] for name in sorted(names)}
-    return {name: max(v) if name.startswith("gb/") else sum(v) / len(v) for name, v in found.items()}
+    by_name = {name: [line[name] for line in lines if name in line] for name in sorted(names)}
+    return {name: max(v) if name.startswith("gb/") else sum(v) / len(v) for name, v in by_name.items()}
 
 
 def save_run(job: Job, folder: Path) -> None:

@@ -41,15 +41,15 @@ class MetricsFile:
     """One JSON line per step, and the same figures to the tracker.
 
     Args:
-        path: of the JSON lines; those after `step` are cut off, for a resumed run makes them again.
+        path: of the JSON lines; those after `step` are removed; a resumed run writes them again.
     """
 
     def __init__(self, path: Path, accelerator: Accelerator, step: int = 0) -> None:
         self.path, self.accelerator = path, accelerator
         self.lines: list[dict[str, float]] = []
         if accelerator.is_main_process:
-            found = read_json_lines(path) if path.exists() else ()
-            rows = {row["step"]: row for row in found if isinstance(row.get("step"), int) and is_line(row)}
+            stored = read_json_lines(path) if path.exists() else ()
+            rows = {row["step"]: row for row in stored if isinstance(row.get("step"), int) and is_line(row)}
             self.lines = [rows[done] for done in range(1, step + 1) if done in rows]
             if len(self.lines) < step:
                 lost = next(done for done in range(1, step + 1) if done not in rows)

@@ -81,8 +81,8 @@ def start_of(config: DictConfig, folder: Path, stage: DictConfig) -> PrefixCapti
 
 
 def embed(captioner: PrefixCaptioner, records: Records, batch_size: int = 32) -> dict[int, Tensor]:
-    """CLIP's embedding of every picture that can be read; the others are told by `records`."""
-    found: dict[int, Tensor] = {}
+    """CLIP's embedding of every picture that can be read; `records` lists the others."""
+    embeddings: dict[int, Tensor] = {}
     for start in tqdm(range(0, len(records), batch_size), desc="embedding", unit="batch"):
         pictures = {}
         for index in range(start, min(start + batch_size, len(records))):
@@ -91,10 +91,10 @@ def embed(captioner: PrefixCaptioner, records: Records, batch_size: int = 32) ->
             except OSError as error:
                 records.skipped[records.records[index].key] = f"its picture cannot be read ({error})"
         if pictures:
-            found |= dict(zip(pictures, captioner.embed(list(pictures.values())), strict=True))
-    if not found:
+            embeddings |= dict(zip(pictures, captioner.embed(list(pictures.values())), strict=True))
+    if not embeddings:
         raise UsageError(f"none of {len(records)} pictures can be read")
-    return found
+    return embeddings
 
 
 def captions_of(records: Records, index: int, kind: str | None) -> tuple[str, ...]:

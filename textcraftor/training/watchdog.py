@@ -30,7 +30,7 @@ class Watchdog:
 
     Args:
         patience: seconds.
-        remedy: what is said after the process's name.
+        remedy: the message after the process's name.
     """
 
     def __init__(self, patience: float, remedy: str) -> None:
