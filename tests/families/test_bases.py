@@ -22,7 +22,7 @@ from textcraftor.models.run_record import RunRecord
 from textcraftor.models.saving import plain_state
 from textcraftor.models.tuned import load_text_encoders
 from textcraftor.training import train
-from textcraftor.training.run import save_parts
+from textcraftor.training.run import save_run
 
 # No model= and no model.path=: what it is, the run says.
 LOOK = ["prompt=a red circle", "seeds=[3]", "sampling.steps=1", "sampling.height=64", "sampling.width=64", "device=cpu"]
@@ -111,7 +111,7 @@ def test_a_run_on_top_of_another_holds_all_that_its_encoders_are(case, configure
     nudge(job.learners)
     tuned = embeds(job.model, "tuned")
     assert all((one - other).abs().max() > 1e-2 for one, other in zip(tuned, began, strict=True)), "nothing learned"
-    save_parts(job, tmp_path / "top")
+    save_run(job, tmp_path / "top")
     fresh = case.model()
     load_text_encoders(fresh, tmp_path / "top", "again")
     for ours, theirs in zip(embeds(fresh, "again"), tuned, strict=True):
@@ -130,7 +130,7 @@ def test_a_run_that_tunes_other_parts_keeps_what_it_began_from(case, configure, 
         job = train.load(configure("train", *keys))
         nudge(job.learners)
         folder = tmp_path / tune
-        save_parts(job, folder)
+        save_run(job, folder)
         fresh, mix = case.model(), Mix({"a": folder})
         schedule = mix.schedule(fresh)
         mix.load_denoiser(fresh)
