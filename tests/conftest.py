@@ -22,6 +22,7 @@ from textcraftor.cli import compose, config_dir, register
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what libraries say while they are imported is not ours to mend
+    from tests.servers import serving
     from textcraftor.inference.generate import Sampling
     from textcraftor.models.loading import load_pipeline
     from textcraftor.models.model import Model
@@ -108,3 +109,10 @@ def go(configure, tmp_path):
         return folder
 
     return start
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server that speaks the API of understanding models, see `tests.servers`."""
+    with serving(monkeypatch) as server:
+        yield server

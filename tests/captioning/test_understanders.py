@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.captioning.tiny_models import byte_level_tokenizer, save_gpt2, save_llava
 from tests.conftest import WEIGHTS
-from tests.servers import serving, told
+from tests.servers import told
 from textcraftor.captioning.advice import Advice, question, text_of
 from textcraftor.captioning.endpoint import Endpoint, wait_after
 from textcraftor.captioning.prefix import PrefixCaptioner
@@ -145,12 +145,6 @@ def test_a_model_whose_processor_needs_another_package_says_so(folder, tmp_path)
         UsageError, match=r"understander\.path: .* needs a package .*Torchvision.*: install it with pip$"
     ):
         AskedModel(str(tmp_path), device="cpu")
-
-
-@pytest.fixture
-def server(monkeypatch):
-    with serving(monkeypatch) as server:
-        yield server
 
 
 GOOD = told(text_of(REGIONS))

@@ -22,7 +22,7 @@ from transformers import (
 from tests.captioning.tiny_models import byte_level_tokenizer, save_llava
 from tests.conftest import PROMPTS, WEIGHTS
 from tests.inference.test_mix import make_run
-from tests.servers import serving, told
+from tests.servers import told
 from textcraftor.captioning.understanding import AskedModel
 from textcraftor.errors import UsageError
 from textcraftor.evaluation.judging.base import Asked, content_of
@@ -40,12 +40,6 @@ from textcraftor.toybox.judge import Judge
 
 SMALL = ("limit=1", "seeds=[0,3]", "sampling.steps=2", "rewards=aesthetic", "batch_size=2", "device=cpu")
 LABELS = {0: "bird", 1: "mouse"}
-
-
-@pytest.fixture
-def server(monkeypatch):
-    with serving(monkeypatch) as server:
-        yield server
 
 
 def asking(server, *overrides: str) -> tuple[str, ...]:

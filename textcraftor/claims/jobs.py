@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from textcraftor.assets import sha256_of
 from textcraftor.config.claims import MAKING, PLACE, SEEDED, Run
 from textcraftor.config.compose import compose
 from textcraftor.config.overrides import as_typed
@@ -151,7 +152,6 @@ def _contents(value: Any, places: Mapping[str, str]) -> Any:
 def content_hash(path: Path) -> str:
     """SHA-256 of a file, or of the names and contents of a folder's files."""
     if path.is_file():
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return sha256_of(path)
     files = {str(file.relative_to(path)): content_hash(file) for file in sorted(path.rglob("*")) if file.is_file()}
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()

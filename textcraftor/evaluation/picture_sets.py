@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from textcraftor.assets import sha256_of
 from textcraftor.config.fields import MOST_SEED
 from textcraftor.errors import UsageError
 from textcraftor.evaluation.suite import PICTURES, ROWS, read_rows_of
@@ -107,8 +108,7 @@ def _fingerprint(files: Mapping[Key, Path]) -> str:
     """SHA-256 of the prompts, the seeds and the pictures' bytes, whatever their order and names."""
     whole = hashlib.sha256()
     for (prompt, seed), file in sorted(files.items()):
-        with check_file(file, MOST_PICTURE).open("rb") as stream:
-            picture = hashlib.file_digest(stream, "sha256").hexdigest()
+        picture = sha256_of(check_file(file, MOST_PICTURE))
         whole.update(f"{hashlib.sha256(prompt.encode()).hexdigest()} {seed} {picture}\n".encode())
     return whole.hexdigest()
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from textcraftor.assets import sha256_of
 from textcraftor.errors import UsageError
 from textcraftor.files.reading import read_json, shaped
 from textcraftor.files.writing import write_json
@@ -43,10 +43,7 @@ class Base:
         """That of a configuration's `model`."""
         path, local = str(model["path"]), Path(str(model["path"])).expanduser()
         file = local / "model_index.json" if local.is_dir() else local
-        digest = ""
-        if path and file.is_file():
-            with file.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = sha256_of(file) if path and file.is_file() else ""
         return cls(path, digest, str(model.get("name", "")))
 
     def is_same(self, other: Base) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from textcraftor.assets import sha256_of
 from textcraftor.errors import UsageError
 from textcraftor.files.reading import read_json, shaped
 from textcraftor.files.writing import is_finished, passed, replacing, write_json, write_text
@@ -46,7 +46,7 @@ class Checkpoints:
             if processes.is_main_process:
                 _write({**state.state_dict(), "processes": processes.num_processes}, partial / "state.pt")
                 write_text(partial / "config.yaml", config)
-                sums = {file.name: _sum(file) for file in sorted(partial.iterdir())}
+                sums = {file.name: sha256_of(file) for file in sorted(partial.iterdir())}
                 write_json(partial / SUMS, sums)
                 if final.exists():
                     shutil.rmtree(final)
@@ -118,11 +118,6 @@ def _write(content: Any, file: Path) -> None:
         torch.save(content, partial)
 
 
-def _sum(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _damage(folder: Path) -> str:
     """What is wrong with a checkpoint; nothing if every file is as it was written."""
     try:
@@ -138,7 +133,7 @@ def _damage(folder: Path) -> str:
             return f"{SUMS} names {name}"
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if _sum(folder / name) != expected:
+        if sha256_of(folder / name) != expected:
             return f"{name} is truncated or altered"
     return ""
 
